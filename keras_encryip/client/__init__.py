@@ -1,0 +1,12 @@
+"""Decoding in an application: numpy and pycryptodome, never TensorFlow or Keras.
+
+>>> from keras_encryip.client import Decoder
+>>> decoder = Decoder.open(folder / "digits" / "1", folder / "alice.keybundle", "correct horse")
+>>> decoder.labels(confused)
+array([7, 2, 1])
+"""
+
+from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.client.decoder import Decoder
+
+__all__ = ["Decoder", "KeyBundle"]

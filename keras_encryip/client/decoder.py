@@ -1,0 +1,185 @@
+"""Turns confused labels into class probabilities, with numpy alone."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.client.files import read_bounded
+from keras_encryip.crypto.opaque import Opaque
+from keras_encryip.errors import ArgumentError, ForeignKeyError, WrongModelError
+from keras_encryip.labels.ciphertext import LabelCiphertext
+from keras_encryip.labels.codebook import FILE_NAME, MAX_CODEBOOK_BYTES, Codebook, ModelMetadata
+
+ASSETS: Final = Path("assets.extra") / "encryip"
+"""Where an exported model keeps its codebook and manifest."""
+
+_MAX_DENSE: Final = 1 << 22
+_CHUNK_ELEMENTS: Final = 1 << 22
+
+
+class Decoder(Opaque):
+    """Reads the outputs of one protected model with one user's key.
+
+    Get one with `Decoder.open`. It holds the key's decode table, so it cannot be
+    pickled; open one per process.
+
+    Attributes:
+        model: the model's name.
+        class_names: list of K names.
+        num_labels: N, the model's number of outputs.
+
+    Example:
+    >>> decoder = Decoder.open(folder / "digits" / "1", folder / "alice.keybundle", "correct horse")
+    >>> decoder.probabilities(confused).shape
+    (3, 10)
+    >>> decoder.names(confused)
+    ['seven', 'two', 'one']
+    """
+
+    __slots__ = ("_codebook", "_key_id", "_matrix", "_order", "_starts", "_table", "class_names",
+                 "model", "num_labels")
+
+    def __init__(
+        self, codebook: Codebook, metadata: ModelMetadata, table: np.ndarray, key_id: str
+    ) -> None:
+        self.model = metadata.model
+        self.class_names = list(metadata.class_names)
+        self.num_labels = codebook.num_labels
+        self._codebook = codebook
+        self._key_id = key_id
+        self._table = table
+        self._matrix: np.ndarray | None = None
+        classes = len(self.class_names)
+        if self.num_labels * classes <= _MAX_DENSE:
+            self._matrix = (table[:, None] == np.arange(classes)).astype(np.float32)
+        self._order = np.argsort(table, kind="stable")
+        self._starts = np.searchsorted(table[self._order], np.arange(classes))
+
+    def _describe(self) -> str:
+        return f"model={self.model!r} key_id={self._key_id}"
+
+    @classmethod
+    def open(
+        cls,
+        model_dir_or_codebook: str | os.PathLike[str],
+        bundle: str | os.PathLike[str] | KeyBundle,
+        passphrase: str,
+    ) -> "Decoder":
+        """Open a model's outputs with a key bundle.
+
+        Args:
+            model_dir_or_codebook: an exported version folder, or a `codebook.json`.
+            bundle: path of a key bundle, or one already read.
+            passphrase: opens the bundle.
+
+        Raises:
+            ForeignKeyError: the bundle is of another authority than the model.
+            RevokedKeyError: the key was revoked before this version was exported.
+            ExpiredKeyError: the bundle is outside its dates.
+            WrongModelError: the bundle is not meant for this model.
+            PassphraseError, FormatError, SignatureError: as they say.
+        """
+        if not isinstance(bundle, KeyBundle):
+            bundle = KeyBundle.read(bundle)
+        codebook = read_codebook(model_dir_or_codebook)
+        if codebook.authority != bundle.authority:
+            raise ForeignKeyError(
+                f"Key bundle {bundle.header.key_id} was issued by another authority "
+                f"({bundle.header.issuer_name!r}) than the one that made this model."
+            )
+        codebook.verify(bundle.issuer)
+        bundle.check_dates()
+        key = bundle.unlock(passphrase)
+        metadata = codebook.open_metadata(key)
+        if not bundle.allows(metadata.model):
+            raise WrongModelError(
+                f"Key bundle {bundle.header.key_id} is for model(s) "
+                f"{', '.join(bundle.header.scope)}, not for {metadata.model!r}."
+            )
+        return cls(codebook, metadata, codebook.decode_table(key), key.key_id)
+
+    def probabilities(self, confused: np.ndarray) -> np.ndarray:
+        """Class probabilities: the sum over each class's confused labels.
+
+        Args:
+            confused: floats `[..., N]`, any leading axes.
+
+        Returns:
+            `[..., K]`, float64 for float64 input, else float32.
+        """
+        confused = np.asarray(confused)
+        if confused.ndim == 0 or confused.shape[-1] != self.num_labels:
+            raise ArgumentError(
+                f"`confused` must have a last axis of {self.num_labels}, the outputs of model "
+                f"{self.model!r}. Received: confused.shape={confused.shape}"
+            )
+        if not np.issubdtype(confused.dtype, np.floating):
+            raise ArgumentError(
+                "`confused` must hold the model's floating-point outputs. "
+                f"Received: confused.dtype={confused.dtype}"
+            )
+        dtype = np.float64 if confused.dtype == np.float64 else np.float32
+        rows = confused.reshape(-1, self.num_labels)
+        decoded = np.empty((len(rows), len(self.class_names)), dtype)
+        step = max(1, _CHUNK_ELEMENTS // self.num_labels)
+        for start in range(0, len(rows), step):
+            chunk = rows[start : start + step].astype(dtype, copy=False)
+            if self._matrix is not None:
+                np.matmul(chunk, self._matrix, out=decoded[start : start + step])
+            else:  # a dense matrix would be large: sort the columns by class, add up runs
+                runs = np.add.reduceat(chunk[:, self._order], self._starts, axis=1)
+                decoded[start : start + step] = runs
+        return decoded.reshape(*confused.shape[:-1], len(self.class_names))
+
+    def labels(self, confused: np.ndarray) -> np.ndarray:
+        """The most probable class: int64 `[...]` from floats `[..., N]`."""
+        return self.probabilities(confused).argmax(-1)
+
+    def names(self, confused: np.ndarray) -> list[str]:
+        """The names of `labels(confused)`: a list nested like its leading axes, or one name."""
+        names: list[str] = np.array(self.class_names, object)[self.labels(confused), ...].tolist()
+        return names
+
+    def top_k(self, confused: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """The k most probable classes, best first.
+
+        Returns:
+            (int64 `[..., k]` classes, float `[..., k]` probabilities).
+        """
+        if not 1 <= k <= len(self.class_names):
+            raise ArgumentError(f"`k` must be in 1 … {len(self.class_names)}. Received: k={k}")
+        decoded = self.probabilities(confused)
+        best = np.argsort(-decoded, axis=-1, kind="stable")[..., :k]
+        return best, np.take_along_axis(decoded, best, -1)
+
+    def decrypt(self, ciphertexts: Iterable[bytes]) -> np.ndarray:
+        """Read outputs of the `encrypted_label` signature: int64 `[n]` of classes.
+
+        Raises:
+            FormatError: not a label ciphertext.
+            WrongModelError: it was not made with this model version's codebook.
+        """
+        labels = []
+        for data in ciphertexts:
+            # Reading the fixed end first spares decoding the header's points.
+            label = int.from_bytes(bytes(data[-8:-4]), "big")
+            if label >= self.num_labels or self._codebook.ciphertext(label) != data:
+                LabelCiphertext.from_bytes(bytes(data))  # malformed bytes say so
+                raise WrongModelError(
+                    f"A ciphertext does not belong to this version of model {self.model!r}. "
+                    "Open the codebook it was made with, or use KeyBundle.decrypt."
+                )
+            labels.append(label)
+        return self._table[np.array(labels, np.int64)].astype(np.int64)
+
+
+def read_codebook(model_dir_or_codebook: str | os.PathLike[str]) -> Codebook:
+    """Read `codebook.json`, given its path or that of an exported version folder."""
+    path = Path(model_dir_or_codebook)
+    if path.is_dir():
+        path = path / ASSETS / FILE_NAME
+    return Codebook.from_bytes(read_bounded(path, what="codebook", max_bytes=MAX_CODEBOOK_BYTES))

@@ -1,0 +1,65 @@
+"""Reading bounded files, and writing new ones whole or not at all."""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from keras_encryip.errors import ArgumentError, FormatError
+
+
+def read_bounded(path: str | os.PathLike[str], *, what: str, max_bytes: int) -> bytes:
+    """Read a file of at most `max_bytes`.
+
+    Raises:
+        FormatError: the file is missing, a folder, unreadable, or too large.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise FormatError(f"Cannot read the {what} {os.fspath(path)!r}: {reason}.") from None
+    if len(data) > max_bytes:
+        raise FormatError(
+            f"The {what} {os.fspath(path)!r} is too large: more than {max_bytes} bytes."
+        )
+    return data
+
+
+def write_new_file(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file that must not exist yet: temporary name, fsync, then an atomic link.
+
+    Raises:
+        ArgumentError: the file exists (it is left as it is), or cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    problem = ""
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, target)
+        sync_folder(target.parent)
+    except FileExistsError:
+        problem = "it exists already, and is never overwritten. Choose another path"
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    if problem:
+        raise ArgumentError(f"Cannot write {os.fspath(path)!r}: {problem}.")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new or renamed entry of a folder durable (a no-op where folders cannot be opened)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,200 @@
+"""The owner's secret: which confused label stands for what."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from keras_encryip.crypto.encoding import (
+    canonical_json,
+    decode_base64,
+    encode_base64,
+    parse_canonical_json,
+)
+from keras_encryip.crypto.opaque import Opaque
+from keras_encryip.errors import ArgumentError, FormatError
+
+MAX_BLOCKS: Final = 64
+MIN_BLOCK_SIZE: Final = 8
+MAX_CLASSES: Final = 1 << 20
+MAX_LABELS: Final = 1 << 22
+_MAX_ASSIGNMENT_BYTES: Final = 6 * MAX_LABELS
+
+TRACE: Final = -1
+"""Marks a trace label in `LabelAssignment.classes`."""
+
+
+class LabelAssignment(Opaque):
+    """Which of the N = K·h + T confused labels stands for which class or trace input.
+
+    Labels are numbered block by block: block b holds `block_sizes[b]` consecutive
+    labels, and all labels of a block are real or all are trace labels. Which blocks
+    are which, and which label stands for what inside them, is drawn from the
+    operating system's generator.
+
+    Attributes:
+        labels: int32 `[K, h]`, the homophones of each class.
+        trace: int32 `[T]`, the trace labels; entry i belongs to trace input i.
+        block_sizes: sizes of the blocks, in order; they differ by at most 1.
+        tracing_blocks: for each block, whether it holds trace labels.
+    """
+
+    __slots__ = ("block_sizes", "labels", "trace", "tracing_blocks")
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        trace: np.ndarray,
+        block_sizes: Sequence[int],
+        tracing_blocks: Sequence[bool],
+    ) -> None:
+        self.labels = labels
+        self.trace = trace
+        self.block_sizes = tuple(block_sizes)
+        self.tracing_blocks = tuple(tracing_blocks)
+
+    def _describe(self) -> str:
+        return f"classes={self.num_classes} labels={self.num_labels}"
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.labels.shape[0])
+
+    @property
+    def homophones(self) -> int:
+        return int(self.labels.shape[1])
+
+    @property
+    def num_labels(self) -> int:
+        """N, the number of outputs of the protected model."""
+        return int(self.labels.size + self.trace.size)
+
+    @property
+    def classes(self) -> np.ndarray:
+        """int32 `[N]`: the class of each confused label, `TRACE` for trace labels."""
+        classes = np.full(self.num_labels, TRACE, np.int32)
+        classes[self.labels] = np.arange(self.num_classes, dtype=np.int32)[:, None]
+        return classes
+
+    @classmethod
+    def draw(cls, num_classes: int, homophones: int, trace_labels: int) -> "LabelAssignment":
+        """A uniformly random assignment.
+
+        Args:
+            num_classes: K, 2 … 2²⁰.
+            homophones: h, at least 1.
+            trace_labels: wanted T; rounded up to whole blocks.
+        """
+        if not 2 <= num_classes <= MAX_CLASSES:
+            raise ArgumentError(
+                f"`num_classes` must be in 2 … {MAX_CLASSES}. Received: num_classes={num_classes}"
+            )
+        if homophones < 1:
+            raise ArgumentError(
+                f"`homophones` must be a positive integer. Received: homophones={homophones}"
+            )
+        if trace_labels < 0:
+            raise ArgumentError(
+                f"`trace_labels` must not be negative. Received: trace_labels={trace_labels}"
+            )
+        real_sizes, trace_sizes = plan_blocks(num_classes * homophones, trace_labels)
+        if sum(real_sizes) + sum(trace_sizes) > MAX_LABELS:
+            raise ArgumentError(
+                f"num_classes × homophones + trace_labels exceeds {MAX_LABELS} confused labels. "
+                f"Received: num_classes={num_classes}, homophones={homophones}, "
+                f"trace_labels={trace_labels}"
+            )
+        random = secrets.SystemRandom()
+        blocks = [(size, False) for size in real_sizes] + [(size, True) for size in trace_sizes]
+        random.shuffle(blocks)
+        sizes = [size for size, _ in blocks]
+        is_trace = np.repeat([tracing for _, tracing in blocks], sizes)
+        real = np.flatnonzero(~is_trace).tolist()
+        trace = np.flatnonzero(is_trace).tolist()
+        random.shuffle(real)
+        random.shuffle(trace)
+        return cls(
+            np.array(real, np.int32).reshape(num_classes, homophones),
+            np.array(trace, np.int32),
+            sizes,
+            [tracing for _, tracing in blocks],
+        )
+
+    def secret_bytes(self) -> bytes:
+        """The assignment as bytes, for sealing. Secret."""
+        return canonical_json(
+            _AssignmentFile(
+                block_sizes=list(self.block_sizes),
+                homophones=self.homophones,
+                labels=encode_base64(self.labels.astype(">u4").tobytes()),
+                trace=encode_base64(self.trace.astype(">u4").tobytes()),
+                tracing_blocks=list(self.tracing_blocks),
+            )
+        )
+
+    @classmethod
+    def from_secret_bytes(cls, data: bytes) -> "LabelAssignment":
+        """Read what `secret_bytes` wrote, and check that every label occurs once."""
+        file = parse_canonical_json(
+            data, _AssignmentFile, what="label assignment", max_bytes=_MAX_ASSIGNMENT_BYTES
+        )
+        labels, trace = (
+            np.frombuffer(decode_base64(text, what="label assignment"), ">u4").astype(np.int32)
+            for text in (file.labels, file.trace)
+        )
+        everything = np.sort(np.concatenate([labels, trace]))
+        if (
+            labels.size % file.homophones
+            or not np.array_equal(everything, np.arange(everything.size))
+            or sum(file.block_sizes) != everything.size
+            or len(file.block_sizes) != len(file.tracing_blocks)
+        ):
+            raise FormatError("The label assignment is inconsistent.")
+        return cls(
+            labels.reshape(-1, file.homophones), trace, file.block_sizes, file.tracing_blocks
+        )
+
+
+class _AssignmentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    block_sizes: list[int]
+    homophones: int
+    labels: str
+    trace: str
+    tracing_blocks: list[bool]
+
+
+def plan_blocks(real: int, trace: int) -> tuple[list[int], list[int]]:
+    """Sizes of the real and the tracing blocks, at most 64 together.
+
+    All tracing blocks have one size s, the real ones s or s − 1, so that sizes do
+    not give the kind away. Of the sizes from the smallest possible to twice that,
+    the one that rounds `trace` up least is taken.
+
+    Returns:
+        Two lists; the second sums to `trace` rounded up to a multiple of s.
+
+    Example:
+    >>> real, tracing = plan_blocks(640, 64)
+    >>> len(real), set(real), tracing
+    (40, {16}, [16, 16, 16, 16])
+    """
+
+    def rounded(size: int) -> int:
+        return -(-trace // size) * size
+
+    def blocks(size: int) -> int:
+        return -(-real // size) + -(-trace // size)
+
+    smallest = max(1, min(MIN_BLOCK_SIZE, real), (real + trace) // MAX_BLOCKS)
+    while blocks(smallest) > MAX_BLOCKS:
+        smallest += 1
+    # A real block may be one label short of s, never more.
+    sizes = [
+        s for s in range(smallest, 2 * smallest + 1) if -(-real // s) * (s - 1) <= real
+    ]
+    size = min(sizes, key=lambda s: (rounded(s), s)) if sizes else 1
+    count = -(-real // size)
+    full = real - count * (size - 1)
+    return [size] * full + [size - 1] * (count - full), [size] * (rounded(size) // size)
