@@ -1,0 +1,560 @@
+"""The owner's secrets and ledger: issue keys, revoke them, keep the models' assignments."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import msgspec
+import sqlalchemy as sa
+from Crypto.Random import get_random_bytes
+
+from keras_encryip.client.bundle import ANY_MODEL, format_time, make_bundle
+from keras_encryip.client.files import write_new_file
+from keras_encryip.crypto.encoding import canonical_json, decode_scalar, encode_scalar
+from keras_encryip.crypto.kem import MasterKey, PublicKey, TracingHeader, UserKey
+from keras_encryip.crypto.opaque import Opaque
+from keras_encryip.crypto.sealing import (
+    DEFAULT_SCRYPT_LOG2_N,
+    KEY_BYTES,
+    SALT_BYTES,
+    passphrase_key,
+    seal,
+    unseal,
+)
+from keras_encryip.crypto.signing import SEED_BYTES, SigningKey
+from keras_encryip.errors import ArgumentError, LedgerError, PassphraseError, SignatureError
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.codebook import Codebook, ModelMetadata
+from keras_encryip.owner.ledger import (
+    LEDGER_VERSION,
+    Event,
+    Ledger,
+    append_event,
+    authority_table,
+    codebooks_table,
+    models_table,
+    read_events,
+    users_table,
+)
+
+PENDING: Final = "pending"
+ACTIVE: Final = "active"
+REVOKED: Final = "revoked"
+
+
+class User(msgspec.Struct, frozen=True):
+    """An authorised user, as listed.
+
+    Attributes:
+        subject: the name the key was issued under.
+        key_id: 16 hexadecimal digits.
+        status: `"active"`, `"revoked"`, or `"pending"`: the key was drawn, but the
+            process ended before the bundle was safely written; `issue` again.
+        scope: names of the models the bundle is meant for; `["*"]` means any.
+        issued_at, not_after, revoked_at: UTC, `YYYY-MM-DDThh:mm:ssZ`.
+    """
+
+    subject: str
+    key_id: str
+    status: str
+    scope: list[str]
+    issued_at: str
+    not_after: str
+    revoked_at: str | None
+
+
+@dataclass(frozen=True, repr=False)
+class ModelRecord:
+    """What the ledger keeps of one protected model. `assignment` and `training` are secret."""
+
+    model_id: int
+    metadata: ModelMetadata
+    assignment: LabelAssignment
+    training: bytes | None
+
+
+class Authority(Opaque):
+    """The owner's secrets and ledger, in one file.
+
+    Example:
+    >>> authority = Authority.create(f"sqlite:///{folder}/acme.authority", passphrase="…")
+    >>> authority.issue("alice", folder / "alice.keybundle", passphrase="correct horse").status
+    'active'
+    >>> authority.revoke("alice").status
+    'revoked'
+    """
+
+    __slots__ = ("_data_key", "_ledger", "_master", "_signing_key", "name", "public_key")
+
+    def __init__(self, ledger: Ledger, name: str, secret: bytes) -> None:
+        """Use `Authority.create` or `Authority.open`."""
+        self._ledger = ledger
+        self.name = name
+        self._data_key = secret[:KEY_BYTES]
+        self._signing_key = SigningKey(secret[KEY_BYTES : KEY_BYTES + SEED_BYTES])
+        self._master = MasterKey.from_secret_bytes(secret[KEY_BYTES + SEED_BYTES :])
+        self.public_key: PublicKey = self._master.public_key()
+
+    def _describe(self) -> str:
+        return f"{self._ledger.name} public={self.public_key.digest.hex()[:16]}"
+
+    # --- life cycle ------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        url: str,
+        passphrase: str,
+        *,
+        threshold: int = 4,
+        name: str | None = None,
+        scrypt_log2_n: int = DEFAULT_SCRYPT_LOG2_N,
+    ) -> "Authority":
+        """Draw new secrets and write the ledger.
+
+        Args:
+            url: where, e.g. `"sqlite:///acme.authority"`. Nothing is overwritten.
+            passphrase: seals the secrets. There is no way back without it.
+            threshold: t, 1 … 64: how many users can be revoked, and how many
+                colluders together learn nothing beyond their own keys.
+            name: shown to users in their bundles; by default the file's name.
+            scrypt_log2_n: cost of trying a passphrase, 14 … 20.
+
+        Raises:
+            LedgerError: the file exists, or cannot be written.
+        """
+        master = MasterKey.generate(threshold)
+        signing_key = SigningKey.generate()
+        secret = get_random_bytes(KEY_BYTES) + signing_key.secret_bytes() + master.secret_bytes()
+        salt = get_random_bytes(SALT_BYTES)
+        public_key = master.public_key().to_bytes()
+        issuer = signing_key.public_bytes()
+        key = passphrase_key(passphrase, salt, scrypt_log2_n)
+        title = name or Path(Ledger(url).url.database or "authority").stem
+
+        def fill(connection: sa.Connection) -> None:
+            connection.execute(
+                authority_table.insert().values(
+                    ledger_version=LEDGER_VERSION,
+                    name=title,
+                    created_at=_now(),
+                    public_key=public_key,
+                    issuer=issuer,
+                    salt=salt,
+                    scrypt_log2_n=scrypt_log2_n,
+                    sealed=seal(key, secret, _secrets_context(public_key, issuer)),
+                )
+            )
+            append_event(connection, signing_key, "authority created", {"threshold": threshold})
+
+        return cls(Ledger.create(url, fill), title, secret)
+
+    @classmethod
+    def open(cls, url: str, passphrase: str) -> "Authority":
+        """Open an existing authority and check that it is whole and consistent.
+
+        Raises:
+            LedgerError: missing, busy, damaged or half-copied file, or a changed log.
+            PassphraseError: wrong passphrase.
+        """
+        ledger = Ledger.open(url)
+        with ledger.reading() as connection:
+            row = connection.execute(sa.select(authority_table)).first()
+        if row is None or row.ledger_version != LEDGER_VERSION:
+            raise LedgerError(
+                f"{ledger.name!r} has ledger version {row.ledger_version if row else 'none'}; "
+                f"this release reads {LEDGER_VERSION}."
+            )
+        secret = None
+        try:
+            secret = unseal(
+                passphrase_key(passphrase, row.salt, row.scrypt_log2_n),
+                row.sealed,
+                _secrets_context(row.public_key, row.issuer),
+            )
+        except SignatureError:
+            pass
+        if secret is None:
+            raise PassphraseError(f"The passphrase does not open the authority {ledger.name!r}.")
+        authority = cls(ledger, row.name, secret)
+        authority._check_consistency()
+        return authority
+
+    def close(self) -> None:
+        """Release the file. The object cannot be used afterwards."""
+        self._ledger.close()
+
+    def __enter__(self) -> "Authority":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- facts -----------------------------------------------------------------
+
+    @property
+    def threshold(self) -> int:
+        """t: how many users can be revoked."""
+        return self._master.threshold
+
+    @property
+    def issuer(self) -> bytes:
+        """The Ed25519 public key (32 bytes) that signs bundles, codebooks and manifests."""
+        return self._signing_key.public_bytes()
+
+    def users(self) -> list[User]:
+        """All users, in the order of issue."""
+        with self._ledger.reading() as connection:
+            rows = connection.execute(sa.select(users_table).order_by(users_table.c.user_id))
+            return [_user(row) for row in rows]
+
+    def events(self) -> list[Event]:
+        """The event log, its chain and signature checked."""
+        with self._ledger.reading() as connection:
+            return read_events(connection, self.issuer)
+
+    def models(self) -> list[str]:
+        """Names of the protected models, in the order of protection; a name can recur."""
+        with self._ledger.reading() as connection:
+            query = sa.select(models_table.c.name).order_by(models_table.c.model_id)
+            return list(connection.execute(query).scalars())
+
+    # --- users -----------------------------------------------------------------
+
+    def issue(
+        self,
+        subject: str,
+        path: str | PathLike[str],
+        *,
+        passphrase: str,
+        days: float = 365,
+        models: list[str] | None = None,
+        scrypt_log2_n: int = DEFAULT_SCRYPT_LOG2_N,
+    ) -> User:
+        """Issue a key and write its bundle, mode 0600.
+
+        The key is in the ledger before the bundle exists, so that no key is ever
+        out that cannot be traced. If the process ends in between, the user is
+        listed as pending, and issuing again writes a bundle with the same key.
+
+        Args:
+            subject: who gets it, 1 … 256 characters, unique in this authority.
+            path: where the bundle goes; never overwritten.
+            passphrase: seals the bundle; give it to the user another way.
+            days: until the bundle expires (advisory).
+            models: names of the models it is meant for (advisory); all by default.
+            scrypt_log2_n: cost of trying a passphrase, 14 … 20.
+
+        Raises:
+            LedgerError: the subject has a key already.
+            ArgumentError: the path exists or cannot be written, or a field is invalid.
+        """
+        if not isinstance(days, (int, float)) or not 0 < days <= 36525:
+            raise ArgumentError(f"`days` must be in 0 … 36525. Received: days={days}")
+        if Path(path).exists():
+            raise ArgumentError(f"{str(path)!r} exists already, and is never overwritten.")
+        now = datetime.now(UTC)
+        scope = sorted(set(models)) if models else [ANY_MODEL]
+        key = self._pending_key(subject) or self._master.issue()
+
+        def bundle(user_key: UserKey) -> bytes:
+            return make_bundle(
+                user_key,
+                passphrase=passphrase,
+                subject=subject,
+                issuer_name=self.name,
+                authority=self.public_key.digest,
+                signing_key=self._signing_key,
+                not_before=now,
+                not_after=now + timedelta(days=days),
+                scope=scope,
+                scrypt_log2_n=scrypt_log2_n,
+            )
+
+        data = bundle(key)
+        fields = {
+            "scope": canonical_json(scope).decode("ascii"),
+            "issued_at": format_time(now),
+            "not_after": format_time(now + timedelta(days=days)),
+        }
+        with self._ledger.writing() as connection:
+            row = _find_user(connection, subject)
+            if row is None:
+                connection.execute(
+                    users_table.insert().values(
+                        subject=subject,
+                        z=encode_scalar(key.z),
+                        key_id=key.key_id,
+                        status=PENDING,
+                        **fields,
+                    )
+                )
+                self._log(connection, "key issued", subject=subject, key_id=key.key_id)
+            elif row.status != PENDING or row.key_id != key.key_id:
+                raise LedgerError(
+                    f"{subject!r} has a key already ({row.key_id}, {row.status}). Users are "
+                    "named once; issue under another name."
+                )
+        write_new_file(path, data, mode=0o600)
+        with self._ledger.writing() as connection:
+            connection.execute(
+                users_table.update()
+                .where(users_table.c.subject == subject, users_table.c.status == PENDING)
+                .values(status=ACTIVE, **fields)
+            )
+            self._log(connection, "bundle written", subject=subject, key_id=key.key_id)
+            return _user(_find_user(connection, subject))
+
+    def revoke(self, subject: str) -> User:
+        """Shut a user out of every codebook made from now on.
+
+        Nobody else's key changes. What is exported already stays readable to the
+        user: export again (a new codebook is made by itself).
+
+        Raises:
+            LedgerError: unknown or already revoked, or t users are revoked already.
+        """
+        with self._ledger.writing() as connection:
+            row = _find_user(connection, subject)
+            if row is None:
+                raise LedgerError(f"There is no user {subject!r} in {self._ledger.name!r}.")
+            if row.status == REVOKED:
+                raise LedgerError(f"{subject!r} was revoked on {row.revoked_at} already.")
+            if len(_revoked(connection)) >= self.threshold:
+                raise LedgerError(
+                    f"threshold={self.threshold} users are revoked already. To shut out more, "
+                    "create an authority with a larger threshold and protect the model under it."
+                )
+            connection.execute(
+                users_table.update()
+                .where(users_table.c.subject == subject)
+                .values(status=REVOKED, revoked_at=_now())
+            )
+            self._log(connection, "key revoked", subject=subject, key_id=row.key_id)
+            return _user(_find_user(connection, subject))
+
+    def _pending_key(self, subject: str) -> UserKey | None:
+        with self._ledger.reading() as connection:
+            row = _find_user(connection, subject)
+        if row is None or row.status != PENDING:
+            return None
+        return self._master.user_key(decode_scalar(row.z, what="z"))
+
+    # --- models and codebooks (used by `protect`, `unlock` and export) -----------
+
+    def add_model(self, metadata: ModelMetadata, assignment: LabelAssignment) -> Codebook:
+        """Keep a new model's assignment, and make its first codebook."""
+        with self._ledger.writing() as connection:
+            result = connection.execute(
+                models_table.insert().values(
+                    name=metadata.model,
+                    created_at=_now(),
+                    metadata=canonical_json(metadata),
+                    sealed_assignment=b"",
+                )
+            )
+            model_id = int(result.inserted_primary_key[0])  # type: ignore[index]
+            self._seal_column(
+                connection, model_id, "sealed_assignment", assignment.secret_bytes()
+            )
+            self._log(connection, "model protected", model=metadata.model, model_id=model_id)
+            return self._add_codebook(connection, model_id, metadata, assignment)
+
+    def model_of(self, codebook_id: bytes) -> ModelRecord:
+        """The model that a codebook was made for.
+
+        Raises:
+            LedgerError: this authority did not make that codebook.
+        """
+        with self._ledger.reading() as connection:
+            row = connection.execute(
+                sa.select(models_table)
+                .join(codebooks_table)
+                .where(codebooks_table.c.codebook_id == codebook_id)
+            ).first()
+        if row is None:
+            raise LedgerError(
+                f"The authority {self._ledger.name!r} did not protect this model "
+                f"(codebook {codebook_id.hex()})."
+            )
+        return ModelRecord(
+            row.model_id,
+            msgspec.json.decode(row.metadata, type=ModelMetadata),
+            LabelAssignment.from_secret_bytes(
+                self._unseal(row.sealed_assignment, f"sealed_assignment {row.model_id}")
+            ),
+            None
+            if row.sealed_training is None
+            else self._unseal(row.sealed_training, f"sealed_training {row.model_id}"),
+        )
+
+    def save_training(self, model_id: int, state: bytes) -> None:
+        """Keep what training learned about the data and must not be in any model file."""
+        with self._ledger.writing() as connection:
+            self._seal_column(connection, model_id, "sealed_training", state)
+
+    def current_codebook(self, codebook_id: bytes, *, fresh: bool = False) -> Codebook:
+        """The newest codebook of a model; a new one if users were revoked since, or if `fresh`."""
+        record = self.model_of(codebook_id)
+        with self._ledger.writing() as connection:
+            row = connection.execute(
+                sa.select(codebooks_table)
+                .where(codebooks_table.c.model_id == record.model_id)
+                .order_by(codebooks_table.c.number.desc())
+                .limit(1)
+            ).one()
+            revoked = canonical_json(sorted(_revoked(connection))).decode("ascii")
+            if not fresh and row.revoked == revoked:
+                return Codebook.from_bytes(row.public)
+            return self._add_codebook(
+                connection, record.model_id, record.metadata, record.assignment
+            )
+
+    def tracing_headers(self, codebook: Codebook) -> tuple[TracingHeader, ...]:
+        """The tracing headers of one of this authority's codebooks, with their exponents."""
+        record = self.model_of(codebook.codebook_id)
+        with self._ledger.reading() as connection:
+            sealed = connection.execute(
+                sa.select(codebooks_table.c.sealed_exponents).where(
+                    codebooks_table.c.codebook_id == codebook.codebook_id
+                )
+            ).scalar_one()
+        exponents = self._unseal(sealed, f"sealed_exponents {codebook.codebook_id.hex()}")
+        size = 32 * (self.threshold + 1)
+        headers = [
+            header
+            for header, tracing in zip(
+                codebook.headers, record.assignment.tracing_blocks, strict=True
+            )
+            if tracing
+        ]
+        return tuple(
+            TracingHeader.from_secret_bytes(header, exponents[i * size : (i + 1) * size])
+            for i, header in enumerate(headers)
+        )
+
+    def sign(self, domain: str, message: bytes) -> bytes:
+        """An Ed25519 signature for one domain."""
+        return self._signing_key.sign(domain, message)
+
+    def record(self, kind: str, **details: str | int) -> None:
+        """Append an event. Public facts only."""
+        with self._ledger.writing() as connection:
+            self._log(connection, kind, **details)
+
+    def _add_codebook(
+        self,
+        connection: sa.Connection,
+        model_id: int,
+        metadata: ModelMetadata,
+        assignment: LabelAssignment,
+    ) -> Codebook:
+        revoked = _revoked(connection)
+        codebook, tracing = Codebook.make(
+            assignment, metadata, self._master, self._signing_key, revoked=revoked.values()
+        )
+        exponents = b"".join(header.secret_bytes() for header in tracing)
+        name = f"sealed_exponents {codebook.codebook_id.hex()}"
+        connection.execute(
+            codebooks_table.insert().values(
+                codebook_id=codebook.codebook_id,
+                model_id=model_id,
+                number=connection.execute(
+                    sa.select(sa.func.coalesce(sa.func.max(codebooks_table.c.number), 0) + 1)
+                ).scalar_one(),
+                created_at=_now(),
+                revoked=canonical_json(sorted(revoked)).decode("ascii"),
+                public=codebook.to_bytes(),
+                sealed_exponents=seal(self._data_key, exponents, name.encode()),
+            )
+        )
+        self._log(
+            connection,
+            "codebook made",
+            model_id=model_id,
+            codebook=codebook.codebook_id.hex(),
+            revoked=len(revoked),
+        )
+        return codebook
+
+    def _seal_column(
+        self, connection: sa.Connection, model_id: int, column: str, secret: bytes
+    ) -> None:
+        sealed = seal(self._data_key, secret, f"{column} {model_id}".encode())
+        connection.execute(
+            models_table.update()
+            .where(models_table.c.model_id == model_id)
+            .values({column: sealed})
+        )
+
+    def _unseal(self, sealed: bytes, context: str) -> bytes:
+        secret = None
+        try:
+            secret = unseal(self._data_key, sealed, context.encode())
+        except SignatureError:
+            pass
+        if secret is None:
+            raise LedgerError(f"The authority {self._ledger.name!r} is damaged at {context!r}.")
+        return secret
+
+    def _log(self, connection: sa.Connection, kind: str, **details: Any) -> None:
+        append_event(connection, self._signing_key, kind, details)
+
+    def _check_consistency(self) -> None:
+        """The log is intact, and agrees with the tables."""
+        with self._ledger.reading() as connection:
+            events = read_events(connection, self.issuer)
+            logged = {
+                status: {e.details["key_id"] for e in events if e.kind == kind}
+                for status, kind in ((PENDING, "key issued"), (REVOKED, "key revoked"))
+            }
+            stored = connection.execute(sa.select(users_table.c.key_id, users_table.c.status)).all()
+        if {row.key_id for row in stored} != logged[PENDING] or {
+            row.key_id for row in stored if row.status == REVOKED
+        } != logged[REVOKED]:
+            raise LedgerError(
+                f"The users of {self._ledger.name!r} do not agree with its event log: "
+                "the file was changed by other means."
+            )
+
+
+def _secrets_context(public_key: bytes, issuer: bytes) -> bytes:
+    return b"encryip authority v1\0" + public_key + issuer
+
+
+def _find_user(connection: sa.Connection, subject: str) -> Any:
+    return connection.execute(
+        sa.select(users_table).where(users_table.c.subject == subject)
+    ).first()
+
+
+def _revoked(connection: sa.Connection) -> dict[str, int]:
+    """key_id → z of every revoked user."""
+    rows = connection.execute(
+        sa.select(users_table.c.key_id, users_table.c.z).where(users_table.c.status == REVOKED)
+    )
+    return {row.key_id: decode_scalar(row.z, what="z") for row in rows}
+
+
+def _user(row: Any) -> User:
+    return User(
+        subject=row.subject,
+        key_id=row.key_id,
+        status=row.status,
+        scope=msgspec.json.decode(row.scope),
+        issued_at=row.issued_at,
+        not_after=row.not_after,
+        revoked_at=row.revoked_at,
+    )
+
+
+def _now() -> str:
+    return format_time(datetime.now(UTC))
