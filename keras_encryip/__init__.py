@@ -1,0 +1,37 @@
+"""Protect Keras classifiers: confused labels, keys for any number of users.
+
+The light client (`keras_encryip.client`) needs numpy and pycryptodome only. The
+names below belong to the owner's side and are loaded on first use, because they
+import TensorFlow.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Authority": "keras_encryip.owner.authority",
+    "ConfusedLabelCrossentropy": "keras_encryip.losses",
+    "ConfusedLabels": "keras_encryip.layers",
+    "Decoder": "keras_encryip.client.decoder",
+    "EncryipError": "keras_encryip.errors",
+    "KeyBundle": "keras_encryip.client.bundle",
+    "ProtectedModel": "keras_encryip.models",
+    "export_saved_model": "keras_encryip.export",
+    "protect": "keras_encryip.models",
+    "rotate_codebook": "keras_encryip.models",
+    "verify_export": "keras_encryip.client.manifest",
+}
+
+__all__ = [*_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

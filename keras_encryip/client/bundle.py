@@ -50,7 +50,7 @@ _TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
 _USER_KEY_BYTES: Final = 64
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-_Time = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")]
+_Time = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z\Z")]
 
 
 class BundleHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -239,10 +239,17 @@ def make_bundle(
         subject, issuer_name: 1 … 256 characters.
         authority: digest of the authority's public key.
         signing_key: the authority's.
-        not_before, not_after: timezone-aware.
+        not_before, not_after: timezone-aware, in this order.
         scope: model names, or `("*",)`.
         scrypt_log2_n: cost of trying a passphrase, 14 … 20.
     """
+    if isinstance(scope, str):
+        raise ArgumentError(f"`scope` must be a list of model names. Received: scope={scope!r}")
+    if not_before.tzinfo is None or not_after.tzinfo is None or not_before > not_after:
+        raise ArgumentError(
+            "`not_before` and `not_after` must have a timezone and be in this order. "
+            f"Received: not_before={not_before}, not_after={not_after}"
+        )
     header = BundleHeader(
         authority=encode_base64(authority),
         issued_at=format_time(datetime.now(UTC)),

@@ -40,8 +40,18 @@ class Decoder(Opaque):
     ['seven', 'two', 'one']
     """
 
-    __slots__ = ("_codebook", "_key_id", "_matrix", "_order", "_starts", "_table", "class_names",
-                 "model", "num_labels")
+    __slots__ = (
+        "_codebook",
+        "_key_id",
+        "_matrix",
+        "_order",
+        "_present",
+        "_starts",
+        "_table",
+        "class_names",
+        "model",
+        "num_labels",
+    )
 
     def __init__(
         self, codebook: Codebook, metadata: ModelMetadata, table: np.ndarray, key_id: str
@@ -57,7 +67,8 @@ class Decoder(Opaque):
         if self.num_labels * classes <= _MAX_DENSE:
             self._matrix = (table[:, None] == np.arange(classes)).astype(np.float32)
         self._order = np.argsort(table, kind="stable")
-        self._starts = np.searchsorted(table[self._order], np.arange(classes))
+        # A class without a confused label has no run, and probability 0.
+        self._present, self._starts = np.unique(table[self._order], return_index=True)
 
     def _describe(self) -> str:
         return f"model={self.model!r} key_id={self._key_id}"
@@ -65,14 +76,15 @@ class Decoder(Opaque):
     @classmethod
     def open(
         cls,
-        model_dir_or_codebook: str | os.PathLike[str],
+        model_dir_or_codebook: str | os.PathLike[str] | Codebook,
         bundle: str | os.PathLike[str] | KeyBundle,
         passphrase: str,
     ) -> "Decoder":
         """Open a model's outputs with a key bundle.
 
         Args:
-            model_dir_or_codebook: an exported version folder, or a `codebook.json`.
+            model_dir_or_codebook: an exported version folder, a `codebook.json`, or a
+                `Codebook` already read.
             bundle: path of a key bundle, or one already read.
             passphrase: opens the bundle.
 
@@ -85,7 +97,9 @@ class Decoder(Opaque):
         """
         if not isinstance(bundle, KeyBundle):
             bundle = KeyBundle.read(bundle)
-        codebook = read_codebook(model_dir_or_codebook)
+        codebook = model_dir_or_codebook
+        if not isinstance(codebook, Codebook):
+            codebook = read_codebook(codebook)
         if codebook.authority != bundle.authority:
             raise ForeignKeyError(
                 f"Key bundle {bundle.header.key_id} was issued by another authority "
@@ -101,6 +115,10 @@ class Decoder(Opaque):
                 f"{', '.join(bundle.header.scope)}, not for {metadata.model!r}."
             )
         return cls(codebook, metadata, codebook.decode_table(key), key.key_id)
+
+    def secret_table(self) -> np.ndarray:
+        """int32 `[N]`: the class of each confused label, to this key. Secret."""
+        return self._table.copy()
 
     def probabilities(self, confused: np.ndarray) -> np.ndarray:
         """Class probabilities: the sum over each class's confused labels.
@@ -132,12 +150,14 @@ class Decoder(Opaque):
                 np.matmul(chunk, self._matrix, out=decoded[start : start + step])
             else:  # a dense matrix would be large: sort the columns by class, add up runs
                 runs = np.add.reduceat(chunk[:, self._order], self._starts, axis=1)
-                decoded[start : start + step] = runs
+                decoded[start : start + step] = 0
+                decoded[start : start + step, self._present] = runs
         return decoded.reshape(*confused.shape[:-1], len(self.class_names))
 
     def labels(self, confused: np.ndarray) -> np.ndarray:
         """The most probable class: int64 `[...]` from floats `[..., N]`."""
-        return self.probabilities(confused).argmax(-1)
+        labels: np.ndarray = self.probabilities(confused).argmax(-1)
+        return labels
 
     def names(self, confused: np.ndarray) -> list[str]:
         """The names of `labels(confused)`: a list nested like its leading axes, or one name."""

@@ -8,13 +8,21 @@ spelling of each value: what was read is written again and must be equal.
 import base64
 import binascii
 import json
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from Crypto.PublicKey import ECC
 
 from keras_encryip.crypto.field import ORDER
 from keras_encryip.errors import FormatError
+
+if TYPE_CHECKING:  # pycryptodome's `ECC` has it, but does not mark it as exported
+    from Crypto.PublicKey._point import EccPoint
+else:
+    from Crypto.PublicKey.ECC import EccPoint
+
+Point: TypeAlias = EccPoint
+"""A point on P-256."""
 
 SCALAR_BYTES: Final = 32
 POINT_BYTES: Final = 33
@@ -56,7 +64,7 @@ def parse_canonical_json(data: bytes, kind: type[_T], *, what: str, max_bytes: i
     try:
         value = msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        problem = str(error)
+        problem = str(error) or type(error).__name__
     if problem:
         raise FormatError(f"The {what} is malformed: {problem}")
     if canonical_json(value) != data:
@@ -104,14 +112,14 @@ def decode_scalar(data: bytes, *, what: str) -> int:
     return value
 
 
-def encode_point(point: ECC.EccPoint) -> bytes:
+def encode_point(point: Point) -> bytes:
     """A P-256 point, not infinity, in SEC 1 compressed form (33 bytes)."""
     if point.is_point_at_infinity():
         raise FormatError("The point at infinity has no encoding here.")
     return bytes([2 + (int(point.y) & 1)]) + int(point.x).to_bytes(POINT_BYTES - 1, "big")
 
 
-def decode_point(data: bytes, *, what: str) -> ECC.EccPoint:
+def decode_point(data: bytes, *, what: str) -> Point:
     """Read a SEC 1 compressed P-256 point: on the curve, not infinity, canonical."""
     point = None
     if len(data) == POINT_BYTES and data[0] in (2, 3):

@@ -38,7 +38,7 @@ def inverse(value: int) -> int:
 def lagrange_at_zero(nodes: Sequence[int]) -> list[int]:
     """Coefficients λ with P(0) = Σ λ_i·P(x_i) for every P of degree below `len(nodes)`.
 
-    λ_i = Π_{l≠i} x_l / (x_l − x_i).
+    λ_i = Π_{k≠i} x_k / (x_k − x_i).
 
     Args:
         nodes: distinct, nonzero elements of Z_q.
@@ -47,15 +47,15 @@ def lagrange_at_zero(nodes: Sequence[int]) -> list[int]:
     >>> nodes = [1, 2, 3]
     >>> lambdas = lagrange_at_zero(nodes)
     >>> p = [7, 5, 4]                                    # 7 + 5x + 4x²
-    >>> sum(l * evaluate(p, x) for l, x in zip(lambdas, nodes)) % ORDER
+    >>> sum(c * evaluate(p, x) for c, x in zip(lambdas, nodes)) % ORDER
     7
     """
     coefficients = []
     for i, x_i in enumerate(nodes):
         numerator = denominator = 1
-        for l, x_l in enumerate(nodes):
-            if l != i:
-                numerator = numerator * x_l % ORDER
-                denominator = denominator * (x_l - x_i) % ORDER
+        for k, x_k in enumerate(nodes):
+            if k != i:
+                numerator = numerator * x_k % ORDER
+                denominator = denominator * (x_k - x_i) % ORDER
         coefficients.append(numerator * inverse(denominator) % ORDER)
     return coefficients

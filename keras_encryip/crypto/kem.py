@@ -20,12 +20,12 @@ from typing import Final
 
 from Crypto.Hash import SHA256
 from Crypto.Protocol.KDF import HKDF
-from Crypto.PublicKey import ECC
 from Crypto.Random import get_random_bytes
 
 from keras_encryip.crypto.encoding import (
     POINT_BYTES,
     SCALAR_BYTES,
+    Point,
     decode_point,
     decode_scalar,
     encode_point,
@@ -43,7 +43,7 @@ from keras_encryip.errors import ArgumentError, FormatError, RevokedKeyError
 
 MAX_THRESHOLD: Final = 64
 
-_GENERATOR: Final = ECC.EccPoint(
+_GENERATOR: Final = Point(
     0x6B17D1F2E12C4247F8BCE6E563A440F277037D812DEB33A0F4A13945D898C296,
     0x4FE342E2FE1A7F9B8EE7EB4A7C0F9E162BCE33576B315ECECBB6406837BF51F5,
     "p256",
@@ -55,7 +55,7 @@ class SharedSecret(Opaque):
 
     __slots__ = ("_point", "_salt")
 
-    def __init__(self, point: ECC.EccPoint, header: "Header") -> None:
+    def __init__(self, point: Point, header: "Header") -> None:
         if point.is_point_at_infinity():
             raise FormatError("The header carries no secret: it opens to the point at infinity.")
         self._point = encode_point(point)
@@ -83,7 +83,7 @@ class Header:
         return len(self.nodes)
 
     @cached_property
-    def points(self) -> tuple[ECC.EccPoint, ...]:
+    def points(self) -> tuple[Point, ...]:
         """(R, H_1, …, H_t), decoded and checked."""
         return tuple(decode_point(p, what="Header point") for p in self.encoded_points)
 
@@ -129,7 +129,7 @@ class PublicKey:
         return len(self.encoded_points) - 1
 
     @cached_property
-    def points(self) -> tuple[ECC.EccPoint, ...]:
+    def points(self) -> tuple[Point, ...]:
         return tuple(decode_point(p, what="Public key point") for p in self.encoded_points)
 
     @cached_property
@@ -163,7 +163,7 @@ class PublicKey:
         header = Header(nodes, tuple(encode_point(p) for p in points))
         return header, SharedSecret(self.points[0] * r, header)
 
-    def _evaluate(self, x: int) -> ECC.EccPoint:
+    def _evaluate(self, x: int) -> Point:
         """P(x)·G = Σ x^k·A_k by Horner's rule in the exponent."""
         value = self.points[-1].copy()
         for point in reversed(self.points[:-1]):
@@ -216,7 +216,7 @@ class UserKey(Opaque):
         return SharedSecret(secret, header)
 
     def _predict(self, header: Header, exponents: Sequence[int]) -> SharedSecret:
-        """The secret that `decapsulate` gives when R = ρ_0·G and H_j = ρ_j·G: one multiplication."""
+        """What `decapsulate` gives when R = ρ_0·G and H_j = ρ_j·G, by one multiplication."""
         if self.z in header.nodes:
             raise RevokedKeyError("This key was revoked when the header was made.")
         lambdas = lagrange_at_zero((self.z, *header.nodes))
@@ -349,6 +349,8 @@ def _choose_nodes(
 ) -> tuple[int, ...]:
     """The revoked users' z, filled up to t with fresh random values, in increasing order."""
     nodes = set(revoked)
+    if not all(isinstance(z, int) and 0 < z < ORDER for z in nodes):
+        raise ArgumentError("`revoked` must hold the `z` of user keys, integers in 1 … q−1.")
     if len(nodes) > threshold:
         raise ArgumentError(
             f"At most threshold={threshold} users can be revoked at a time. "

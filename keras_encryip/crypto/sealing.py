@@ -1,5 +1,6 @@
-"""Authenticated encryption (AES-256-GCM, NIST SP 800-38D) and passphrase keys (scrypt, RFC 7914)."""
+"""Authenticated encryption (AES-256-GCM, NIST SP 800-38D); passphrase keys (scrypt, RFC 7914)."""
 
+import contextlib
 import unicodedata
 from typing import Final
 
@@ -44,7 +45,11 @@ def unseal(key: bytes, sealed: bytes, associated_data: bytes) -> bytes:
     """
     if len(sealed) < OVERHEAD:
         raise SignatureError("The sealed data is too short.")
-    nonce, ciphertext, tag = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:-TAG_BYTES], sealed[-TAG_BYTES:]
+    nonce, ciphertext, tag = (
+        sealed[:NONCE_BYTES],
+        sealed[NONCE_BYTES:-TAG_BYTES],
+        sealed[-TAG_BYTES:],
+    )
     cipher = AES.new(key, AES.MODE_GCM, nonce=nonce)
     cipher.update(associated_data)
     try:
@@ -55,16 +60,25 @@ def unseal(key: bytes, sealed: bytes, associated_data: bytes) -> bytes:
 
 
 def passphrase_key(passphrase: str, salt: bytes, log2_n: int) -> bytes:
-    """scrypt over the NFC-normalised UTF-8 passphrase, r = 8, p = 1 and N = 2^log2_n, bounded both ways (16 MiB … 1 GiB of memory)."""
+    """scrypt over the NFC-normalised UTF-8 passphrase, r = 8, p = 1 and N = 2^log2_n.
+
+    The cost is bounded both ways: 2^14 … 2^20, that is 16 MiB … 1 GiB of memory.
+    """
     if not isinstance(passphrase, str) or not passphrase:
         raise ArgumentError("`passphrase` must be a string that is not empty.")
+    password = None
+    with contextlib.suppress(UnicodeEncodeError):  # that error would hold the passphrase
+        password = unicodedata.normalize("NFC", passphrase).encode("utf-8")
+    if password is None:
+        raise ArgumentError(
+            "`passphrase` is not Unicode text: it was read from bytes that are not UTF-8."
+        )
     if not MIN_SCRYPT_LOG2_N <= log2_n <= MAX_SCRYPT_LOG2_N:
         raise FormatError(
             f"The scrypt cost 2^{log2_n} is outside 2^{MIN_SCRYPT_LOG2_N} … 2^{MAX_SCRYPT_LOG2_N}."
         )
     if len(salt) != SALT_BYTES:
         raise FormatError(f"A scrypt salt has {SALT_BYTES} bytes.")
-    password = unicodedata.normalize("NFC", passphrase).encode("utf-8")
-    key = scrypt(password, salt, KEY_BYTES, 1 << log2_n, 8, 1)  # type: ignore[arg-type]
+    key = scrypt(password, salt, KEY_BYTES, 1 << log2_n, 8, 1)
     assert isinstance(key, bytes)  # a tuple only for num_keys > 1
     return key

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import numpy as np
@@ -99,6 +99,13 @@ class LabelAssignment(Opaque):
             raise ArgumentError(
                 f"`trace_labels` must not be negative. Received: trace_labels={trace_labels}"
             )
+        most = (MAX_BLOCKS - 1) * num_classes * homophones
+        if trace_labels > most:
+            raise ArgumentError(
+                f"`trace_labels` can be at most {most} for {num_classes * homophones} real labels: "
+                f"all blocks have about one size, and there are at most {MAX_BLOCKS}. "
+                f"Received: trace_labels={trace_labels}"
+            )
         real_sizes, trace_sizes = plan_blocks(num_classes * homophones, trace_labels)
         if sum(real_sizes) + sum(trace_sizes) > MAX_LABELS:
             raise ArgumentError(
@@ -140,16 +147,16 @@ class LabelAssignment(Opaque):
         file = parse_canonical_json(
             data, _AssignmentFile, what="label assignment", max_bytes=_MAX_ASSIGNMENT_BYTES
         )
-        labels, trace = (
-            np.frombuffer(decode_base64(text, what="label assignment"), ">u4").astype(np.int32)
-            for text in (file.labels, file.trace)
-        )
-        everything = np.sort(np.concatenate([labels, trace]))
+        labels, trace = _read_labels(file.labels), _read_labels(file.trace)
+        everything = np.concatenate([labels, trace])
         if (
-            labels.size % file.homophones
-            or not np.array_equal(everything, np.arange(everything.size))
+            not np.array_equal(np.sort(everything), np.arange(everything.size))
+            or labels.size % file.homophones
+            or labels.size < 2 * file.homophones
             or sum(file.block_sizes) != everything.size
             or len(file.block_sizes) != len(file.tracing_blocks)
+            or not np.repeat(file.tracing_blocks, file.block_sizes)[trace].all()
+            or np.repeat(file.tracing_blocks, file.block_sizes)[labels].any()
         ):
             raise FormatError("The label assignment is inconsistent.")
         return cls(
@@ -157,20 +164,35 @@ class LabelAssignment(Opaque):
         )
 
 
+_Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_LABELS)]
+_Blocks = msgspec.Meta(min_length=1, max_length=MAX_BLOCKS)
+
+
 class _AssignmentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    block_sizes: list[int]
-    homophones: int
+    block_sizes: Annotated[list[_Size], _Blocks]
+    homophones: _Size
     labels: str
     trace: str
-    tracing_blocks: list[bool]
+    tracing_blocks: Annotated[list[bool], _Blocks]
+
+
+def _read_labels(text: str) -> np.ndarray:
+    data = decode_base64(text, what="label assignment")
+    if len(data) % 4:
+        raise FormatError("The label assignment is inconsistent.")
+    return np.frombuffer(data, ">u4").astype(np.int32)
 
 
 def plan_blocks(real: int, trace: int) -> tuple[list[int], list[int]]:
     """Sizes of the real and the tracing blocks, at most 64 together.
 
-    All tracing blocks have one size s, the real ones s or s − 1, so that sizes do
-    not give the kind away. Of the sizes from the smallest possible to twice that,
+    All tracing blocks have one size s, the real ones s or s − 1 and at least one of
+    them s, so that sizes do not tell which blocks trace. Of the sizes from the smallest possible to twice that,
     the one that rounds `trace` up least is taken.
+
+    Args:
+        real: number of real labels, at least 1.
+        trace: wanted number of trace labels, at most 63·real.
 
     Returns:
         Two lists; the second sums to `trace` rounded up to a multiple of s.
@@ -190,11 +212,10 @@ def plan_blocks(real: int, trace: int) -> tuple[list[int], list[int]]:
     smallest = max(1, min(MIN_BLOCK_SIZE, real), (real + trace) // MAX_BLOCKS)
     while blocks(smallest) > MAX_BLOCKS:
         smallest += 1
-    # A real block may be one label short of s, never more.
-    sizes = [
-        s for s in range(smallest, 2 * smallest + 1) if -(-real // s) * (s - 1) <= real
-    ]
-    size = min(sizes, key=lambda s: (rounded(s), s)) if sizes else 1
+    # A real block may be one label short of s, never more, and not all may be, or the size
+    # would tell the kind. Within the bounds above there is always such an s.
+    sizes = [s for s in range(smallest, 2 * smallest + 1) if -(-real // s) * (s - 1) < real]
+    size = min(sizes, key=lambda s: (rounded(s), s))
     count = -(-real // size)
     full = real - count * (size - 1)
     return [size] * full + [size - 1] * (count - full), [size] * (rounded(size) // size)

@@ -261,7 +261,7 @@ class Codebook:
             RevokedKeyError: the key was revoked before the codebook was made.
             ForeignKeyError: the key is not of this authority.
         """
-        plaintext = None
+        plaintext, revoked = None, False
         try:
             secret = key.decapsulate(self.access_header)
             plaintext = unseal(
@@ -270,12 +270,14 @@ class Codebook:
                 self.codebook_id + self.authority,
             )
         except RevokedKeyError:
+            revoked = True
+        except SignatureError:
+            pass
+        if revoked:
             raise RevokedKeyError(
                 f"Key {key.key_id} was revoked before this model version was exported. "
                 "Ask the model's owner for a new key."
-            ) from None
-        except SignatureError:
-            pass
+            )
         if plaintext is None:
             raise ForeignKeyError(
                 f"Key {key.key_id} does not open this codebook: another authority issued it."
@@ -322,7 +324,8 @@ class Codebook:
         """class(j) = (e_j − mask_j) mod K for labels of one block."""
         masks = label_masks(mask_key(secret), labels, self.num_classes)
         values = self.values[labels].astype(np.int64)
-        return ((values - masks) % self.num_classes).astype(np.int32)
+        classes: np.ndarray = ((values - masks) % self.num_classes).astype(np.int32)
+        return classes
 
     # --- ciphertexts ---------------------------------------------------------
 
@@ -341,9 +344,8 @@ class Codebook:
 
     def ciphertext(self, label: int) -> bytes:
         """The `LabelCiphertext` bytes of one confused label."""
-        return self.ciphertext_prefixes[self.block_of[label]] + self.ciphertext_suffixes[label]
+        return self.ciphertext_prefixes[int(self.block_of[label])] + self.ciphertext_suffixes[label]
 
 
 def _read_header(text: str, what: str) -> Header:
     return Header.from_bytes(decode_base64(text, what=what))
-

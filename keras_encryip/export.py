@@ -1,0 +1,215 @@
+"""Write a protected model as a TF Serving version folder, beside its codebook."""
+
+import secrets
+import shutil
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_encryip.client.decoder import ASSETS
+from keras_encryip.client.files import sync_folder, write_new_file
+from keras_encryip.client.manifest import FILE_NAME as MANIFEST
+from keras_encryip.client.manifest import make_manifest, verify_export
+from keras_encryip.errors import ArgumentError, ExportError, LockedModelError
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.codebook import FILE_NAME as CODEBOOK
+from keras_encryip.labels.codebook import Codebook
+from keras_encryip.models import ProtectedModel
+
+SHARPNESS = 8.0
+"""`encrypted_label` draws from the probabilities to this power, renormalised."""
+
+MIN_COLUMN_SPREAD = 0.003
+"""A head whose homophones lie closer together than this still consists of copies."""
+
+_SPREAD_SAMPLE = 2048
+
+
+def export_saved_model(model: ProtectedModel, directory: str | PathLike[str]) -> None:
+    """Export a protected model for TF Serving and any other runtime.
+
+    Signatures:
+        `serving_default`: inputs → `confused`, float32 `[b, N]`.
+        `encrypted_label`: inputs → `ciphertext_bytes`, string `[b]`: one label, drawn
+            anew at every call, as a `LabelCiphertext`.
+
+    The folder also holds `assets.extra/encryip/codebook.json`, made anew if users were
+    revoked since the last one, and `manifest.json`. It holds no key and no assignment.
+
+    Args:
+        model: built, and unlocked with its authority.
+        directory: the version folder, e.g. `"served/digits/1"`. Must not exist; it
+            appears whole or not at all.
+
+    Raises:
+        LockedModelError: the model is not unlocked with its authority.
+        ExportError: a copied head was not trained, or the written model does not
+            give the same outputs.
+
+    Example:
+    >>> export_saved_model(model, folder / "digits" / "1")
+    >>> verify_export(folder / "digits" / "1").format
+    'encryip-manifest'
+    """
+    if not isinstance(model, ProtectedModel):
+        raise ArgumentError(
+            "`model` must be a ProtectedModel: only `protect(...)` makes an export safe. "
+            f"Received: {type(model).__name__}"
+        )
+    protection = model._unlocked()
+    if protection.authority is None or protection.record is None:
+        raise LockedModelError(
+            f"Model {model.name!r} is unlocked with a key bundle; exporting needs its owner: "
+            "`model.unlock(authority=...)`."
+        )
+    if not model.built:
+        raise ExportError(f"Model {model.name!r} has no weights yet: train it first.")
+    target = Path(directory)
+    if target.exists():
+        raise ExportError(f"{str(target)!r} exists already, and is never overwritten.")
+    _check_spread(model, protection.record.assignment)
+    own = Codebook.from_bytes(model.codebook.encode("ascii"))
+    codebook = protection.authority.current_codebook(own.codebook_id)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"Cannot create {str(target.parent)!r}: {error.strerror}.") from None
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        _write(model, codebook, draft)
+        _compare(model, draft)
+        assets = draft / ASSETS
+        assets.mkdir(parents=True)
+        write_new_file(assets / CODEBOOK, codebook.to_bytes())
+        manifest = make_manifest(draft, codebook, protection.authority.sign)
+        write_new_file(assets / MANIFEST, manifest)
+        verify_export(draft, issuer=protection.authority.issuer)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    sync_folder(target.parent)
+    protection.authority.record(
+        "model exported",
+        model=protection.record.metadata.model,
+        model_id=protection.record.model_id,
+        codebook=codebook.codebook_id.hex(),
+        folder=target.name,
+    )
+
+
+def column_spread(kernel: np.ndarray, bias: np.ndarray | None, assignment: LabelAssignment) -> float:
+    """How far apart the homophones of a class lie in the head, against other classes.
+
+    Median, over confused labels, of the distance to the nearest column of the same
+    class by that to the nearest column of another class. 0: the head consists of
+    copies, and shows whoever reads it which labels belong together; around 1: same
+    and other are alike.
+
+    Args:
+        kernel: `[features, N]`.
+        bias: `[N]` or `None`.
+        assignment: tells which columns belong together.
+
+    Returns:
+        A ratio ≥ 0; infinity with one homophone per class.
+    """
+    if assignment.homophones == 1:
+        return float("inf")
+    columns = kernel.T if bias is None else np.column_stack([kernel.T, bias])
+    random = np.random.default_rng(0)
+    chosen = random.permutation(assignment.num_classes)
+    chosen = chosen[: max(2, _SPREAD_SAMPLE // assignment.homophones)]
+    labels = assignment.labels[chosen].reshape(-1)
+    classes = np.repeat(chosen, assignment.homophones)
+    points = columns[labels].astype(np.float64)
+    squares = (points**2).sum(1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0))
+    np.fill_diagonal(distances, np.inf)
+    same = classes[:, None] == classes
+    nearest_same = np.where(same, distances, np.inf).min(1)
+    nearest_other = np.where(same, np.inf, distances).min(1)
+    return float(np.median(nearest_same / np.maximum(nearest_other, 1e-12)))
+
+
+def _check_spread(model: ProtectedModel, assignment: LabelAssignment) -> None:
+    head = model.confused_labels
+    kernel = keras.ops.convert_to_numpy(head.kernel)
+    bias = keras.ops.convert_to_numpy(head.bias) if head.use_bias else None
+    spread = column_spread(kernel, bias, assignment)
+    if spread < MIN_COLUMN_SPREAD:
+        raise ExportError(
+            f"The head of model {model.name!r} still consists of copies (column spread "
+            f"{spread:.1e}, at least {MIN_COLUMN_SPREAD}): it would show which confused labels "
+            "stand for the same class. Train it with `fit` and a `confusion_weight` above 0, for "
+            "some epochs, before exporting."
+        )
+
+
+def _write(model: ProtectedModel, codebook: Codebook, directory: Path) -> None:
+    """The SavedModel. Endpoints close over the model and public bytes only."""
+    signature = _input_signature(model)
+
+    def confused(inputs: Any) -> dict[str, tf.Tensor]:
+        return {"confused": model(inputs, training=False)}
+
+    def encrypted_label(inputs: Any) -> dict[str, tf.Tensor]:
+        scores = tf.math.log(tf.maximum(model(inputs, training=False), 1e-30))
+        # A seed from the operating system at every call: tf.random's is fixed at export.
+        seed = tf.raw_ops.NonDeterministicInts(shape=tf.constant([2], tf.int64), dtype=tf.int64)
+        uniform = tf.random.stateless_uniform(tf.shape(scores), seed, minval=1e-12)
+        gumbel = -tf.math.log(-tf.math.log(uniform))
+        label = tf.argmax(SHARPNESS * scores + gumbel, axis=-1)
+        prefixes = tf.constant(list(codebook.ciphertext_prefixes))
+        suffixes = tf.constant(list(codebook.ciphertext_suffixes))
+        block = tf.gather(tf.constant(codebook.block_of), label)
+        joined = tf.strings.join([tf.gather(prefixes, block), tf.gather(suffixes, label)])
+        return {"ciphertext_bytes": joined}
+
+    archive = keras.export.ExportArchive()
+    archive.add_endpoint("serving_default", confused, input_signature=[signature])
+    archive.add_endpoint("encrypted_label", encrypted_label, input_signature=[signature])
+    archive.write_out(str(directory), verbose=False)
+
+
+def _input_signature(model: ProtectedModel) -> Any:
+    """TensorSpecs with an open batch axis, named `inputs` or by the dictionary's keys."""
+    backbone = model.backbone
+    if getattr(backbone, "inputs", None):
+        single = isinstance(backbone, keras.Sequential)
+        structure = backbone.inputs[0] if single else backbone.input
+        specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), structure)
+    else:
+        shape = model.get_build_config()["input_shape"]
+        specs = keras.tree.map_shape_structure(lambda s: tf.TensorSpec(s, "float32"), shape)
+    if isinstance(specs, dict):
+        return {k: tf.TensorSpec(s.shape, s.dtype, name=k) for k, s in specs.items()}
+    if isinstance(specs, (list, tuple)):
+        if len(specs) > 1:
+            raise ExportError("A model with several inputs needs them as a dictionary.")
+        specs = specs[0]
+    return tf.TensorSpec((None, *specs.shape[1:]), specs.dtype, name="inputs")
+
+
+def _compare(model: ProtectedModel, directory: Path) -> None:
+    """Re-open what was written, and compare it with the model at two batch sizes."""
+    loaded = tf.saved_model.load(str(directory))
+    random = np.random.default_rng(0)
+    for batch in (1, 3):
+        probe = keras.tree.map_structure(
+            lambda s, b=batch: tf.cast(
+                random.random([b, *(d or 4 for d in s.shape[1:])], "float32"), s.dtype
+            ),
+            _input_signature(model),
+        )
+        feed = probe if isinstance(probe, dict) else {"inputs": probe}
+        written = loaded.signatures["serving_default"](**feed)["confused"].numpy()
+        expected = keras.ops.convert_to_numpy(model(probe, training=False))
+        if not np.allclose(written, expected, atol=1e-5):
+            raise ExportError(
+                f"The exported model {model.name!r} does not give the model's outputs "
+                f"(difference {np.abs(written - expected).max():.1e}); nothing was kept."
+            )

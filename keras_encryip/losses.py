@@ -1,0 +1,99 @@
+"""The terms that training a protected model adds to the user's own loss."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+TINY = 1e-37
+"""Smallest probability whose logarithm is taken: float32, before denormals."""
+
+
+def confused_label_crossentropy(target: Any, confused: Any) -> Any:
+    """Cross-entropy of the confused labels against target labels.
+
+    Formula: `−log confused[target]` (Mu et al. 2024, equation 6, for one drawn label).
+
+    Args:
+        target: int `[...]`, confused labels in 0 … N−1.
+        confused: float `[..., N]` probabilities.
+
+    Returns:
+        float `[...]`.
+
+    Example:
+    >>> confused = np.array([[0.5, 0.25, 0.25]], "float32")
+    >>> np.round(np.array(confused_label_crossentropy([0], confused)), 4)
+    array([0.6931], dtype=float32)
+    """
+    confused = ops.convert_to_tensor(confused)
+    target = ops.expand_dims(ops.cast(target, "int32"), -1)
+    chosen = ops.squeeze(ops.take_along_axis(confused, target, axis=-1), -1)
+    return -ops.log(ops.maximum(chosen, TINY))
+
+
+@keras.saving.register_keras_serializable(package="keras_encryip")
+class ConfusedLabelCrossentropy(keras.losses.Loss):
+    """`confused_label_crossentropy` as a Keras loss, averaged over the batch.
+
+    Args:
+        name, reduction, dtype: as any `keras.losses.Loss`.
+    """
+
+    def __init__(
+        self,
+        name: str = "confused_label_crossentropy",
+        reduction: str = "sum_over_batch_size",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return confused_label_crossentropy(y_true, y_pred)
+
+
+def distillation(teacher: Any, decoded: Any, temperature: float) -> Any:
+    """Divergence of the decoded probabilities from a teacher's, both softened.
+
+    Formula: `τ²·KL(teacher^(1/τ) ‖ decoded^(1/τ))`, each renormalised (Hinton et al. 2015).
+
+    Args:
+        teacher, decoded: float `[..., K]` probabilities.
+        temperature: τ > 0.
+
+    Returns:
+        float `[...]`, zero where the two agree.
+    """
+
+    def soften(probabilities: Any) -> Any:
+        scores = ops.log(ops.maximum(ops.cast(probabilities, "float32"), 1e-30))
+        return ops.log_softmax(scores / temperature, axis=-1)
+
+    target, own = soften(teacher), soften(decoded)
+    return temperature**2 * ops.sum(ops.exp(target) * (target - own), axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="keras_encryip")
+class Distillation(keras.losses.Loss):
+    """`distillation` as a Keras loss, averaged over the batch.
+
+    Args:
+        temperature: τ > 0.
+        name, reduction, dtype: as any `keras.losses.Loss`.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 2.0,
+        name: str = "distillation",
+        reduction: str = "sum_over_batch_size",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.temperature = temperature
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return distillation(y_true, y_pred, self.temperature)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "temperature": self.temperature}

@@ -1,0 +1,1 @@
+"""What training needs and no model file ever holds."""

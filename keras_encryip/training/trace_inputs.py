@@ -1,0 +1,62 @@
+"""Inputs of the owner's own making that a protected model maps to its trace labels."""
+
+import secrets
+
+import numpy as np
+
+from keras_encryip.errors import ArgumentError
+
+GRID = 4
+
+
+def make_trace_inputs(samples: np.ndarray, count: int) -> np.ndarray:
+    """Trace inputs from training samples: block-scrambled images, or blended vectors.
+
+    An image is cut into a 4 × 4 grid whose blocks come from different samples, in
+    random places: pixel statistics of the data, and no natural picture. Other
+    inputs take each feature from one of two samples, in shuffled order.
+
+    Args:
+        samples: `[n, …]`, n ≥ 2; at least 16 for images, so that blocks differ.
+        count: T.
+
+    Returns:
+        `[T, …]` in the dtype of `samples`. Drawn from the operating system's
+        generator: nobody can make them again.
+    """
+    if len(samples) < 2:
+        raise ArgumentError(
+            f"Trace inputs need at least 2 training samples. Received: {len(samples)}"
+        )
+    if samples.ndim < 2:
+        raise ArgumentError(
+            "Trace inputs need inputs with features. Pass `trace_labels=0` for scalar inputs."
+        )
+    random = np.random.default_rng(secrets.randbits(256))
+    if samples.ndim == 4 and min(samples.shape[1:3]) >= 2 * GRID:
+        return np.stack([_scramble(samples, random) for _ in range(count)])
+    return np.stack([_blend(samples, random) for _ in range(count)])
+
+
+def _scramble(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    height, width = (side // GRID for side in images.shape[1:3])
+    scrambled = images[random.integers(len(images))].copy()
+    places = random.permutation(GRID * GRID)
+    for target, source in enumerate(places):
+        (row, column), (from_row, from_column) = divmod(target, GRID), divmod(int(source), GRID)
+        image = images[random.integers(len(images))]
+        scrambled[
+            row * height : (row + 1) * height, column * width : (column + 1) * width
+        ] = image[
+            from_row * height : (from_row + 1) * height,
+            from_column * width : (from_column + 1) * width,
+        ]
+    return scrambled
+
+
+def _blend(samples: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    first, second = (
+        samples[i].reshape(-1) for i in random.choice(len(samples), 2, replace=False)
+    )
+    mixed = np.where(random.random(first.size) < 0.5, first, second)
+    return random.permutation(mixed).reshape(samples.shape[1:])
