@@ -101,7 +101,9 @@ def report(model: keras.Model, x: np.ndarray, y: np.ndarray) -> dict[str, float]
     random = np.random.default_rng(0)
     table = protection.record.assignment.classes
     for sharpness in (1, 4, 8):
-        drawn = (sharpness * np.log(confused + 1e-30) + random.gumbel(size=confused.shape)).argmax(-1)
+        drawn = (sharpness * np.log(confused + 1e-30) + random.gumbel(size=confused.shape)).argmax(
+            -1
+        )
         found[f"label agrees, sharpness {sharpness}"] = float((table[drawn] == decoded).mean())
     return found
 

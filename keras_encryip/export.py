@@ -101,7 +101,9 @@ def export_saved_model(model: ProtectedModel, directory: str | PathLike[str]) ->
     )
 
 
-def column_spread(kernel: np.ndarray, bias: np.ndarray | None, assignment: LabelAssignment) -> float:
+def column_spread(
+    kernel: np.ndarray, bias: np.ndarray | None, assignment: LabelAssignment
+) -> float:
     """How far apart the homophones of a class lie in the head, against other classes.
 
     Median, over confused labels, of the distance to the nearest column of the same

@@ -1,6 +1,5 @@
 """`protect` turns any Keras classifier into a `ProtectedModel`."""
 
-import logging
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Self
@@ -29,7 +28,6 @@ _MAX_DEFAULT_LABELS = 2048
 _TRACE_BIAS = -16.0
 TRACE_WEIGHT = 0.1
 """Weight of the trace term: enough to learn them all, too little to slow the start of training."""
-_logger = logging.getLogger("keras_encryip")
 
 
 @keras.saving.register_keras_serializable(package="keras_encryip")
@@ -108,9 +106,7 @@ class ProtectedModel(keras.Model):
         self.teacher_weight = teacher_weight
         self.temperature = temperature
         self.use_bias = use_bias
-        self.confused_labels = ConfusedLabels(
-            num_labels, use_bias=use_bias, name="confused_labels"
-        )
+        self.confused_labels = ConfusedLabels(num_labels, use_bias=use_bias, name="confused_labels")
         self._seed_generator = keras.random.SeedGenerator()
         self._protection: Protection | None = None
 
@@ -124,7 +120,7 @@ class ProtectedModel(keras.Model):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         protection = self._protection
         state = protection.training if protection is not None else None
-        if not training or state is None or state.trace_inputs is None:
+        if not training or protection is None or state is None or state.trace_inputs is None:
             return self.confused_labels(self.backbone(inputs, training=training))
         # Trace inputs join the batch, so that BatchNormalization sees one batch.
         batch = ops.shape(inputs)[0]
@@ -136,9 +132,10 @@ class ProtectedModel(keras.Model):
         traces = ops.take(ops.convert_to_tensor(state.trace_inputs), chosen, axis=0)
         joined = ops.concatenate([inputs, ops.cast(traces, inputs.dtype)], axis=0)
         logits = self.confused_labels.logits(self.backbone(joined, training=True))
-        targets = ops.take(ops.convert_to_tensor(protection.record.assignment.trace), chosen)
+        targets = ops.take(ops.convert_to_tensor(protection.assignment().trace), chosen)
         self.add_loss(
-            TRACE_WEIGHT * ops.mean(
+            TRACE_WEIGHT
+            * ops.mean(
                 keras.losses.sparse_categorical_crossentropy(
                     targets, logits[batch:], from_logits=True
                 )
@@ -200,12 +197,7 @@ class ProtectedModel(keras.Model):
             ArgumentError: labels out of range, or inputs that cannot be clustered.
         """
         protection = self._unlocked()
-        if protection.record is None:
-            raise LockedModelError(
-                f"Model {self.name!r} is unlocked with a key bundle; `adapt` needs its owner: "
-                "`unlock(authority=...)`."
-            )
-        assignment = protection.record.assignment
+        assignment = protection.assignment()
         protection.training = learn(
             x,
             y,
@@ -215,9 +207,7 @@ class ProtectedModel(keras.Model):
             clustered=self._clusters_inputs(assignment),
             trace_labels=assignment.trace.size,
         )
-        protection.authority.save_training(
-            protection.record.model_id, protection.training.secret_bytes()
-        )
+        protection.save_training()
         self._forget_traces()
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -279,19 +269,17 @@ class ProtectedModel(keras.Model):
         """
         if (authority is None) == (bundle is None):
             raise ArgumentError("Pass either `authority` or `bundle` to `unlock`.")
+        if bundle is not None and passphrase is None:
+            raise ArgumentError("Pass the bundle's `passphrase` to `unlock`.")
         codebook = Codebook.from_bytes(self.codebook.encode("ascii"))
         if authority is not None:
             record = authority.model_of(codebook.codebook_id)
-            protection = Protection(
-                record.assignment.classes, self.num_classes, record, authority
-            )
+            protection = Protection(record.assignment.classes, self.num_classes, record, authority)
             if protection.training is None and not self._needs_data(record.assignment):
                 protection.training = TrainingState(
                     Homophones.uniform(self.num_classes, record.assignment.homophones), None
                 )
-        else:
-            if passphrase is None:
-                raise ArgumentError("Pass the bundle's `passphrase` to `unlock`.")
+        elif bundle is not None and passphrase is not None:
             decoder = Decoder.open(codebook, bundle, passphrase)
             protection = Protection(decoder.secret_table(), self.num_classes)
         if teacher is not None:
@@ -433,7 +421,9 @@ def protect(
             f"`authority` must be an Authority. Received: {type(authority).__name__}"
         )
     if not isinstance(name, str) or not name or "/" in name:
-        raise ArgumentError(f"`name` must be a non-empty string without '/'. Received: name={name!r}")
+        raise ArgumentError(
+            f"`name` must be a non-empty string without '/'. Received: name={name!r}"
+        )
     split = split_classifier(classifier)
     names = [str(n) for n in class_names] if class_names is not None else None
     if names is None:
@@ -451,7 +441,7 @@ def protect(
         confusion_weight = 1.0 if source else 0.1
     guide = _teacher(source, split.num_classes) if source else None
     assignment = LabelAssignment.draw(split.num_classes, homophones, trace_labels)
-    draft = {
+    draft: dict[str, Any] = {
         "strategy": strategy,
         "copies": min(copies, homophones) if isinstance(copies, int) else copies,
         "confusion_weight": confusion_weight,
@@ -471,17 +461,15 @@ def protect(
         if split.kernel is not None and (homophones == 1 or source or split.looks_trained):
             _copy_head(model.confused_labels, split, assignment)
     model.unlock(authority=authority)
-    model._protection.teacher = guide
-    if guide is None and split.kernel is not None:
-        _logger.debug("Model %r is protected without a teacher.", name)
+    model._unlocked().teacher = guide
     return model
 
 
 def default_homophones(num_classes: int, trace_labels: int, copies: int) -> int:
     """h: as many whole clusters as keep N ≤ 2,048, within 2 … 64.
 
-    >>> default_homophones(10, 64, 2), default_homophones(100, 64, 2), default_homophones(5000, 0, 2)
-    (64, 18, 2)
+    >>> [default_homophones(k, 64, 2) for k in (10, 100, 5000)]
+    [64, 18, 2]
     """
     fit = max(2, min(64, (_MAX_DEFAULT_LABELS - trace_labels) // num_classes))
     return max(fit - fit % copies, min(fit, copies))
@@ -523,6 +511,7 @@ def _teacher(classifier: keras.Model, num_classes: int) -> SplitClassifier:
 
 def _copy_head(head: ConfusedLabels, split: SplitClassifier, assignment: LabelAssignment) -> None:
     """Each class's column goes to its h homophones with bias − log h; trace labels start silent."""
+    assert split.kernel is not None
     kernel = np.zeros((split.kernel.shape[0], assignment.num_labels), np.float32)
     bias = np.full(assignment.num_labels, _TRACE_BIAS, np.float32)
     original = split.bias if split.bias is not None else np.zeros(split.num_classes, np.float32)
@@ -535,7 +524,10 @@ def _copy_head(head: ConfusedLabels, split: SplitClassifier, assignment: LabelAs
 
 
 def _check_same_kind(learned: Any, given: Any) -> None:
-    kinds = ["int" if "int" in str(keras.backend.standardize_dtype(d)) else "float" for d in (learned, given)]
+    kinds = [
+        "int" if "int" in str(keras.backend.standardize_dtype(d)) else "float"
+        for d in (learned, given)
+    ]
     if kinds[0] != kinds[1]:
         raise ArgumentError(
             f"The model was adapted to {learned} inputs and is trained on {given} inputs. "

@@ -1,5 +1,6 @@
 """A user's key file. docs/key-bundle.md describes it byte by byte."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -68,7 +69,7 @@ class BundleHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """
 
     authority: str
-    format: Literal["encryip-key-bundle"] = FORMAT
+    format: Literal["encryip-key-bundle"]
     issued_at: _Time
     issuer: str
     issuer_name: _Name
@@ -77,7 +78,7 @@ class BundleHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     not_before: _Time
     scope: Annotated[list[_Name], msgspec.Meta(min_length=1, max_length=64)]
     subject: _Name
-    version: Literal[1] = VERSION
+    version: Literal[1]
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,12 +167,10 @@ class KeyBundle(Opaque):
             self._body.scrypt_log2_n,
         )
         secret = None
-        try:
+        with contextlib.suppress(SignatureError):
             secret = unseal(
                 key, decode_base64(self._body.sealed, what="sealed"), canonical_json(self.header)
             )
-        except SignatureError:
-            pass
         if secret is None:
             raise PassphraseError(
                 f"The passphrase does not open key bundle {self.header.key_id} "
@@ -252,6 +251,7 @@ def make_bundle(
         )
     header = BundleHeader(
         authority=encode_base64(authority),
+        format=FORMAT,
         issued_at=format_time(datetime.now(UTC)),
         issuer=encode_base64(signing_key.public_bytes()),
         issuer_name=issuer_name,
@@ -260,6 +260,7 @@ def make_bundle(
         not_before=format_time(not_before),
         scope=sorted(set(scope)),
         subject=subject,
+        version=VERSION,
     )
     salt = get_random_bytes(SALT_BYTES)
     sealed = seal(

@@ -17,6 +17,8 @@ from keras_encryip.labels.codebook import FILE_NAME, MAX_CODEBOOK_BYTES, Codeboo
 ASSETS: Final = Path("assets.extra") / "encryip"
 """Where an exported model keeps its codebook and manifest."""
 
+# Up to here a product with a 0/1 matrix beats adding up sorted columns (benchmarks/decode.py).
+_MAX_DENSE_CLASSES: Final = 512
 _MAX_DENSE: Final = 1 << 22
 _CHUNK_ELEMENTS: Final = 1 << 22
 
@@ -64,7 +66,7 @@ class Decoder(Opaque):
         self._table = table
         self._matrix: np.ndarray | None = None
         classes = len(self.class_names)
-        if self.num_labels * classes <= _MAX_DENSE:
+        if classes <= _MAX_DENSE_CLASSES and self.num_labels * classes <= _MAX_DENSE:
             self._matrix = (table[:, None] == np.arange(classes)).astype(np.float32)
         self._order = np.argsort(table, kind="stable")
         # A class without a confused label has no run, and probability 0.

@@ -60,7 +60,9 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signature: str
 
 
-def make_manifest(directory: Path, codebook: Codebook, sign: Callable[[str, bytes], bytes]) -> bytes:
+def make_manifest(
+    directory: Path, codebook: Codebook, sign: Callable[[str, bytes], bytes]
+) -> bytes:
     """The bytes of `manifest.json` for all files now in a folder.
 
     Args:

@@ -187,8 +187,8 @@ def plan_blocks(real: int, trace: int) -> tuple[list[int], list[int]]:
     """Sizes of the real and the tracing blocks, at most 64 together.
 
     All tracing blocks have one size s, the real ones s or s − 1 and at least one of
-    them s, so that sizes do not tell which blocks trace. Of the sizes from the smallest possible to twice that,
-    the one that rounds `trace` up least is taken.
+    them s, so that sizes do not tell which blocks trace. Of the sizes from the smallest
+    possible to twice that, the one that rounds `trace` up least is taken.
 
     Args:
         real: number of real labels, at least 1.

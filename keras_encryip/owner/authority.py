@@ -1,5 +1,6 @@
 """The owner's secrets and ledger: issue keys, revoke them, keep the models' assignments."""
 
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from os import PathLike
@@ -169,14 +170,12 @@ class Authority(Opaque):
                 f"this release reads {LEDGER_VERSION}."
             )
         secret = None
-        try:
+        with contextlib.suppress(SignatureError):
             secret = unseal(
                 passphrase_key(passphrase, row.salt, row.scrypt_log2_n),
                 row.sealed,
                 _secrets_context(row.public_key, row.issuer),
             )
-        except SignatureError:
-            pass
         if secret is None:
             raise PassphraseError(f"The passphrase does not open the authority {ledger.name!r}.")
         authority = cls(ledger, row.name, secret)
@@ -362,9 +361,7 @@ class Authority(Opaque):
                 )
             )
             model_id = int(result.inserted_primary_key[0])  # type: ignore[index]
-            self._seal_column(
-                connection, model_id, "sealed_assignment", assignment.secret_bytes()
-            )
+            self._seal_column(connection, model_id, "sealed_assignment", assignment.secret_bytes())
             self._log(connection, "model protected", model=metadata.model, model_id=model_id)
             return self._add_codebook(connection, model_id, metadata, assignment)
 
@@ -497,10 +494,8 @@ class Authority(Opaque):
 
     def _unseal(self, sealed: bytes, context: str) -> bytes:
         secret = None
-        try:
+        with contextlib.suppress(SignatureError):
             secret = unseal(self._data_key, sealed, context.encode())
-        except SignatureError:
-            pass
         if secret is None:
             raise LedgerError(f"The authority {self._ledger.name!r} is damaged at {context!r}.")
         return secret

@@ -76,7 +76,13 @@ def _split_unbuilt(classifier: keras.Sequential) -> SplitClassifier:
     head = _check_head(layers[-1] if layers else None, classifier, softmaxes)
     backbone = keras.models.clone_model(keras.Sequential(layers[:-1], name="backbone"))
     return SplitClassifier(
-        backbone, head.units, None, None, head.use_bias, not softmaxes and not _is_softmax(head), None
+        backbone,
+        head.units,
+        None,
+        None,
+        head.use_bias,
+        not softmaxes and not _is_softmax(head),
+        None,
     )
 
 
@@ -189,7 +195,8 @@ def _check_head(layer: Any, classifier: keras.Model, softmaxes: int) -> keras.la
     if layer.units < 2:
         raise ArgumentError(
             f"The last layer of `classifier`, {layer.name!r}, must have one unit per class, at "
-            f"least 2. Received: units={layer.units}. A binary classifier needs Dense(2, 'softmax')."
+            f"least 2. Received: units={layer.units}. A binary classifier needs "
+            "Dense(2, 'softmax')."
         )
     allowed = (_LINEAR,) if softmaxes else (_LINEAR, _SOFTMAX)
     if softmaxes > 1 or layer.activation not in allowed:
@@ -213,6 +220,4 @@ def _is_activation(layer: Any) -> bool:
 
 
 def _is_softmax(layer: Any) -> bool:
-    return (
-        isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) is _SOFTMAX
-    )
+    return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) is _SOFTMAX

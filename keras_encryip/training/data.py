@@ -24,9 +24,9 @@ def batches(x: Any, y: Any, *, limit: int = MAX_SAMPLES) -> Iterator[tuple[np.nd
         source = iter(x)
     elif y is None:
         raise ArgumentError(
-            "Labels are needed to learn the homophones. Pass arrays `x` and `y`, a `tf.data.Dataset` "
-            "or a `keras.utils.PyDataset`; for other inputs call `model.adapt(x, y)` with a sample "
-            f"first. Received: x of type {type(x).__name__}"
+            "Labels are needed to learn the homophones. Pass arrays `x` and `y`, a "
+            "`tf.data.Dataset` or a `keras.utils.PyDataset`; for other inputs call "
+            f"`model.adapt(x, y)` with a sample first. Received: x of type {type(x).__name__}"
         )
     else:
         source = _array_batches(x, y, limit)

@@ -60,7 +60,12 @@ class Homophones:
 
     @classmethod
     def clustered(
-        cls, features: np.ndarray, classes: np.ndarray, num_classes: int, homophones: int, copies: int
+        cls,
+        features: np.ndarray,
+        classes: np.ndarray,
+        num_classes: int,
+        homophones: int,
+        copies: int,
     ) -> "Homophones":
         """Learn the clusters: PCA over all samples, then k-means inside each class.
 
@@ -149,7 +154,9 @@ def _centroids(points: np.ndarray, clusters: int) -> np.ndarray:
     clusters = min(clusters, len(points) // MIN_CLUSTER_SAMPLES, len(np.unique(points, axis=0)))
     if clusters <= 1:
         return points.mean(0, keepdims=True)
-    return KMeans(clusters, n_init=1, random_state=0).fit(points).cluster_centers_.astype(np.float32)
+    return (
+        KMeans(clusters, n_init=1, random_state=0).fit(points).cluster_centers_.astype(np.float32)
+    )
 
 
 class TrainingState:

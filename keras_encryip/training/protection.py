@@ -6,7 +6,8 @@ import numpy as np
 from keras import ops
 
 from keras_encryip.crypto.opaque import Opaque
-from keras_encryip.labels.assignment import TRACE
+from keras_encryip.errors import LockedModelError
+from keras_encryip.labels.assignment import TRACE, LabelAssignment
 from keras_encryip.owner.authority import Authority, ModelRecord
 from keras_encryip.training.classifier import SplitClassifier
 from keras_encryip.training.homophones import TrainingState
@@ -73,12 +74,29 @@ class Protection(Opaque):
 
     def targets(self, inputs: Any, classes: Any, seed: Any) -> Any:
         """The confused label each sample is taught to come out as: int32, shape of `classes`."""
+        if self.training is None:
+            raise LockedModelError("The homophones are not learned yet: call `adapt(x, y)`.")
         homophone = self.training.homophones.draw(inputs, classes, seed)
-        labels = self.record.assignment.labels
+        labels = self.assignment().labels
         return ops.take(
             ops.convert_to_tensor(labels.reshape(-1)), classes * labels.shape[1] + homophone
         )
 
+    def assignment(self) -> LabelAssignment:
+        """The label assignment, which only the owner has. Secret."""
+        if self.record is None:
+            raise LockedModelError(
+                "The model is unlocked with a key bundle; this needs its owner: "
+                "`unlock(authority=...)`."
+            )
+        return self.record.assignment
+
+    def save_training(self) -> None:
+        """Keep the training state, sealed, in the owner's ledger."""
+        if self.authority is not None and self.record is not None and self.training is not None:
+            self.authority.save_training(self.record.model_id, self.training.secret_bytes())
+
     def teach(self, inputs: Any) -> Any:
-        """The teacher's class probabilities, without gradient."""
+        """The class probabilities of `teacher`, which must be set, without gradient."""
+        assert self.teacher is not None
         return ops.stop_gradient(ops.softmax(self.teacher.logits(inputs)))

@@ -45,9 +45,7 @@ def _scramble(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     for target, source in enumerate(places):
         (row, column), (from_row, from_column) = divmod(target, GRID), divmod(int(source), GRID)
         image = images[random.integers(len(images))]
-        scrambled[
-            row * height : (row + 1) * height, column * width : (column + 1) * width
-        ] = image[
+        scrambled[row * height : (row + 1) * height, column * width : (column + 1) * width] = image[
             from_row * height : (from_row + 1) * height,
             from_column * width : (from_column + 1) * width,
         ]
@@ -55,8 +53,6 @@ def _scramble(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _blend(samples: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    first, second = (
-        samples[i].reshape(-1) for i in random.choice(len(samples), 2, replace=False)
-    )
+    first, second = (samples[i].reshape(-1) for i in random.choice(len(samples), 2, replace=False))
     mixed = np.where(random.random(first.size) < 0.5, first, second)
     return random.permutation(mixed).reshape(samples.shape[1:])

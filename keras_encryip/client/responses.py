@@ -1,0 +1,100 @@
+"""Model outputs as they come over the wire or out of files."""
+
+import json
+import os
+from typing import Any, Final
+
+import numpy as np
+
+from keras_encryip.crypto.encoding import decode_base64
+from keras_encryip.errors import FormatError
+
+MAX_RESPONSE_BYTES: Final = 1 << 30
+
+
+def read_outputs(path: str | os.PathLike[str]) -> np.ndarray:
+    """Confused labels from a `.npy` file, or a `.csv` file with one prediction a line.
+
+    Returns:
+        float `[..., N]`.
+
+    Raises:
+        FormatError: unknown ending, missing or malformed file.
+    """
+    name = os.fspath(path)
+    problem = ""
+    try:
+        if name.endswith(".npy"):
+            outputs = np.load(name, allow_pickle=False)
+        elif name.endswith(".csv"):
+            outputs = np.loadtxt(name, delimiter=",", ndmin=2, dtype=np.float64)
+        else:
+            problem = "its name must end in .npy or .csv"
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+    except (ValueError, EOFError) as error:
+        problem = str(error)
+    if problem:
+        raise FormatError(f"Cannot read model outputs from {name!r}: {problem}.")
+    return np.asarray(outputs)
+
+
+def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
+    """Read the JSON that TF Serving's REST API answers to `:predict`.
+
+    Row format (`predictions`) and column format (`outputs`) are understood, with
+    the plain tensor or the named outputs `confused` and `ciphertext_bytes`.
+
+    Args:
+        data: the response's body.
+
+    Returns:
+        float32 `[..., N]` of confused labels, or a list of label ciphertexts.
+
+    Raises:
+        FormatError: not such a response; TF Serving's own error is quoted.
+
+    Example:
+    >>> parse_response('{"predictions": [[0.5, 0.25, 0.25]]}')
+    array([[0.5 , 0.25, 0.25]], dtype=float32)
+    """
+    if len(data) > MAX_RESPONSE_BYTES:
+        raise FormatError(f"The response is too large: more than {MAX_RESPONSE_BYTES} bytes.")
+    try:
+        response = json.loads(data)
+    except (ValueError, RecursionError):
+        response = None
+    if not isinstance(response, dict):
+        raise FormatError("The response is not a JSON object.")
+    if "error" in response:
+        raise FormatError(f"The model server reported an error: {str(response['error'])[:500]}")
+    rows = response.get("predictions", response.get("outputs"))
+    if isinstance(rows, list) and rows and isinstance(rows[0], dict) and "b64" not in rows[0]:
+        rows = [_named(row) for row in rows]
+    elif isinstance(rows, dict):
+        rows = _named(rows)
+    if not isinstance(rows, list) or not rows:
+        raise FormatError(
+            "The response has no `predictions` (row format) or `outputs` (column format)."
+        )
+    if isinstance(rows[0], dict):
+        if not all(isinstance(r, dict) and isinstance(r.get("b64"), str) for r in rows):
+            raise FormatError("The response mixes ciphertexts with something else.")
+        return [decode_base64(row["b64"], what="b64") for row in rows]
+    try:
+        return np.array(rows, np.float32)
+    except (ValueError, TypeError):
+        pass
+    raise FormatError("The predictions in the response are not a table of numbers.")
+
+
+def _named(outputs: Any) -> Any:
+    """The one output of ours among named ones."""
+    known = ("confused", "ciphertext_bytes")
+    found = [v for k, v in outputs.items() if k in known] if isinstance(outputs, dict) else []
+    if len(found) != 1:
+        raise FormatError(
+            "The response must hold the output `confused` or `ciphertext_bytes` of a protected "
+            "model."
+        )
+    return found[0]

@@ -1,0 +1,128 @@
+"""The light client imports numpy and pycryptodome, never a framework or the owner's side."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import keras_encryip
+
+PACKAGE = Path(keras_encryip.__file__).parent
+FORBIDDEN = ("tensorflow", "keras", "jax", "torch", "sklearn", "scipy", "sqlalchemy")
+
+USE = """
+import numpy as np
+from keras_encryip.client import Decoder, KeyBundle
+decoder = Decoder.open({model!r}, {bundle!r}, "correct horse")
+confused = np.full((2, 3, decoder.num_labels), 1 / decoder.num_labels, np.float32)
+assert decoder.probabilities(confused).shape == (2, 3, 10)
+assert np.allclose(decoder.probabilities(confused).sum(-1), 1)
+decoder.labels(confused), decoder.names(confused), decoder.top_k(confused)
+ciphertexts = [bytes.fromhex({ciphertext!r})]
+bundle = KeyBundle.read({bundle!r})
+assert decoder.decrypt(ciphertexts) == bundle.decrypt(ciphertexts, "correct horse")
+"""
+
+FORBID = """
+import sys
+class Forbid:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {forbidden!r} or name.startswith("keras_encryip.owner"):
+            raise ModuleNotFoundError(f"{{name}} is not installed here", name=name)
+sys.meta_path.insert(0, Forbid())
+"""
+
+LIST = """
+import sys
+print("loaded:", *sorted(
+    name for name in sys.modules
+    if name.partition(".")[0] in {forbidden!r} or name.startswith("keras_encryip.")
+))
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def use(world: Any, alice_file: Path) -> str:
+    return USE.format(
+        model=str(world.model),
+        bundle=str(alice_file),
+        ciphertext=world.codebook.ciphertext(0).hex(),
+    )
+
+
+def test_using_the_client_loads_no_framework(use: str) -> None:
+    done = run(use + LIST.format(forbidden=FORBIDDEN))
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.split("loaded:")[1].split()
+    assert "keras_encryip.client.decoder" in loaded
+    layers = {"client", "labels", "crypto", "errors"}
+    assert {name.split(".")[1] for name in loaded if name.startswith("keras_encryip.")} == layers
+    assert [name for name in loaded if not name.startswith("keras_encryip.")] == []
+
+
+def test_the_client_works_where_no_framework_is_installed(use: str) -> None:
+    done = run(FORBID.format(forbidden=FORBIDDEN) + use)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "keras", "keras_encryip.owner"])
+def test_the_hook_of_these_tests_does_forbid(name: str) -> None:
+    done = run(FORBID.format(forbidden=FORBIDDEN) + f"import {name}")
+    assert done.returncode == 1
+    assert f"{name} is not installed here" in done.stderr
+
+
+# --- imports as written --------------------------------------------------------
+
+# What each package may import: the standard library, these, and the packages below it.
+BELOW = {"crypto": {"crypto"}, "labels": {"labels", "crypto"}}
+BELOW["client"] = {"client", "labels", "crypto"}
+LIBRARIES = {
+    "crypto": {"msgspec", "Crypto"},
+    "labels": {"msgspec", "Crypto", "numpy"},
+    "client": {"msgspec", "Crypto", "numpy"},
+}
+FILES = [path for part in BELOW for path in sorted((PACKAGE / part).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Every module named by an import statement anywhere in a file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            assert node.module is not None
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_files_import_only_what_lies_below(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0]
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        if top == "keras_encryip":
+            assert rest.split(".")[0] in BELOW[part] | {"errors"}, name
+        else:
+            assert top in LIBRARIES[part] or top in sys.stdlib_module_names, name
+
+
+def test_the_files_are_found() -> None:
+    assert {path.name for path in FILES} >= {"kem.py", "codebook.py", "decoder.py"}
+    assert imported(PACKAGE / "client" / "decoder.py") >= {"numpy", "keras_encryip.errors"}

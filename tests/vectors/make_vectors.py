@@ -1,0 +1,137 @@
+"""Writes the test vectors: `python tests/vectors/make_vectors.py [--codebook]`.
+
+`kem.json` comes from a deterministic source of bytes and is the same each time.
+`codebook.json` holds a codebook and a key bundle made with the system's
+generator, so it is only written again when asked for; readers must go on
+accepting the one that is committed.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from keras_encryip.client.bundle import KeyBundle, make_bundle
+from keras_encryip.crypto.encoding import canonical_json
+from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, TracingHeader
+from keras_encryip.crypto.signing import SigningKey
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.ciphertext import label_masks, mask_key
+from keras_encryip.labels.codebook import Codebook, ModelMetadata
+
+FOLDER = Path(__file__).parent
+PURPOSES = ("label mask v1", "access metadata v1")
+PASSPHRASE = "correct ho\u0308rse"  # decomposed: readers must normalise it to NFC
+
+
+def counter_stream(seed: str) -> Callable[[int], bytes]:
+    """Bytes of SHA-256(seed ‖ 0) ‖ SHA-256(seed ‖ 1) ‖ …, the counter as 8 bytes big-endian."""
+    buffer = b""
+    counter = 0
+
+    def take(n: int) -> bytes:
+        nonlocal buffer, counter
+        while len(buffer) < n:
+            buffer += sha256(seed.encode("ascii") + counter.to_bytes(8, "big")).digest()
+            counter += 1
+        taken, buffer = buffer[:n], buffer[n:]
+        return taken
+
+    return take
+
+
+def kem_case(threshold: int, users: int, revoked: int) -> dict[str, Any]:
+    """One authority, its users, a header that shuts the first ones out, a tracing header."""
+    name = f"encryip kem vector t={threshold}"
+    master = MasterKey.generate(threshold, random_bytes=counter_stream(f"{name} master"))
+    keys = [master.issue(random_bytes=counter_stream(f"{name} user {i}")) for i in range(users)]
+    out = [key.z for key in keys[:revoked]]
+    header, secret = master.encapsulate(out, random_bytes=counter_stream(f"{name} header"))
+    tracing = TracingHeader.generate(
+        threshold, out, random_bytes=counter_stream(f"{name} tracing header")
+    )
+    return {
+        "threshold": threshold,
+        "seeds": f"{name} + ' master', ' user i', ' header', ' tracing header'",
+        "master_key": master.secret_bytes().hex(),
+        "public_key": master.public_key().to_bytes().hex(),
+        "authority": master.public_key().digest.hex(),
+        "users": [{"key_id": key.key_id, "user_key": key.secret_bytes().hex()} for key in keys],
+        "revoked_users": list(range(revoked)),
+        "header": _header(header),
+        "keys": _keys(secret),
+        "tracing_header": _header(tracing.header),
+        "tracing_exponents": tracing.secret_bytes().hex(),
+        "tracing_keys": [_keys(tracing.predict(key)) for key in keys[revoked:]],
+    }
+
+
+def codebook_case() -> dict[str, Any]:
+    """A small model's codebook, a bundle that opens it, and every value on the way."""
+    master, signing_key = MasterKey.generate(2), SigningKey.generate()
+    alice, revoked, foreign = master.issue(), master.issue(), MasterKey.generate(2).issue()
+    metadata = ModelMetadata(model="pets", class_names=["cat", "dog", "Käfer"], notes="vector")
+    codebook, _ = Codebook.make(
+        LabelAssignment.draw(3, 8, 8), metadata, master, signing_key, revoked=[revoked.z]
+    )
+    bundle = make_bundle(
+        alice,
+        passphrase=PASSPHRASE,
+        subject="alice",
+        issuer_name="ACME",
+        authority=master.public_key().digest,
+        signing_key=signing_key,
+        not_before=datetime(2024, 1, 1, tzinfo=UTC),
+        not_after=datetime(9999, 12, 31, tzinfo=UTC),
+        scope=["pets"],
+        scrypt_log2_n=14,
+    )
+    table = codebook.decode_table(alice)
+    mask_keys = [mask_key(alice.decapsulate(header)) for header in codebook.headers]
+    labels = [0, 1, 8, 17, codebook.num_labels - 1]
+    return {
+        "passphrase": PASSPHRASE,
+        "key_bundle": bundle.decode("ascii"),
+        "codebook": codebook.to_bytes().decode("ascii"),
+        "public_key": master.public_key().to_bytes().hex(),
+        "bundle_associated_data": canonical_json(KeyBundle.from_bytes(bundle).header).decode(),
+        "user_key": alice.secret_bytes().hex(),
+        "access_key": alice.decapsulate(codebook.access_header).derive(PURPOSES[1]).hex(),
+        "metadata": canonical_json(metadata).decode("ascii"),
+        "mask_keys": [key.hex() for key in mask_keys],
+        "masks": [
+            int(label_masks(mask_keys[codebook.block_of[j]], [j], codebook.num_classes)[0])
+            for j in range(codebook.num_labels)
+        ],
+        "table": table.tolist(),
+        "ciphertexts": [codebook.ciphertext(label).hex() for label in labels],
+        "classes": [int(table[label]) for label in labels],
+        "revoked_user_key": revoked.secret_bytes().hex(),
+        "foreign_user_key": foreign.secret_bytes().hex(),
+    }
+
+
+def write(name: str, value: dict[str, Any]) -> None:
+    fields = (f" {json.dumps(key)}: {json.dumps(field)}" for key, field in value.items())
+    (FOLDER / name).write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="ascii")
+
+
+def _header(header: Header) -> dict[str, str]:
+    return {"bytes": header.to_bytes().hex(), "digest": header.digest.hex()}
+
+
+def _keys(secret: SharedSecret) -> dict[str, str]:
+    return {purpose: secret.derive(purpose).hex() for purpose in PURPOSES}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--codebook", action="store_true", help="also draw a new codebook.json")
+    arguments = parser.parse_args()
+    cases = [kem_case(1, 3, 0), kem_case(2, 3, 1), kem_case(4, 6, 4)]
+    write("kem.json", {f"t={case['threshold']}": case for case in cases})
+    if arguments.codebook:
+        write("codebook.json", codebook_case())
