@@ -1,10 +1,13 @@
 """`protect` turns any Keras classifier into a `ProtectedModel`."""
 
+import math
+import operator
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Self
 
 import keras
+import msgspec
 import numpy as np
 from keras import ops
 
@@ -28,6 +31,13 @@ _MAX_DEFAULT_LABELS = 2048
 _TRACE_BIAS = -16.0
 TRACE_WEIGHT = 0.1
 """Weight of the trace term: enough to learn them all, too little to slow the start of training."""
+
+
+class _Shared(keras.losses.Loss):
+    """A value as it counts in Keras's total: divided by the number of replicas."""
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return y_pred
 
 
 @keras.saving.register_keras_serializable(package="keras_encryip")
@@ -83,18 +93,18 @@ class ProtectedModel(keras.Model):
             )
         if not isinstance(copies, int) or copies < 1:
             raise ArgumentError(f"`copies` must be a positive integer. Received: copies={copies}")
-        if not confusion_weight >= 0:
+        if not 0 <= confusion_weight < math.inf:
             raise ArgumentError(
-                "`confusion_weight` must not be negative. "
+                "`confusion_weight` must be a number, not negative. "
                 f"Received: confusion_weight={confusion_weight}"
             )
         if not 0 <= teacher_weight <= 1:
             raise ArgumentError(
                 f"`teacher_weight` must be in 0 … 1. Received: teacher_weight={teacher_weight}"
             )
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise ArgumentError(
-                f"`temperature` must be positive. Received: temperature={temperature}"
+                f"`temperature` must be a positive number. Received: temperature={temperature}"
             )
         self.backbone = backbone
         self.num_classes = num_classes
@@ -159,7 +169,10 @@ class ProtectedModel(keras.Model):
         if not training or protection.training is None:
             return loss
         if protection.teacher is not None:
-            own = loss - sum(self.losses) if self.losses else loss
+            own = loss
+            if self.losses:
+                added = ops.reshape(sum(self.losses), (1,))
+                own = loss - _Shared(name="shared")(ops.zeros_like(added), added)
             distilled = Distillation(self.temperature)(
                 protection.teach(x), decoded, sample_weight=sample_weight
             )
@@ -424,6 +437,8 @@ def protect(
         raise ArgumentError(
             f"`name` must be a non-empty string without '/'. Received: name={name!r}"
         )
+    trace_labels = _whole("trace_labels", trace_labels, 0)
+    copies = _whole("copies", copies, 1)
     split = split_classifier(classifier)
     names = [str(n) for n in class_names] if class_names is not None else None
     if names is None:
@@ -435,7 +450,10 @@ def protect(
         )
     if homophones is None:
         homophones = default_homophones(split.num_classes, trace_labels, copies)
-    distils = teacher if teacher is not None else _is_trained(classifier, split)
+    homophones = _whole("homophones", homophones, 1)
+    metadata = _metadata(name, names, notes)
+    trained = _is_trained(classifier, split)
+    distils = teacher if teacher is not None else trained
     source = classifier if distils is True else distils
     if confusion_weight is None:
         confusion_weight = 1.0 if source else 0.1
@@ -443,7 +461,7 @@ def protect(
     assignment = LabelAssignment.draw(split.num_classes, homophones, trace_labels)
     draft: dict[str, Any] = {
         "strategy": strategy,
-        "copies": min(copies, homophones) if isinstance(copies, int) else copies,
+        "copies": min(copies, homophones),
         "confusion_weight": confusion_weight,
         "teacher_weight": teacher_weight,
         "temperature": temperature,
@@ -454,11 +472,10 @@ def protect(
     model = ProtectedModel(
         split.backbone, split.num_classes, assignment.num_labels, codebook="", **draft
     )
-    metadata = ModelMetadata(model=name, class_names=names, notes=notes)
     model.codebook = authority.add_model(metadata, assignment).to_bytes().decode("ascii")
     if split.input_shape is not None:
         model.build(split.input_shape)
-        if split.kernel is not None and (homophones == 1 or source or split.looks_trained):
+        if split.kernel is not None and (homophones == 1 or trained or distils is True):
             _copy_head(model.confused_labels, split, assignment)
     model.unlock(authority=authority)
     model._unlocked().teacher = guide
@@ -492,6 +509,27 @@ def rotate_codebook(model: ProtectedModel) -> None:
     model.codebook = new.to_bytes().decode("ascii")
 
 
+def _whole(name: str, value: Any, least: int) -> int:
+    try:
+        whole = int(operator.index(value))
+    except TypeError:
+        whole = least - 1
+    if whole < least:
+        kind = "a positive integer" if least else "an integer, not negative"
+        raise ArgumentError(f"`{name}` must be {kind}. Received: {name}={value!r}")
+    return whole
+
+
+def _metadata(name: str, class_names: list[str], notes: str) -> ModelMetadata:
+    metadata = ModelMetadata(model=name, class_names=class_names, notes=notes)
+    try:
+        msgspec.convert(msgspec.to_builtins(metadata), ModelMetadata)
+    except msgspec.ValidationError as error:
+        fields = "`name`, `class_names` or `notes`"
+        raise ArgumentError(f"{fields} cannot be kept: {error}") from None
+    return metadata
+
+
 def _is_trained(classifier: keras.Model, split: SplitClassifier) -> bool:
     optimizer = getattr(classifier, "optimizer", None)
     stepped = optimizer is not None and int(ops.convert_to_numpy(optimizer.iterations)) > 0
@@ -499,6 +537,11 @@ def _is_trained(classifier: keras.Model, split: SplitClassifier) -> bool:
 
 
 def _teacher(classifier: keras.Model, num_classes: int) -> SplitClassifier:
+    if not isinstance(classifier, keras.Model):
+        raise ArgumentError(
+            "`teacher` must be True, False or a trained keras.Model. "
+            f"Received: {type(classifier).__name__}"
+        )
     teacher = split_classifier(classifier)
     if teacher.num_classes != num_classes or teacher.kernel is None:
         raise ArgumentError(

@@ -29,6 +29,18 @@ from keras_encryip.crypto.signing import SEED_BYTES, SigningKey
 from keras_encryip.errors import ArgumentError, LedgerError, PassphraseError, SignatureError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
+from keras_encryip.owner.consistency import (
+    ACTIVE,
+    AUTHORITY_CREATED,
+    BUNDLE_WRITTEN,
+    CODEBOOK_MADE,
+    KEY_ISSUED,
+    KEY_REVOKED,
+    MODEL_PROTECTED,
+    PENDING,
+    REVOKED,
+    inconsistency,
+)
 from keras_encryip.owner.ledger import (
     LEDGER_VERSION,
     Event,
@@ -41,9 +53,7 @@ from keras_encryip.owner.ledger import (
     users_table,
 )
 
-PENDING: Final = "pending"
-ACTIVE: Final = "active"
-REVOKED: Final = "revoked"
+_MAX_NAME: Final = 256
 
 
 class User(msgspec.Struct, frozen=True):
@@ -135,6 +145,7 @@ class Authority(Opaque):
         issuer = signing_key.public_bytes()
         key = passphrase_key(passphrase, salt, scrypt_log2_n)
         title = name or Path(Ledger(url).url.database or "authority").stem
+        _check_text(title, "name")
 
         def fill(connection: sa.Connection) -> None:
             connection.execute(
@@ -149,7 +160,9 @@ class Authority(Opaque):
                     sealed=seal(key, secret, _secrets_context(public_key, issuer)),
                 )
             )
-            append_event(connection, signing_key, "authority created", {"threshold": threshold})
+            append_event(
+                connection, signing_key, AUTHORITY_CREATED, {"name": title, "threshold": threshold}
+            )
 
         return cls(Ledger.create(url, fill), title, secret)
 
@@ -258,6 +271,12 @@ class Authority(Opaque):
         """
         if not isinstance(days, (int, float)) or not 0 < days <= 36525:
             raise ArgumentError(f"`days` must be in 0 … 36525. Received: days={days}")
+        _check_text(subject, "subject")
+        if models is not None and (isinstance(models, str) or not list(models)):
+            raise ArgumentError(
+                "`models` must be a list of model names, or None for any. "
+                f"Received: models={models!r}"
+            )
         if Path(path).exists():
             raise ArgumentError(f"{str(path)!r} exists already, and is never overwritten.")
         now = datetime.now(UTC)
@@ -296,7 +315,7 @@ class Authority(Opaque):
                         **fields,
                     )
                 )
-                self._log(connection, "key issued", subject=subject, key_id=key.key_id)
+                self._log(connection, KEY_ISSUED, subject=subject, key_id=key.key_id, **fields)
             elif row.status != PENDING or row.key_id != key.key_id:
                 raise LedgerError(
                     f"{subject!r} has a key already ({row.key_id}, {row.status}). Users are "
@@ -309,7 +328,7 @@ class Authority(Opaque):
                 .where(users_table.c.subject == subject, users_table.c.status == PENDING)
                 .values(status=ACTIVE, **fields)
             )
-            self._log(connection, "bundle written", subject=subject, key_id=key.key_id)
+            self._log(connection, BUNDLE_WRITTEN, subject=subject, key_id=key.key_id, **fields)
             return _user(_find_user(connection, subject))
 
     def revoke(self, subject: str) -> User:
@@ -321,6 +340,7 @@ class Authority(Opaque):
         Raises:
             LedgerError: unknown or already revoked, or t users are revoked already.
         """
+        _check_text(subject, "subject")
         with self._ledger.writing() as connection:
             row = _find_user(connection, subject)
             if row is None:
@@ -332,12 +352,13 @@ class Authority(Opaque):
                     f"threshold={self.threshold} users are revoked already. To shut out more, "
                     "create an authority with a larger threshold and protect the model under it."
                 )
+            now = _now()
             connection.execute(
                 users_table.update()
                 .where(users_table.c.subject == subject)
-                .values(status=REVOKED, revoked_at=_now())
+                .values(status=REVOKED, revoked_at=now)
             )
-            self._log(connection, "key revoked", subject=subject, key_id=row.key_id)
+            self._log(connection, KEY_REVOKED, subject=subject, key_id=row.key_id, revoked_at=now)
             return _user(_find_user(connection, subject))
 
     def _pending_key(self, subject: str) -> UserKey | None:
@@ -356,13 +377,14 @@ class Authority(Opaque):
                 models_table.insert().values(
                     name=metadata.model,
                     created_at=_now(),
-                    metadata=canonical_json(metadata),
+                    sealed_metadata=b"",
                     sealed_assignment=b"",
                 )
             )
             model_id = int(result.inserted_primary_key[0])  # type: ignore[index]
+            self._seal_column(connection, model_id, "sealed_metadata", canonical_json(metadata))
             self._seal_column(connection, model_id, "sealed_assignment", assignment.secret_bytes())
-            self._log(connection, "model protected", model=metadata.model, model_id=model_id)
+            self._log(connection, MODEL_PROTECTED, model=metadata.model, model_id=model_id)
             return self._add_codebook(connection, model_id, metadata, assignment)
 
     def model_of(self, codebook_id: bytes) -> ModelRecord:
@@ -384,7 +406,10 @@ class Authority(Opaque):
             )
         return ModelRecord(
             row.model_id,
-            msgspec.json.decode(row.metadata, type=ModelMetadata),
+            msgspec.json.decode(
+                self._unseal(row.sealed_metadata, f"sealed_metadata {row.model_id}"),
+                type=ModelMetadata,
+            ),
             LabelAssignment.from_secret_bytes(
                 self._unseal(row.sealed_assignment, f"sealed_assignment {row.model_id}")
             ),
@@ -410,7 +435,9 @@ class Authority(Opaque):
             ).one()
             revoked = canonical_json(sorted(_revoked(connection))).decode("ascii")
             if not fresh and row.revoked == revoked:
-                return Codebook.from_bytes(row.public)
+                codebook = Codebook.from_bytes(row.public)
+                codebook.verify(self.issuer)
+                return codebook
             return self._add_codebook(
                 connection, record.model_id, record.metadata, record.assignment
             )
@@ -418,6 +445,7 @@ class Authority(Opaque):
     def tracing_headers(self, codebook: Codebook) -> tuple[TracingHeader, ...]:
         """The tracing headers of one of this authority's codebooks, with their exponents."""
         record = self.model_of(codebook.codebook_id)
+        codebook.verify(self.issuer)
         with self._ledger.reading() as connection:
             sealed = connection.execute(
                 sa.select(codebooks_table.c.sealed_exponents).where(
@@ -475,7 +503,7 @@ class Authority(Opaque):
         )
         self._log(
             connection,
-            "codebook made",
+            CODEBOOK_MADE,
             model_id=model_id,
             codebook=codebook.codebook_id.hex(),
             revoked=len(revoked),
@@ -506,19 +534,27 @@ class Authority(Opaque):
     def _check_consistency(self) -> None:
         """The log is intact, and agrees with the tables."""
         with self._ledger.reading() as connection:
-            events = read_events(connection, self.issuer)
-            logged = {
-                status: {e.details["key_id"] for e in events if e.kind == kind}
-                for status, kind in ((PENDING, "key issued"), (REVOKED, "key revoked"))
-            }
-            stored = connection.execute(sa.select(users_table.c.key_id, users_table.c.status)).all()
-        if {row.key_id for row in stored} != logged[PENDING] or {
-            row.key_id for row in stored if row.status == REVOKED
-        } != logged[REVOKED]:
+            table = inconsistency(connection, read_events(connection, self.issuer))
+        if table:
             raise LedgerError(
-                f"The users of {self._ledger.name!r} do not agree with its event log: "
-                "the file was changed by other means."
+                f"The {table} of {self._ledger.name!r} do not agree with its event log: "
+                "the file was changed by other means, or is damaged."
             )
+
+
+def _check_text(text: str, argument: str) -> None:
+    """Refuse what cannot stand in a bundle or in the ledger."""
+    storable = isinstance(text, str) and 0 < len(text) <= _MAX_NAME
+    if storable:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a lone surrogate, from a command line that is not UTF-8
+            storable = False
+    if not storable:
+        raise ArgumentError(
+            f"`{argument}` must be a string of 1 … {_MAX_NAME} characters. "
+            f"Received: {argument}={text!r}"
+        )
 
 
 def _secrets_context(public_key: bytes, issuer: bytes) -> bytes:

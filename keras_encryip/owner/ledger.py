@@ -28,6 +28,8 @@ _EVENT_DOMAIN: Final = "event v1"
 _FIRST: Final = b"\0" * 32
 _BUSY_SECONDS: Final = 10
 
+_STORED: Final = {sa.Integer: "integer", sa.String: "text", sa.LargeBinary: "blob"}
+
 _metadata = sa.MetaData()
 
 authority_table = sa.Table(
@@ -61,7 +63,7 @@ models_table = sa.Table(
     sa.Column("model_id", sa.Integer, primary_key=True),
     sa.Column("name", sa.String, nullable=False),
     sa.Column("created_at", sa.String, nullable=False),
-    sa.Column("metadata", sa.LargeBinary, nullable=False),
+    sa.Column("sealed_metadata", sa.LargeBinary, nullable=False),
     sa.Column("sealed_assignment", sa.LargeBinary, nullable=False),
     sa.Column("sealed_training", sa.LargeBinary),
 )
@@ -112,9 +114,15 @@ class Ledger:
         url: an SQLAlchemy URL such as `"sqlite:///acme.authority"`.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | sa.URL) -> None:
         self.url = _parse_url(url)
-        self._engine = sa.create_engine(self.url, hide_parameters=True)
+        driver = None
+        try:
+            self._engine = sa.create_engine(self.url, hide_parameters=True)
+        except ModuleNotFoundError as error:
+            driver = error.name
+        if driver:
+            raise ArgumentError(f"{self.name!r} needs the Python package {driver!r}: install it.")
         if self.url.get_backend_name() == "sqlite":
             _configure_sqlite(self._engine)
 
@@ -135,9 +143,11 @@ class Ledger:
         problem = ""
         try:
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            draft = cls(f"sqlite:///{temporary}")
-            draft._create_tables(fill)
-            draft.close()
+            draft = cls(ledger.url.set(database=str(temporary)))
+            try:
+                draft._create_tables(fill)
+            finally:
+                draft.close()
             os.link(temporary, path)
             sync_folder(path.parent)
         except FileExistsError:
@@ -163,7 +173,7 @@ class Ledger:
             )
         with ledger.reading() as connection:
             if path is not None:
-                result = connection.exec_driver_sql("PRAGMA quick_check").scalar()
+                result = connection.exec_driver_sql("PRAGMA integrity_check").scalar()
                 if result != "ok":
                     raise LedgerError(f"The authority {str(path)!r} is damaged: {result}.")
             missing = set(_metadata.tables) - set(sa.inspect(connection).get_table_names())
@@ -172,6 +182,8 @@ class Ledger:
                     f"{ledger.name!r} is not a whole authority: table(s) "
                     f"{', '.join(sorted(missing))} are missing. Restore a full copy."
                 )
+            if path is not None and (column := _mistyped_column(connection)):
+                raise LedgerError(f"The authority {str(path)!r} is damaged: column {column}.")
         return ledger
 
     @property
@@ -215,6 +227,8 @@ class Ledger:
             problem = f"refused the change: {error.orig}"
         except sa.exc.DBAPIError as error:
             problem = f"cannot be used: {error.orig}"
+        except UnicodeDecodeError:  # text that SQLite hands over as it is in the file
+            problem = "is malformed"
         if not problem:
             return
         if "locked" in problem:
@@ -260,9 +274,12 @@ def read_events(connection: sa.Connection, issuer: bytes) -> list[Event]:
     events: list[Event] = []
     digest, signature = _FIRST, b""
     for row in connection.execute(sa.select(events_table).order_by(events_table.c.number)):
-        event = Event(row.number, row.at, row.kind, msgspec.json.decode(row.details))
         intact = row.number == len(events) + 1 and row.previous == digest
-        digest, signature = _event_digest(event, digest), row.signature
+        try:
+            event = Event(row.number, row.at, row.kind, msgspec.json.decode(row.details))
+            digest, signature = _event_digest(event, digest), row.signature
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            intact = False
         if not intact or digest != row.digest:
             raise LedgerError(f"The event log was changed at event {row.number}.")
         events.append(event)
@@ -277,11 +294,23 @@ def read_events(connection: sa.Connection, issuer: bytes) -> list[Event]:
     return events
 
 
+def _mistyped_column(connection: sa.Connection) -> str | None:
+    """SQLite keeps a value of any type in any column; damage can turn bytes into text."""
+    for table in _metadata.sorted_tables:
+        for column in table.columns:
+            kind = next(name for cls, name in _STORED.items() if isinstance(column.type, cls))
+            kinds = [kind, "null"] if column.nullable else [kind]
+            wrong = sa.select(column).where(sa.func.typeof(column).not_in(kinds)).exists()
+            if connection.execute(sa.select(wrong)).scalar():
+                return str(column)
+    return None
+
+
 def _event_digest(event: Event, previous: bytes) -> bytes:
     return SHA256.new(b"encryip event v1\0" + previous + canonical_json(event)).digest()
 
 
-def _parse_url(url: str) -> sa.URL:
+def _parse_url(url: str | sa.URL) -> sa.URL:
     try:
         parsed = sa.make_url(url)
         parsed.get_dialect()

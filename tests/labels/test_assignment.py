@@ -197,6 +197,7 @@ INCONSISTENT = "The label assignment is inconsistent"
         pytest.param("block_sizes", [], "malformed: Expected `array` of length >= 1", id="none"),
         pytest.param("tracing_blocks", [True, False], INCONSISTENT, id="kinds swapped"),
         pytest.param("tracing_blocks", [False, False], INCONSISTENT, id="no tracing block"),
+        pytest.param("tracing_blocks", [True, True], INCONSISTENT, id="no real block"),
         pytest.param("tracing_blocks", [False, 1], "Expected `bool`, got `int`", id="kind 1"),
         pytest.param("tracing_blocks", [False] * 65, "length <= 64", id="65 blocks"),
         pytest.param("colour", 1, "unknown field `colour`", id="unknown field"),

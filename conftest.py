@@ -1,0 +1,184 @@
+"""Fixtures for tests and docstring examples; the costly ones are made once a session."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import keras_encryip as ke
+
+PASSPHRASE = "correct horse"
+USERS = ("alice", "bob", "carol")
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+CHEAP = 14  # scrypt_log2_n: tests need no costly passphrases
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's 8 × 8 digits, float32 in 0 … 1, `[n, 8, 8, 1]`."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A trained protected model, saved and exported, with its authority and three users."""
+
+    authority: ke.Authority
+    url: str
+    model: ke.ProtectedModel
+    saved: Path
+    folder: Path
+    bundles: dict[str, Path]
+    history: dict[str, list[float]]
+    passphrase: str = PASSPHRASE
+
+    @property
+    def exported(self) -> Path:
+        return self.folder / "digits" / "1"
+
+    def copy(self, *, unlock: bool = True) -> ke.ProtectedModel:
+        """The model as loaded from its file, to be trained or broken."""
+        import keras
+
+        model = keras.models.load_model(self.saved)
+        return model.unlock(authority=self.authority) if unlock else model
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = (x[order] / 16).astype("float32").reshape(-1, 8, 8, 1), y[order]
+    return Digits(x[:1400], y[:1400], x[1400:], y[1400:])
+
+
+def build_classifier(seed: int = 0, classes: int = 10, **head: Any) -> Any:
+    """A fresh classifier of digits: 64 pixels → 32 features → K classes."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(32, activation="relu"),
+            keras.layers.Dense(classes, **{"activation": "softmax", **head}),
+        ]
+    )
+
+
+@pytest.fixture(scope="session")
+def new_classifier() -> Callable[..., Any]:
+    return build_classifier
+
+
+@pytest.fixture(scope="session")
+def trained_classifier(digits: Digits) -> Any:
+    """A trained classifier; its test accuracy is above 0.9. Do not train it further."""
+    import keras
+
+    classifier = build_classifier()
+    optimizer = keras.optimizers.Adam(0.01)
+    classifier.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    classifier.fit(digits.x, digits.y, batch_size=64, epochs=6, verbose=0)
+    return classifier
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Iterator[ke.Authority]:
+    """An authority of the test's own."""
+    url = f"sqlite:///{tmp_path}/own.authority"
+    with ke.Authority.create(url, PASSPHRASE, scrypt_log2_n=CHEAP) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def shared_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ke.Authority]:
+    """For tests that only protect, and neither issue nor revoke."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('shared')}/shared.authority"
+    with ke.Authority.create(url, PASSPHRASE, scrypt_log2_n=CHEAP) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def shipped(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shipped]:
+    import keras
+
+    folder = tmp_path_factory.mktemp("shipped")
+    url = f"sqlite:///{folder}/acme.authority"
+    with ke.Authority.create(url, PASSPHRASE, scrypt_log2_n=CHEAP) as made:
+        options = {"class_names": NAMES, "homophones": 4, "trace_labels": 8}
+        model = ke.protect(build_classifier(), made, name="digits", **options)
+        optimizer = keras.optimizers.Adam(0.01)
+        model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+        fitted = model.fit(digits.x, digits.y, batch_size=64, epochs=12, verbose=0)
+        model.save(folder / "digits.keras")
+        bundles = {user: folder / f"{user}.keybundle" for user in USERS}
+        for user, path in bundles.items():
+            made.issue(user, path, passphrase=PASSPHRASE, scrypt_log2_n=CHEAP)
+        ke.export_saved_model(model, folder / "digits" / "1")
+        saved = folder / "digits.keras"
+        yield Shipped(made, url, model, saved, folder, bundles, fitted.history)
+
+
+@pytest.fixture
+def confused(shipped: Shipped) -> np.ndarray:
+    """Three outputs of the shipped model: classes 7, 2 and 1, spread over their homophones."""
+    labels = shipped.model._unlocked().assignment().labels
+    rows = np.zeros((3, shipped.model.num_labels), np.float32)
+    for row, label in zip(rows, (7, 2, 1), strict=True):
+        row[labels[label]] = 0.2  # 4 homophones: 0.8
+        row[labels[0]] = 0.05  # 0.2
+    return rows
+
+
+# --- docstring examples ------------------------------------------------------------
+
+_SERVED = ("keras_encryip.client", "keras_encryip.client.bundle", "keras_encryip.client.decoder")
+
+
+@pytest.fixture(autouse=True)
+def docstring_names(
+    request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]
+) -> Iterator[None]:
+    """What docstring examples may use without saying where it comes from.
+
+    `folder` is an empty folder, but for the light client's examples: these find
+    `digits/1` and `alice.keybundle` there, and `confused` with classes 7, 2 and 1.
+    """
+    if not isinstance(request.node, pytest.DoctestItem):
+        yield
+        return
+    module = request.node.name
+    get = request.getfixturevalue
+    names: dict[str, Any] = {"np": np, "folder": get("tmp_path")}
+    if module.startswith(_SERVED):
+        shipped = get("shipped")
+        shutil.copytree(shipped.exported, names["folder"] / "digits" / "1")
+        shutil.copy(shipped.bundles["alice"], names["folder"])
+        names["confused"] = get("confused")
+    elif module.startswith("keras_encryip.export"):
+        names["model"] = get("shipped").model
+    elif module.startswith("keras_encryip.models"):
+        digits = get("digits")
+        names |= {"x": digits.x, "y": digits.y, "authority": get("shared_authority")}
+        names["classifier"] = build_classifier()
+    doctest_namespace.update(names)
+    yield
+    for name in names:
+        del doctest_namespace[name]
