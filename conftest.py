@@ -147,6 +147,29 @@ def confused(shipped: Shipped) -> np.ndarray:
     return rows
 
 
+def results_by_hand(
+    model: ke.ProtectedModel, x: Any, y: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, float]:
+    """Loss, accuracy and weighted accuracy from outputs and the assignment, with numpy alone."""
+    confused = np.asarray(model(x, training=False)).astype(np.float64)
+    assignment = model._unlocked().assignment()
+    decoded = confused[..., assignment.labels].sum(-1)
+    decoded += confused[..., assignment.trace].sum(-1, keepdims=True) / decoded.shape[-1]
+    hits = decoded.argmax(-1) == y
+    losses = -np.log(np.take_along_axis(decoded, y[..., None], -1)[..., 0])
+    weights = np.ones(len(y)) if weights is None else weights.astype(np.float64)
+    return {
+        "loss": float((weights * losses.T).T.mean()),
+        "accuracy": float(hits.mean()),
+        "weighted_accuracy": float((weights * hits.T).sum() / (weights.sum() * hits[0].size)),
+    }
+
+
+@pytest.fixture(scope="session")
+def by_hand() -> Callable[..., dict[str, float]]:
+    return results_by_hand
+
+
 # --- docstring examples ------------------------------------------------------------
 
 _SERVED = ("keras_encryip.client", "keras_encryip.client.bundle", "keras_encryip.client.decoder")

@@ -100,12 +100,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     x, y, x_test, y_test = load(args.data)
-    half, batch = EPOCHS[args.data] // 2, BATCH[args.data]
+    (first, second), batch = EPOCHS[args.data], BATCH[args.data]
     folder = tempfile.mkdtemp()
     authority = ke.Authority.create(f"sqlite:///{folder}/a", "benchmark", scrypt_log2_n=14)
     keras.utils.set_random_seed(0)
     classifier = cnn(args.data, x.shape[1:])
-    train(classifier, x, y, half, batch)
+    train(classifier, x, y, first, batch)
     models = {
         "permuted only": ke.protect(
             classifier, authority, name="permuted", homophones=1, trace_labels=0, teacher=False
@@ -116,8 +116,8 @@ def main() -> None:
     models["permuted only"].confusion_weight = 0.0
     for name, model in models.items():
         model.adapt(x, y)
-        for _ in range(2 if name == "scratch" else 1):
-            train(model, x, y, half, batch)
+        for epochs in (first, second) if name == "scratch" else (second,):
+            train(model, x, y, epochs, batch)
 
     random = np.random.default_rng(0)
     rows: dict[str, dict[str, float]] = {}

@@ -37,6 +37,8 @@ def learn(
                 classes.append(indices)
             if trace_labels:
                 _reservoir(samples, inputs, random)
+        if not (classes or samples):
+            raise ArgumentError("The training data has no samples.")
     if clustered:
         found = Homophones.clustered(
             np.concatenate(features), np.concatenate(classes), num_classes, homophones, copies
@@ -62,6 +64,11 @@ def _check_clusterable(inputs: np.ndarray, classes: np.ndarray) -> None:
             "Clustered homophones need inputs with a geometry; integer inputs of shape "
             f"{inputs.shape[1:]} look like token ids or categories. Pass `strategy='random'` to "
             "`protect` (and `trace_labels=0`)."
+        )
+    if inputs.dtype.kind in "OSU":
+        raise ArgumentError(
+            "Clustered homophones need inputs that are numbers. Pass `strategy='random'` to "
+            f"`protect` (and `trace_labels=0`). Received: inputs of dtype {inputs.dtype}"
         )
     if inputs.ndim < 2 or classes.ndim != 1:
         raise ArgumentError(

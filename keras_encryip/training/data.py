@@ -15,7 +15,7 @@ _BATCH = 256
 def batches(x: Any, y: Any, *, limit: int = MAX_SAMPLES) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (inputs, labels) as numpy arrays, about `limit` samples in all.
 
-    Arrays are visited in a fixed random order, so that sorted data is covered;
+    Of larger arrays a fixed random choice is taken, so that sorted data is covered;
     a `tf.data.Dataset` or `PyDataset` is read from its beginning.
     """
     if isinstance(x, keras.utils.PyDataset):

@@ -7,12 +7,14 @@ learns about one cluster, not about the class.
 """
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
 from keras import ops, random
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 
 PCA_COMPONENTS = 32
 MAX_SIDE = 32
@@ -79,6 +81,8 @@ class Homophones:
         """
         pca = PCA(min(PCA_COMPONENTS, *features.shape), svd_solver="randomized", random_state=0)
         points = pca.fit_transform(features).astype(np.float32)
+        grid = 1e-5 * float(np.abs(points).max(initial=0)) or 1.0
+        points = np.round(points / grid) * grid  # equal samples make equal points
         clusters = max(1, homophones // copies)
         centroids = np.zeros((num_classes, clusters, points.shape[1]), np.float32)
         starts = np.zeros((num_classes, clusters), np.int32)
@@ -151,12 +155,14 @@ def _centroids(points: np.ndarray, clusters: int) -> np.ndarray:
     """At most `clusters` distinct centroids of `[n, p]` points; one at 0 for no points."""
     if not len(points):
         return np.zeros((1, points.shape[1]), np.float32)
-    clusters = min(clusters, len(points) // MIN_CLUSTER_SAMPLES, len(np.unique(points, axis=0)))
+    clusters = min(clusters, len(points) // MIN_CLUSTER_SAMPLES)
     if clusters <= 1:
         return points.mean(0, keepdims=True)
-    return (
-        KMeans(clusters, n_init=1, random_state=0).fit(points).cluster_centers_.astype(np.float32)
-    )
+    with warnings.catch_warnings():
+        # Equal samples can make fewer clusters than were asked for: the empty ones go.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(clusters, n_init=1, random_state=0).fit(points)
+    return found.cluster_centers_[np.unique(found.labels_)].astype(np.float32)
 
 
 class TrainingState:
@@ -177,7 +183,7 @@ class TrainingState:
         if self.trace_inputs is not None:
             arrays["trace_inputs"] = self.trace_inputs
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        np.savez_compressed(buffer, **arrays)  # numbers only, so nothing is pickled
         return buffer.getvalue()
 
     @classmethod

@@ -32,6 +32,11 @@ def make_trace_inputs(samples: np.ndarray, count: int) -> np.ndarray:
         raise ArgumentError(
             "Trace inputs need inputs with features. Pass `trace_labels=0` for scalar inputs."
         )
+    if samples.dtype.kind not in "biuf":
+        raise ArgumentError(
+            "Trace inputs need inputs that are numbers. Pass `trace_labels=0`. "
+            f"Received: inputs of dtype {samples.dtype}"
+        )
     random = np.random.default_rng(secrets.randbits(256))
     if samples.ndim == 4 and min(samples.shape[1:3]) >= 2 * GRID:
         return np.stack([_scramble(samples, random) for _ in range(count)])

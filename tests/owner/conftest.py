@@ -8,6 +8,7 @@ import pytest
 
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
+from keras_encryip.owner import authority as authority_module
 from keras_encryip.owner.authority import Authority, User
 
 PASSPHRASE = "owner's passphrase"
@@ -76,3 +77,19 @@ def protect() -> Callable[..., tuple[Codebook, LabelAssignment]]:
         return authority.add_model(metadata, assignment), assignment
 
     return protect
+
+
+@pytest.fixture(scope="module")
+def cheap_scrypt() -> Iterator[None]:
+    """Derive each passphrase key once: many opens of one file become quick."""
+    known: dict[Any, bytes] = {}
+    derive = authority_module.passphrase_key
+
+    def cached(*arguments: Any) -> bytes:
+        if arguments not in known:
+            known[arguments] = derive(*arguments)
+        return known[arguments]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(authority_module, "passphrase_key", cached)
+        yield

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,7 +41,10 @@ class Victims:
         return int(line)
 
     def read(self) -> str:
-        return self.process.stdout.readline().strip()  # type: ignore[union-attr]
+        line = self.process.stdout.readline()  # type: ignore[union-attr]
+        assert line, "the victims' process has ended"
+        assert not line.startswith("failed"), line
+        return line.strip()
 
     def last_words(self) -> list[str]:
         """All that the child said, once it is dead."""
@@ -54,10 +58,15 @@ class Victims:
         return self.last_words()
 
 
+pytestmark = pytest.mark.usefixtures("cheap_scrypt")
+
+
 @pytest.fixture(scope="module")
 def victims() -> Iterator[Victims]:
     script = Path(__file__).with_name("victim.py")
-    environment = {**os.environ, "PYTHONPATH": str(Path(keras_encryip.__file__).parents[1])}
+    threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    package = str(Path(keras_encryip.__file__).parents[1])
+    environment = {**os.environ, **threads, "PYTHONPATH": package}
     with subprocess.Popen(
         [sys.executable, str(script)],
         stdin=subprocess.PIPE,
@@ -65,7 +74,10 @@ def victims() -> Iterator[Victims]:
         text=True,
         env=environment,
     ) as process:
+        watchdog = threading.Timer(300, process.kill)  # a test fails rather than hangs
+        watchdog.start()
         yield Victims(process)
+        watchdog.cancel()
         process.communicate()
     assert process.returncode == 0
 
@@ -120,7 +132,7 @@ def test_killed_at_random_moments(victims: Victims, authority_file: Path) -> Non
         )
         while "open" not in victims.early:
             victims.early.append(victims.read())
-        time.sleep(chance.uniform(0, 0.25))
+        time.sleep(chance.uniform(0, 0.15))
         os.kill(pid, signal.SIGKILL)
         words = victims.last_words()
         authority = check(authority_file, folder)
@@ -148,6 +160,7 @@ def test_killed_at_every_step(victims: Victims, authority_file: Path, task: str)
     subject = {"issue": "carol", "revoke": "alice"}[task]
     path = folder / "carol.keybundle"
     seen: list[str] = []
+    tried: set[tuple[str, bool]] = set()
     for step in range(1, 200):
         for name in folder.glob("*carol*"):
             name.unlink()
@@ -159,7 +172,8 @@ def test_killed_at_every_step(victims: Victims, authority_file: Path, task: str)
         status = {user.subject: user.status for user in authority.users()}.get(subject, "unknown")
         seen.append(status)
         assert path.exists() or status != "active" or task == "revoke"
-        if status == "pending":
+        if (status, path.exists()) not in tried and status == "pending":
+            tried.add((status, path.exists()))
             complete(authority, folder, subject)
         authority.close()
         if words != ["open"]:
@@ -170,7 +184,8 @@ def test_killed_at_every_step(victims: Victims, authority_file: Path, task: str)
         "revoke": ["active", "revoked"],
     }[task]
     assert [status for i, status in enumerate(seen) if seen[i - 1 : i] != [status]] == order_of
-    assert len(seen) > 15
+    assert len(seen) >= {"issue": 18, "revoke": 5}[task]
+    assert len(tried) == (2 if task == "issue" else 0), "pending before and after the bundle"
 
 
 def test_killed_while_creating(victims: Victims, tmp_path: Path) -> None:

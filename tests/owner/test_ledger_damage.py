@@ -13,11 +13,13 @@ import pytest
 from keras_encryip.errors import EncryipError, LedgerError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
-from keras_encryip.owner import authority as authority_module
 from keras_encryip.owner.authority import Authority
 from keras_encryip.owner.ledger import Ledger
 
 PASSPHRASE = "owner's passphrase"
+
+
+pytestmark = pytest.mark.usefixtures("cheap_scrypt")
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +41,6 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def used(content: bytes, file: Path) -> None:
     file.write_bytes(content)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cheap_scrypt() -> Iterator[None]:
-    """Derive each passphrase key once: many opens of one file become quick."""
-    known: dict[Any, bytes] = {}
-    derive = authority_module.passphrase_key
-
-    def cached(*arguments: Any) -> bytes:
-        if arguments not in known:
-            known[arguments] = derive(*arguments)
-        return known[arguments]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(authority_module, "passphrase_key", cached)
-        yield
 
 
 @contextlib.contextmanager

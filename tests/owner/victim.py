@@ -2,8 +2,9 @@
 
 One line of JSON on stdin starts one child, whose process id is the first line of the
 answer. A child that is told `die_at` ends itself, as by SIGKILL, at that step of its work:
-before and after every SQL statement, commit, and call that changes the disk. This process
-imports the owner's side once, and never TensorFlow, which would make forking unsafe.
+before every SQL statement that changes something, before and after every commit and every
+call that changes the disk. This process imports the owner's side once, and never TensorFlow,
+which would make forking unsafe.
 """
 
 import json
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from keras_encryip.owner.authority import Authority
 
@@ -27,11 +29,15 @@ class Countdown:
         self.left = die_at
         self.taken = 0
 
-    def step(self, *_: Any) -> None:
+    def step(self) -> None:
         self.taken += 1
         self.left -= 1
         if self.left == 0:
             os._exit(9)
+
+    def statement(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(("INSERT", "UPDATE", "DELETE")):
+            self.step()
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
@@ -42,13 +48,12 @@ class Countdown:
 
         return wrapped
 
-    def install(self) -> None:
+    def install(self, *, statements: bool = True) -> None:
         for name in ("open", "fsync", "link", "unlink"):
             setattr(os, name, self.around(getattr(os, name)))
-        for name in ("before_cursor_execute", "after_cursor_execute", "commit"):
-            sa.event.listen(sa.Engine, name, self.step)
-        dialect = sa.dialects.sqlite.pysqlite.dialect
-        dialect.do_commit = self.around(dialect.do_commit)
+        SQLiteDialect_pysqlite.do_commit = self.around(SQLiteDialect_pysqlite.do_commit)  # type: ignore[method-assign]
+        if statements:
+            sa.event.listen(sa.Engine, "before_cursor_execute", self.statement)
 
 
 def say(*words: object) -> None:
@@ -66,7 +71,7 @@ def work(order: dict[str, Any]) -> None:
         return
     countdown = Countdown(order.get("die_at", 0))
     if order["task"] == "create":
-        countdown.install()
+        countdown.install(statements=False)  # they go to a temporary file
         Authority.create(order["url"], PASSPHRASE, threshold=2, scrypt_log2_n=FAST)
         say("done", countdown.taken)
         return
@@ -97,8 +102,12 @@ def main() -> None:
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            work(json.loads(line))
-            os._exit(0)
+            try:
+                work(json.loads(line))
+            except BaseException as error:
+                say("failed:", repr(error))
+            finally:
+                os._exit(0)
         say(child)
         os.waitpid(child, 0)
         say("dead")
