@@ -1,5 +1,6 @@
 """The layers of a protected model."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -64,7 +65,11 @@ class Headless(keras.layers.Layer):
         self.head = list(head)
 
     def build(self, input_shape: Any) -> None:
-        if not self.classifier.built:
+        if self.classifier.built:
+            return
+        with warnings.catch_warnings():
+            # Keras goes on tracking the layers that were replaced: it says they are not built.
+            warnings.filterwarnings("ignore", r"`build\(\)` was called on layer", UserWarning)
             self.classifier(keras.tree.map_shape_structure(keras.KerasTensor, input_shape))
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:

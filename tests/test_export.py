@@ -181,11 +181,7 @@ def half_precision() -> keras.Model:
     return keras.Sequential([keras.Input((4,)), hidden, layers.Dense(3, activation="softmax")])
 
 
-def fitted_late() -> keras.Model:
-    return keras.Sequential([layers.Flatten(), layers.Dense(3)])
-
-
-F, I = np.float32, np.int32  # noqa: E741
+F = np.float32
 SIGNATURES: dict[str, tuple[Callable[[], keras.Model], dict[str, Any], dict[str, Any]]] = {
     "sequential": (
         lambda: keras.Sequential([keras.Input((4,)), layers.Dense(3)]),
@@ -210,7 +206,7 @@ SIGNATURES: dict[str, tuple[Callable[[], keras.Model], dict[str, Any], dict[str,
     "token-sequences": (
         tokens,
         {"inputs": ((None, None), "int32")},
-        {"inputs": np.arange(35, dtype=I).reshape(5, 7) % 9},
+        {"inputs": np.arange(35, dtype=np.int32).reshape(5, 7) % 9},
     ),
     "mixed-precision": (
         half_precision,
@@ -299,7 +295,7 @@ def test_refuses_existing_folders(shipped: Any, tmp_path: Path) -> None:
         ke.export_saved_model(shipped.model, tmp_path / "1")
     assert list((tmp_path / "1").iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match="Cannot create .*file': File exists"):
+    with pytest.raises(ExportError, match=r"Cannot create .*file': File exists"):
         ke.export_saved_model(shipped.model, tmp_path / "file" / "1")
 
 
@@ -399,7 +395,7 @@ MEDIAN = (1 / 9 + 1 / 4) / 2
         pytest.param(np.zeros((3, 4)), POINTS[0], MEDIAN, id="bias"),
         pytest.param(np.repeat(POINTS, 4, 0), np.ones(4), MEDIAN, id="scale-does-not-matter"),
         pytest.param(np.array([[5.0, 5.0, 7.0, 7.0]]), None, 0.0, id="copies"),
-        pytest.param(np.array([[0.0, 3.0, 1.0, 4.0]]), None, 2.0, id="interleaved"),
+        pytest.param(np.array([[0.0, 3.0, 1.0, 4.0]]), None, 3.0, id="interleaved"),
     ],
 )
 def test_column_spread(kernel: np.ndarray, bias: Any, expected: float) -> None:

@@ -22,6 +22,8 @@ from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, verify
 from keras_encryip.errors import ExportError, ForeignKeyError
 from keras_encryip.labels.codebook import Codebook
 
+FORMAT: Final = "encryip-manifest"
+VERSION: Final = 1
 FILE_NAME: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 8 << 20
 _DOMAIN: Final = "manifest v1"
@@ -50,9 +52,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     codebook_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     created_at: str
     files: Annotated[list[ManifestFile], msgspec.Meta(max_length=10_000)]
-    format: Literal["encryip-manifest"] = "encryip-manifest"
+    format: Literal["encryip-manifest"]
     issuer: str
-    version: Literal[1] = 1
+    version: Literal[1]
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,7 +79,9 @@ def make_manifest(
             ManifestFile(name, _sha256(path), path.stat().st_size)
             for name, path in sorted(_walk(directory))
         ],
+        format=FORMAT,
         issuer=encode_base64(codebook.issuer),
+        version=VERSION,
     )
     signature = sign(_DOMAIN, canonical_json(manifest))
     return canonical_json(_File(manifest, encode_base64(signature)))

@@ -1,5 +1,6 @@
 """Taking a classifier apart: features here, the last `Dense(K)` there."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,13 +105,13 @@ def _split_functional(classifier: keras.Model) -> SplitClassifier:
 def _before_head(model: keras.Model, output: Any) -> tuple[Any, keras.layers.Dense, bool]:
     """Walk back from an output over activations to the head; look inside nested models."""
     softmaxes = 0
-    operation, node, _ = output._keras_history
+    operation, node, index = output._keras_history
     while _is_activation(operation):
         softmaxes += _is_softmax(operation)
         output = operation._inbound_nodes[node].input_tensors[0]
-        operation, node, _ = output._keras_history
+        operation, node, index = output._keras_history
     if _is_graph(operation):
-        inner, head, softmax = _before_head(operation, operation.outputs[0])
+        inner, head, softmax = _before_head(operation, operation.outputs[index])
         features = keras.Model(operation.inputs, inner, name=f"{operation.name}_features")
         outer = operation._inbound_nodes[node].input_tensors
         return features(outer if len(outer) > 1 else outer[0]), head, softmax or bool(softmaxes)
@@ -157,17 +158,35 @@ def _try_head(
 ) -> keras.layers.Layer | None:
     """A clone whose head attribute is passed through, with the original's other weights."""
     names = [head] if softmax is None else [head, softmax]
-    clone = type(classifier).from_config(classifier.get_config())
+    clone = _rebuild(classifier)
     if not all(hasattr(clone, name) for name in names):
         return None
     features = Headless(clone, names, name="backbone")
-    features(keras.tree.map_shape_structure(keras.KerasTensor, shape))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Keras warns before it raises
+            features(keras.tree.map_shape_structure(keras.KerasTensor, shape))
+    except (TypeError, ValueError):  # not the head: the layers after it need its shape
+        return None
     own = {id(w) for w in getattr(classifier, head).weights}
     weights = [w for w in classifier.weights if id(w) not in own]
     if [w.shape for w in weights] != [w.shape for w in features.weights]:
         return None
     features.set_weights(weights)
     return features
+
+
+def _rebuild(classifier: keras.Model) -> keras.Model:
+    problem = None
+    try:
+        return type(classifier).from_config(classifier.get_config())
+    except (TypeError, NotImplementedError) as error:
+        problem = str(error).strip().splitlines()[0]
+    raise ArgumentError(
+        f"A subclassed `classifier` must allow Keras to rebuild it: {type(classifier).__name__} "
+        "needs an `__init__` that passes `**kwargs` on to `super().__init__`, and a `get_config` "
+        f"that returns its arguments. Keras says: {problem}"
+    )
 
 
 def _with_head(

@@ -1,0 +1,435 @@
+"""No file that a model is saved in holds the assignment, the training state or a key.
+
+Every file is opened as far as it goes (archives unpacked, HDF5 and checkpoints
+read) and searched for the secrets in all forms that one would write them in.
+The controls plant secrets the usual ways, and the same search finds each.
+"""
+
+import base64
+import gzip
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_encryip as ke
+
+# --- the secrets, in every form -------------------------------------------------------
+
+INTEGERS = ("i1", "u1", "<u2", ">u2", "<i4", ">i4", "<u4", ">u4", "<i8", ">i8")
+FLOATS = ("<f2", "<f4", ">f4", "<f8", ">f8")
+WINDOW = 10
+
+
+def integer_forms(values: np.ndarray) -> Iterator[bytes]:
+    """Binary of any width, protobuf varints, and decimals as text."""
+    numbers = [int(v) for v in values]
+    for kind in INTEGERS + FLOATS:
+        yield np.asarray(values).astype(kind).tobytes()
+    yield b"".join(varint(n) for n in numbers)
+    for separator in (",", ", ", " ", "\n", "\t", "][", ",\n"):
+        yield separator.join(map(str, numbers)).encode()
+
+
+def varint(number: int) -> bytes:
+    number %= 1 << 64
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def windows(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Pieces of a table: any of them in a file gives it away."""
+    values = np.asarray(values).reshape(-1)
+    step = min(WINDOW, len(values))
+    for start in range(0, len(values) - step + 1, step):
+        yield values[start : start + step]
+
+
+def float_forms(values: np.ndarray) -> Iterator[bytes]:
+    for kind in FLOATS:
+        yield values.astype(kind).tobytes()
+    yield json.dumps([float(v) for v in values.reshape(-1)[:WINDOW]])[1:-1].encode()
+
+
+def byte_forms(secret: bytes) -> Iterator[bytes]:
+    """Raw, reversed, hexadecimal, decimal, and base64 at any position of a longer text."""
+    yield from (secret, secret[::-1], secret.hex().encode(), secret.hex().upper().encode())
+    yield str(int.from_bytes(secret, "big")).encode()
+    for offset in range(3):
+        text = base64.b64encode(bytes(offset) + secret)
+        yield text[4 if offset else 0 : len(text) - 4]
+
+
+def secrets_of(shipped: Any) -> dict[str, set[bytes]]:
+    """Name of the secret → byte strings that must be in no file."""
+    protection = shipped.model._unlocked()
+    assignment, state = protection.assignment(), protection.training
+    user = ke.Decoder.open(shipped.exported, shipped.bundles["alice"], shipped.passphrase)
+    key = ke.KeyBundle.read(shipped.bundles["alice"]).unlock(shipped.passphrase)
+    authority = shipped.authority
+    codebook = authority.current_codebook(ke_codebook_id(shipped))
+    tables = {
+        "assignment": [assignment.labels, assignment.labels.T, np.sort(assignment.labels)],
+        "trace labels": [assignment.trace, np.sort(assignment.trace)],
+        "class table": [
+            assignment.classes,
+            np.where(assignment.classes < 0, 10, assignment.classes),
+        ],
+        "user's table": [user.secret_table()],
+    }
+    found = {
+        name: {form for t in arrays for window in windows(t) for form in integer_forms(window)}
+        for name, arrays in tables.items()
+    }
+    found["classes' labels"] = {
+        form for row in assignment.labels for r in (row, np.sort(row)) for form in wide_forms(r)
+    }
+    matrix = (assignment.classes[:, None] == np.arange(10)).astype("float32")
+    found["decode matrix"] = {
+        m.astype(kind).tobytes() for m in (matrix, matrix.T) for kind in (*FLOATS, "u1", "<i4")
+    }
+    inputs = [row for image in state.trace_inputs for row in np.split(image.reshape(-1), 2)]
+    inputs = [row for row in inputs if np.count_nonzero(row) >= 8]
+    assert len(inputs) >= 8
+    found["trace inputs"] = {form for row in inputs for form in float_forms(row)} | {
+        (row * scale).round().astype("u1").tobytes() for row in inputs for scale in (16, 255)
+    }
+    homophones = state.homophones
+    learned = [homophones.mean, *homophones.components.T, *homophones.components]
+    learned += list(homophones.centroids.reshape(-1, homophones.centroids.shape[-1]))
+    found["clusters"] = {
+        form for row in learned if np.count_nonzero(row) >= 8 for form in float_forms(row)
+    }
+    keys = {
+        "master key": [c.to_bytes(32, "big") for c in authority._master._coefficients],
+        "signing seed": [authority._signing_key.secret_bytes()],
+        "data key": [authority._data_key],
+        "user key": [key.secret_bytes(), key.secret_bytes()[32:], key.secret_bytes()[:32]],
+        "exponents": [
+            header.secret_bytes()[i : i + 32]
+            for header in authority.tracing_headers(codebook)
+            for i in range(0, len(header.secret_bytes()), 32)
+        ],
+    }
+    found |= {name: {f for s in all_ for f in byte_forms(s)} for name, all_ in keys.items()}
+    found["passphrase"] = {shipped.passphrase.encode()}
+    found["class names"] = {b"seven", b'"zero","one"'}
+    assert all(found.values())
+    return found
+
+
+def wide_forms(values: np.ndarray) -> Iterator[bytes]:
+    """Forms of a short list that cannot turn up by chance: 8 bytes and more."""
+    yield from (form for form in integer_forms(values) if len(form) >= 8)
+
+
+def ke_codebook_id(shipped: Any) -> bytes:
+    return base64.b64decode(json.loads(shipped.model.codebook)["body"]["codebook_id"])
+
+
+# --- reading files as far as they go ----------------------------------------------------
+
+
+def contents(data: bytes) -> Iterator[bytes]:
+    """A file's bytes, and the bytes of everything inside."""
+    yield data
+    if data[:2] == b"PK":
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for name in archive.namelist():
+                yield name.encode()
+                yield from contents(archive.read(name))
+    elif data[:2] == b"\x1f\x8b":
+        yield from contents(gzip.decompress(data))
+    elif data[:4] == b"\x89HDF":
+        with h5py.File(io.BytesIO(data)) as file:
+            found: list[bytes] = []
+
+            def visit(name: str, item: Any) -> None:
+                found.append(json.dumps({k: str(v) for k, v in item.attrs.items()}).encode())
+                if isinstance(item, h5py.Dataset):
+                    found.extend((item[()].tobytes(), item[()].T.tobytes()))
+
+            file.visititems(visit)
+            yield from found
+
+
+def everything(folder: Path) -> bytes:
+    pieces = [p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()]
+    inside = [piece for data in pieces for piece in contents(data)]
+    for index in folder.rglob("*.index"):
+        reader = tf.train.load_checkpoint(str(index.with_suffix("")))
+        for name in reader.get_variable_to_shape_map():
+            value = np.asarray(reader.get_tensor(name))
+            raw = value.item() if value.dtype == object and value.ndim == 0 else value.tobytes()
+            inside.append(raw if isinstance(raw, bytes) else str(raw).encode())
+    names = [p.relative_to(folder).as_posix().encode() for p in folder.rglob("*")]
+    return b"\n\0\n".join(inside + names)
+
+
+def search(folder: Path, secrets: dict[str, set[bytes]]) -> set[str]:
+    data = everything(folder)
+    return {name for name, forms in secrets.items() if any(form in data for form in forms)}
+
+
+# --- what is written --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(shipped: Any, digits: Any) -> ke.ProtectedModel:
+    """Unlocked, and just trained and evaluated: its traced functions hold the secrets."""
+    model = shipped.copy()
+    model.fit(digits.x[:64], digits.y[:64], verbose=0)
+    model.evaluate(digits.x[:64], digits.y[:64], verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def secrets(shipped: Any) -> dict[str, set[bytes]]:
+    return secrets_of(shipped)
+
+
+def save_configs(model: ke.ProtectedModel, path: Path) -> None:
+    path.write_text(json.dumps([model.get_config(), model.get_compile_config()], default=str))
+
+
+WRITERS: dict[str, Callable[[ke.ProtectedModel, Path], Any]] = {
+    "keras": lambda model, folder: model.save(folder / "model.keras"),
+    "weights": lambda model, folder: model.save_weights(folder / "model.weights.h5"),
+    "configs": lambda model, folder: save_configs(model, folder / "config.json"),
+    "pickle": lambda model, folder: (folder / "model.pkl").write_bytes(pickle.dumps(model)),
+    "export_saved_model": lambda model, folder: ke.export_saved_model(model, folder / "1"),
+    "model.export": lambda model, folder: model.export(folder / "1", verbose=False),
+    "tf.saved_model": lambda model, folder: tf.saved_model.save(model, str(folder / "1")),
+    "checkpoint": lambda model, folder: tf.train.Checkpoint(
+        model=model, optimizer=model.optimizer
+    ).write(str(folder / "checkpoint")),
+    "repr": lambda model, folder: (folder / "repr").write_text(
+        f"{model!r} {model} {vars(model)} {model._protection!r} {model._protection.record!r} "
+        f"{model._protection.authority!r} {model._protection.training!r}"
+    ),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_file_holds_no_secret(
+    writer: str, model: ke.ProtectedModel, secrets: dict[str, set[bytes]], tmp_path: Path
+) -> None:
+    WRITERS[writer](model, tmp_path)
+    assert len(everything(tmp_path)) > 200
+    assert search(tmp_path, secrets) == set()
+
+
+def test_backup_of_a_training_run(
+    model: ke.ProtectedModel, secrets: dict[str, set[bytes]], digits: Any, tmp_path: Path
+) -> None:
+    """Callbacks that write: checkpoints and logs."""
+    callbacks = keras.callbacks
+    model.fit(
+        digits.x[:64],
+        digits.y[:64],
+        verbose=0,
+        callbacks=[
+            callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
+            callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False),
+            callbacks.CSVLogger(tmp_path / "log.csv"),
+        ],
+    )
+    assert {p.name for p in tmp_path.iterdir()} == {"1.keras", "backup", "log.csv"}
+    assert search(tmp_path, secrets) == set()
+
+
+# --- controls: the search finds what is planted -----------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    shipped: Any
+    model: ke.ProtectedModel
+
+    @property
+    def assignment(self) -> Any:
+        return self.model._unlocked().assignment()
+
+    @property
+    def state(self) -> Any:
+        return self.model._unlocked().training
+
+    @property
+    def matrix(self) -> np.ndarray:
+        return (self.assignment.classes[:, None] == np.arange(10)).astype("float32")
+
+
+class Leaky(keras.layers.Layer):
+    """Keeps an array as a weight."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        super().__init__()
+        self.table = self.add_weight(shape=array.shape, dtype=str(array.dtype), trainable=False)
+        self.table.assign(array)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+def leaky_model(array: np.ndarray) -> keras.Model:
+    return keras.Sequential([keras.Input((2,)), Leaky(array)])
+
+
+def export_endpoint(world: World, folder: Path, endpoint: Callable[[Any], Any]) -> None:
+    archive = keras.export.ExportArchive()
+    spec = [tf.TensorSpec((None, 8, 8, 1), tf.float32)]
+    archive.add_endpoint("serve", endpoint, input_signature=spec)
+    archive.write_out(str(folder / "1"), verbose=False)
+
+
+def plant_decoding(world: World, folder: Path) -> None:
+    """An endpoint that decodes holds the class table, or a matrix, as a constant."""
+    decode = world.model._unlocked().decode
+    export_endpoint(world, folder, lambda x: decode(world.model(x, training=False)))
+
+
+def plant_matrix(world: World, folder: Path) -> None:
+    matrix = world.matrix
+    export_endpoint(world, folder, lambda x: world.model(x, training=False) @ tf.constant(matrix))
+
+
+def plant_training(world: World, folder: Path) -> None:
+    export_endpoint(world, folder, lambda x: world.model(x, training=True))
+
+
+def text(content: Callable[[World], str]) -> Callable[[World, Path], Any]:
+    return lambda world, folder: (folder / "a.json").write_text(content(world))
+
+
+def binary(content: Callable[[World], bytes]) -> Callable[[World, Path], Any]:
+    return lambda world, folder: (folder / "a.bin").write_bytes(content(world))
+
+
+def master(world: World) -> int:
+    return world.shipped.authority._master._coefficients[2]
+
+
+def user_key(world: World) -> bytes:
+    bundle = ke.KeyBundle.read(world.shipped.bundles["alice"])
+    return bundle.unlock(world.shipped.passphrase).secret_bytes()
+
+
+CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
+    "decoding-endpoint": ({"class table"}, plant_decoding),
+    "matrix-endpoint": ({"decode matrix"}, plant_matrix),
+    "training-endpoint": ({"trace inputs", "trace labels"}, plant_training),
+    "weight-in-keras": (
+        {"decode matrix"},
+        lambda w, folder: leaky_model(w.matrix).save(folder / "m.keras"),
+    ),
+    "weight-in-h5": (
+        {"trace inputs"},
+        lambda w, folder: leaky_model(w.state.trace_inputs).save_weights(folder / "m.weights.h5"),
+    ),
+    "weight-in-checkpoint": (
+        {"decode matrix"},
+        lambda w, folder: tf.train.Checkpoint(m=leaky_model(w.matrix.T)).write(str(folder / "c")),
+    ),
+    "compressed-npz": (
+        {"clusters", "trace inputs"},
+        lambda w, folder: (folder / "s.npz").write_bytes(w.state.secret_bytes()),
+    ),
+    "gzip": (
+        {"assignment", "classes' labels"},
+        lambda w, folder: (folder / "a.gz").write_bytes(
+            gzip.compress(w.assignment.labels.astype(">i8").tobytes())
+        ),
+    ),
+    "json": ({"class table"}, text(lambda w: json.dumps({"t": w.assignment.classes.tolist()}))),
+    "json-dense": (
+        {"classes' labels"},
+        text(lambda w: json.dumps(w.assignment.labels.tolist(), separators=(",", ":"))),
+    ),
+    "json-traces": ({"trace labels"}, text(lambda w: str(w.assignment.trace.tolist()))),
+    "one-class": (
+        {"classes' labels"},
+        text(lambda w: str(sorted(w.assignment.labels[3].tolist()))),
+    ),
+    "uint8-images": (
+        {"trace inputs"},
+        binary(lambda w: (w.state.trace_inputs * 255).round().astype("uint8").tobytes()),
+    ),
+    "float16-images": (
+        {"trace inputs"},
+        binary(lambda w: w.state.trace_inputs.astype("float16").tobytes()),
+    ),
+    "float64-centroids": (
+        {"clusters"},
+        binary(lambda w: w.state.homophones.centroids.astype("float64").tobytes()),
+    ),
+    "components": ({"clusters"}, binary(lambda w: w.state.homophones.components.tobytes())),
+    "master-decimal": ({"master key"}, text(lambda w: f"a2={master(w)}")),
+    "master-hex": ({"master key"}, text(lambda w: f"{master(w):064X}")),
+    "master-little": ({"master key"}, binary(lambda w: master(w).to_bytes(32, "little"))),
+    "master-base64": (
+        {"master key"},
+        binary(lambda w: base64.b64encode(b"?" + w.shipped.authority._master.secret_bytes())),
+    ),
+    "seed-base64": (
+        {"signing seed"},
+        binary(
+            lambda w: base64.b64encode(w.shipped.authority._signing_key.secret_bytes() + b"tail")
+        ),
+    ),
+    "data-key": ({"data key"}, binary(lambda w: b"key" + w.shipped.authority._data_key)),
+    "user-key": ({"user key"}, binary(lambda w: b"z and value: " + user_key(w))),
+    "user-key-base64": ({"user key"}, binary(lambda w: base64.b64encode(user_key(w)))),
+    "passphrase": ({"passphrase"}, text(lambda w: f"password={w.shipped.passphrase}")),
+    "class-names": ({"class names"}, text(lambda w: '{"7": "seven"}')),
+    "user-table": (
+        {"user's table"},
+        binary(
+            lambda w: (
+                ke.Decoder.open(
+                    w.shipped.exported, w.shipped.bundles["alice"], w.shipped.passphrase
+                )
+                .secret_table()
+                .astype("uint16")
+                .tobytes()
+            )
+        ),
+    ),
+    "exponents": (
+        {"exponents"},
+        binary(
+            lambda w: w.shipped.authority.tracing_headers(
+                w.shipped.authority.current_codebook(ke_codebook_id(w.shipped))
+            )[0].secret_bytes()
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_search_finds_what_is_planted(
+    name: str, shipped: Any, secrets: dict[str, set[bytes]], tmp_path: Path
+) -> None:
+    expected, plant = CONTROLS[name]
+    plant(World(shipped, shipped.model), tmp_path)
+    assert expected <= search(tmp_path, secrets)
+
+
+def test_every_secret_has_a_control(secrets: dict[str, set[bytes]]) -> None:
+    planted = {name for expected, _ in CONTROLS.values() for name in expected}
+    assert planted == set(secrets)
