@@ -14,18 +14,19 @@ import keras_encryip as ke
 layers = keras.layers
 pytestmark = pytest.mark.slow
 
-EPOCHS, BATCH = 3, 128
+EPOCHS, BATCH = 4, 128
+"""Enough for 98 %. Encrypted labels agree less where a weaker model is undecided."""
 
 
 @pytest.fixture(scope="module")
 def mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """30,000 training and all 10,000 test images, float32 in 0 … 1."""
+    """60,000 training and 10,000 test images, float32 in 0 … 1."""
     folder = os.environ.get("TFDS_DATA_DIR")
     assert folder, "set TFDS_DATA_DIR to a folder where TFDS has prepared mnist"
     import tensorflow_datasets as tfds
 
     options = {"data_dir": folder, "download": False, "as_supervised": True, "batch_size": -1}
-    parts = tfds.load("mnist", split=["train[:30000]", "test"], **options)
+    parts = tfds.load("mnist", split=["train", "test"], **options)
     (x, y), (x_test, y_test) = (tuple(t.numpy() for t in part) for part in parts)
     return x.astype("float32") / 255, y, x_test.astype("float32") / 255, y_test
 
@@ -65,7 +66,7 @@ def test_mnist(mnist: Any, tmp_path: Path) -> None:
         assert model.num_labels == 704
         twin_accuracy = train(classifier, mnist)  # a copy was protected
         accuracy = train(model, mnist)
-        assert twin_accuracy > 0.97
+        assert twin_accuracy > 0.98
         assert accuracy > twin_accuracy - 0.01
 
         authority.issue("alice", tmp_path / "alice.keybundle", passphrase="user")

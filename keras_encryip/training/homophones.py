@@ -179,7 +179,7 @@ class TrainingState:
 
     def secret_bytes(self) -> bytes:
         """For sealing: an `.npz`. Secret."""
-        arrays = self.homophones.arrays()
+        arrays: dict[str, Any] = self.homophones.arrays()
         if self.trace_inputs is not None:
             arrays["trace_inputs"] = self.trace_inputs
         buffer = io.BytesIO()
