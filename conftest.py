@@ -197,7 +197,7 @@ def docstring_names(
         names["confused"] = get("confused")
     elif module.startswith("keras_encryip.export"):
         names["model"] = get("shipped").model
-    elif module.startswith("keras_encryip.models"):
+    elif module.startswith(("keras_encryip.models", "keras_encryip.protected_model")):
         digits = get("digits")
         names |= {"x": digits.x, "y": digits.y, "authority": get("shared_authority")}
         names["classifier"] = build_classifier()

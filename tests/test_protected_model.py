@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import keras_encryip as ke
-from keras_encryip import models as models_module
+from keras_encryip import protected_model as models_module
 from keras_encryip.errors import ArgumentError, LockedModelError
 
 layers = keras.layers

@@ -99,7 +99,7 @@ def test_training_state_comes_back_from_the_ledger(
     def learn(*_: Any, **__: Any) -> None:
         raise AssertionError("adapted twice")
 
-    monkeypatch.setattr("keras_encryip.models.learn", learn)
+    monkeypatch.setattr("keras_encryip.protected_model.learn", learn)
     with ke.Authority.open(shipped.url, shipped.passphrase) as reopened:
         locked.unlock(authority=reopened)
         expected, found = (m._unlocked().training for m in (shipped.model, locked))

@@ -69,6 +69,30 @@ def split_classifier(classifier: keras.Model) -> SplitClassifier:
     return _split_subclass(classifier)
 
 
+def is_trained(classifier: keras.Model, split: SplitClassifier) -> bool:
+    """Whether a classifier looks trained: its optimizer has stepped, or its head's bias moved."""
+    optimizer = getattr(classifier, "optimizer", None)
+    stepped = optimizer is not None and int(keras.ops.convert_to_numpy(optimizer.iterations)) > 0
+    return stepped or split.looks_trained
+
+
+def as_teacher(classifier: keras.Model, num_classes: int) -> SplitClassifier:
+    """A frozen copy of a trained classifier with K outputs, to distil from."""
+    if not isinstance(classifier, keras.Model):
+        raise ArgumentError(
+            "`teacher` must be True, False or a trained keras.Model. "
+            f"Received: {type(classifier).__name__}"
+        )
+    teacher = split_classifier(classifier)
+    if teacher.num_classes != num_classes or teacher.kernel is None:
+        raise ArgumentError(
+            f"`teacher` must be a trained classifier with {num_classes} outputs. "
+            f"Received: {teacher.num_classes} outputs, "
+            f"{'not built' if teacher.kernel is None else 'built'}"
+        )
+    return teacher
+
+
 def _split_unbuilt(classifier: keras.Sequential) -> SplitClassifier:
     layers = list(classifier.layers)
     softmaxes = 0
