@@ -1,5 +1,7 @@
 """Fixtures for tests and docstring examples; the costly ones are made once a session."""
 
+from __future__ import annotations  # naming `ke.Authority` would load TensorFlow
+
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,7 +1,6 @@
 """The owner's secrets and ledger: issue keys, revoke them, keep the models' assignments."""
 
 import contextlib
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
@@ -15,8 +14,7 @@ from Crypto.Random import get_random_bytes
 from keras_encryip.client.bundle import ANY_MODEL, format_time, make_bundle
 from keras_encryip.client.files import write_new_file
 from keras_encryip.crypto.encoding import canonical_json, decode_scalar, encode_scalar
-from keras_encryip.crypto.kem import MasterKey, PublicKey, TracingHeader, UserKey
-from keras_encryip.crypto.opaque import Opaque
+from keras_encryip.crypto.kem import MasterKey, UserKey
 from keras_encryip.crypto.sealing import (
     DEFAULT_SCRYPT_LOG2_N,
     KEY_BYTES,
@@ -25,18 +23,15 @@ from keras_encryip.crypto.sealing import (
     seal,
     unseal,
 )
-from keras_encryip.crypto.signing import SEED_BYTES, SigningKey
+from keras_encryip.crypto.signing import SigningKey
 from keras_encryip.errors import ArgumentError, LedgerError, PassphraseError, SignatureError
-from keras_encryip.labels.assignment import LabelAssignment
-from keras_encryip.labels.codebook import Codebook, ModelMetadata
+from keras_encryip.owner.catalog import Catalog, now_text, revoked_users
 from keras_encryip.owner.consistency import (
     ACTIVE,
     AUTHORITY_CREATED,
     BUNDLE_WRITTEN,
-    CODEBOOK_MADE,
     KEY_ISSUED,
     KEY_REVOKED,
-    MODEL_PROTECTED,
     PENDING,
     REVOKED,
     inconsistency,
@@ -47,8 +42,6 @@ from keras_encryip.owner.ledger import (
     Ledger,
     append_event,
     authority_table,
-    codebooks_table,
-    models_table,
     read_events,
     users_table,
 )
@@ -77,17 +70,7 @@ class User(msgspec.Struct, frozen=True):
     revoked_at: str | None
 
 
-@dataclass(frozen=True, repr=False)
-class ModelRecord:
-    """What the ledger keeps of one protected model. `assignment` and `training` are secret."""
-
-    model_id: int
-    metadata: ModelMetadata
-    assignment: LabelAssignment
-    training: bytes | None
-
-
-class Authority(Opaque):
+class Authority(Catalog):
     """The owner's secrets and ledger, in one file.
 
     Example:
@@ -98,19 +81,7 @@ class Authority(Opaque):
     'revoked'
     """
 
-    __slots__ = ("_data_key", "_ledger", "_master", "_signing_key", "name", "public_key")
-
-    def __init__(self, ledger: Ledger, name: str, secret: bytes) -> None:
-        """Use `Authority.create` or `Authority.open`."""
-        self._ledger = ledger
-        self.name = name
-        self._data_key = secret[:KEY_BYTES]
-        self._signing_key = SigningKey(secret[KEY_BYTES : KEY_BYTES + SEED_BYTES])
-        self._master = MasterKey.from_secret_bytes(secret[KEY_BYTES + SEED_BYTES :])
-        self.public_key: PublicKey = self._master.public_key()
-
-    def _describe(self) -> str:
-        return f"{self._ledger.name} public={self.public_key.digest.hex()[:16]}"
+    __slots__ = ()
 
     # --- life cycle ------------------------------------------------------------
 
@@ -152,7 +123,7 @@ class Authority(Opaque):
                 authority_table.insert().values(
                     ledger_version=LEDGER_VERSION,
                     name=title,
-                    created_at=_now(),
+                    created_at=now_text(),
                     public_key=public_key,
                     issuer=issuer,
                     salt=salt,
@@ -212,16 +183,6 @@ class Authority(Opaque):
 
     # --- facts -----------------------------------------------------------------
 
-    @property
-    def threshold(self) -> int:
-        """t: how many users can be revoked."""
-        return self._master.threshold
-
-    @property
-    def issuer(self) -> bytes:
-        """The Ed25519 public key (32 bytes) that signs bundles, codebooks and manifests."""
-        return self._signing_key.public_bytes()
-
     def users(self) -> list[User]:
         """All users, in the order of issue."""
         with self._ledger.reading() as connection:
@@ -232,12 +193,6 @@ class Authority(Opaque):
         """The event log, its chain and signature checked."""
         with self._ledger.reading() as connection:
             return read_events(connection, self.issuer)
-
-    def models(self) -> list[str]:
-        """Names of the protected models, in the order of protection; a name can recur."""
-        with self._ledger.reading() as connection:
-            query = sa.select(models_table.c.name).order_by(models_table.c.model_id)
-            return list(connection.execute(query).scalars())
 
     # --- users -----------------------------------------------------------------
 
@@ -347,12 +302,12 @@ class Authority(Opaque):
                 raise LedgerError(f"There is no user {subject!r} in {self._ledger.name!r}.")
             if row.status == REVOKED:
                 raise LedgerError(f"{subject!r} was revoked on {row.revoked_at} already.")
-            if len(_revoked(connection)) >= self.threshold:
+            if len(revoked_users(connection)) >= self.threshold:
                 raise LedgerError(
                     f"threshold={self.threshold} users are revoked already. To shut out more, "
                     "create an authority with a larger threshold and protect the model under it."
                 )
-            now = _now()
+            now = now_text()
             connection.execute(
                 users_table.update()
                 .where(users_table.c.subject == subject)
@@ -367,169 +322,6 @@ class Authority(Opaque):
         if row is None or row.status != PENDING:
             return None
         return self._master.user_key(decode_scalar(row.z, what="z"))
-
-    # --- models and codebooks (used by `protect`, `unlock` and export) -----------
-
-    def add_model(self, metadata: ModelMetadata, assignment: LabelAssignment) -> Codebook:
-        """Keep a new model's assignment, and make its first codebook."""
-        with self._ledger.writing() as connection:
-            result = connection.execute(
-                models_table.insert().values(
-                    name=metadata.model,
-                    created_at=_now(),
-                    sealed_metadata=b"",
-                    sealed_assignment=b"",
-                )
-            )
-            model_id = int(result.inserted_primary_key[0])  # type: ignore[index]
-            self._seal_column(connection, model_id, "sealed_metadata", canonical_json(metadata))
-            self._seal_column(connection, model_id, "sealed_assignment", assignment.secret_bytes())
-            self._log(connection, MODEL_PROTECTED, model=metadata.model, model_id=model_id)
-            return self._add_codebook(connection, model_id, metadata, assignment)
-
-    def model_of(self, codebook_id: bytes) -> ModelRecord:
-        """The model that a codebook was made for.
-
-        Raises:
-            LedgerError: this authority did not make that codebook.
-        """
-        with self._ledger.reading() as connection:
-            row = connection.execute(
-                sa.select(models_table)
-                .join(codebooks_table)
-                .where(codebooks_table.c.codebook_id == codebook_id)
-            ).first()
-        if row is None:
-            raise LedgerError(
-                f"The authority {self._ledger.name!r} did not protect this model "
-                f"(codebook {codebook_id.hex()})."
-            )
-        return ModelRecord(
-            row.model_id,
-            msgspec.json.decode(
-                self._unseal(row.sealed_metadata, f"sealed_metadata {row.model_id}"),
-                type=ModelMetadata,
-            ),
-            LabelAssignment.from_secret_bytes(
-                self._unseal(row.sealed_assignment, f"sealed_assignment {row.model_id}")
-            ),
-            None
-            if row.sealed_training is None
-            else self._unseal(row.sealed_training, f"sealed_training {row.model_id}"),
-        )
-
-    def save_training(self, model_id: int, state: bytes) -> None:
-        """Keep what training learned about the data and must not be in any model file."""
-        with self._ledger.writing() as connection:
-            self._seal_column(connection, model_id, "sealed_training", state)
-
-    def current_codebook(self, codebook_id: bytes, *, fresh: bool = False) -> Codebook:
-        """The newest codebook of a model; a new one if users were revoked since, or if `fresh`."""
-        record = self.model_of(codebook_id)
-        with self._ledger.writing() as connection:
-            row = connection.execute(
-                sa.select(codebooks_table)
-                .where(codebooks_table.c.model_id == record.model_id)
-                .order_by(codebooks_table.c.number.desc())
-                .limit(1)
-            ).one()
-            revoked = canonical_json(sorted(_revoked(connection))).decode("ascii")
-            if not fresh and row.revoked == revoked:
-                codebook = Codebook.from_bytes(row.public)
-                codebook.verify(self.issuer)
-                return codebook
-            return self._add_codebook(
-                connection, record.model_id, record.metadata, record.assignment
-            )
-
-    def tracing_headers(self, codebook: Codebook) -> tuple[TracingHeader, ...]:
-        """The tracing headers of one of this authority's codebooks, with their exponents."""
-        record = self.model_of(codebook.codebook_id)
-        codebook.verify(self.issuer)
-        with self._ledger.reading() as connection:
-            sealed = connection.execute(
-                sa.select(codebooks_table.c.sealed_exponents).where(
-                    codebooks_table.c.codebook_id == codebook.codebook_id
-                )
-            ).scalar_one()
-        exponents = self._unseal(sealed, f"sealed_exponents {codebook.codebook_id.hex()}")
-        size = 32 * (self.threshold + 1)
-        headers = [
-            header
-            for header, tracing in zip(
-                codebook.headers, record.assignment.tracing_blocks, strict=True
-            )
-            if tracing
-        ]
-        return tuple(
-            TracingHeader.from_secret_bytes(header, exponents[i * size : (i + 1) * size])
-            for i, header in enumerate(headers)
-        )
-
-    def sign(self, domain: str, message: bytes) -> bytes:
-        """An Ed25519 signature for one domain."""
-        return self._signing_key.sign(domain, message)
-
-    def record(self, kind: str, **details: str | int) -> None:
-        """Append an event. Public facts only."""
-        with self._ledger.writing() as connection:
-            self._log(connection, kind, **details)
-
-    def _add_codebook(
-        self,
-        connection: sa.Connection,
-        model_id: int,
-        metadata: ModelMetadata,
-        assignment: LabelAssignment,
-    ) -> Codebook:
-        revoked = _revoked(connection)
-        codebook, tracing = Codebook.make(
-            assignment, metadata, self._master, self._signing_key, revoked=revoked.values()
-        )
-        exponents = b"".join(header.secret_bytes() for header in tracing)
-        name = f"sealed_exponents {codebook.codebook_id.hex()}"
-        connection.execute(
-            codebooks_table.insert().values(
-                codebook_id=codebook.codebook_id,
-                model_id=model_id,
-                number=connection.execute(
-                    sa.select(sa.func.coalesce(sa.func.max(codebooks_table.c.number), 0) + 1)
-                ).scalar_one(),
-                created_at=_now(),
-                revoked=canonical_json(sorted(revoked)).decode("ascii"),
-                public=codebook.to_bytes(),
-                sealed_exponents=seal(self._data_key, exponents, name.encode()),
-            )
-        )
-        self._log(
-            connection,
-            CODEBOOK_MADE,
-            model_id=model_id,
-            codebook=codebook.codebook_id.hex(),
-            revoked=len(revoked),
-        )
-        return codebook
-
-    def _seal_column(
-        self, connection: sa.Connection, model_id: int, column: str, secret: bytes
-    ) -> None:
-        sealed = seal(self._data_key, secret, f"{column} {model_id}".encode())
-        connection.execute(
-            models_table.update()
-            .where(models_table.c.model_id == model_id)
-            .values({column: sealed})
-        )
-
-    def _unseal(self, sealed: bytes, context: str) -> bytes:
-        secret = None
-        with contextlib.suppress(SignatureError):
-            secret = unseal(self._data_key, sealed, context.encode())
-        if secret is None:
-            raise LedgerError(f"The authority {self._ledger.name!r} is damaged at {context!r}.")
-        return secret
-
-    def _log(self, connection: sa.Connection, kind: str, **details: Any) -> None:
-        append_event(connection, self._signing_key, kind, details)
 
     def _check_consistency(self) -> None:
         """The log is intact, and agrees with the tables."""
@@ -567,14 +359,6 @@ def _find_user(connection: sa.Connection, subject: str) -> Any:
     ).first()
 
 
-def _revoked(connection: sa.Connection) -> dict[str, int]:
-    """key_id → z of every revoked user."""
-    rows = connection.execute(
-        sa.select(users_table.c.key_id, users_table.c.z).where(users_table.c.status == REVOKED)
-    )
-    return {row.key_id: decode_scalar(row.z, what="z") for row in rows}
-
-
 def _user(row: Any) -> User:
     return User(
         subject=row.subject,
@@ -585,7 +369,3 @@ def _user(row: Any) -> User:
         not_after=row.not_after,
         revoked_at=row.revoked_at,
     )
-
-
-def _now() -> str:
-    return format_time(datetime.now(UTC))

@@ -8,7 +8,8 @@ from keras import ops
 from keras_encryip.crypto.opaque import Opaque
 from keras_encryip.errors import LockedModelError
 from keras_encryip.labels.assignment import TRACE, LabelAssignment
-from keras_encryip.owner.authority import Authority, ModelRecord
+from keras_encryip.owner.authority import Authority
+from keras_encryip.owner.catalog import ModelRecord
 from keras_encryip.training.classifier import SplitClassifier
 from keras_encryip.training.homophones import TrainingState
 
