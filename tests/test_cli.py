@@ -1,10 +1,13 @@
 """The `encryip` command, through its real entry point."""
 
+import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,8 +59,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "confused.npy", confused)
     np.savetxt(folder / "confused.csv", confused, delimiter=",")
     ciphertexts = [codebook.ciphertext(int(j)) for j in confused.argmax(-1)]
-    import base64
-
     (folder / "response.json").write_text(json.dumps({"predictions": confused.tolist()}))
     (folder / "named.json").write_text(json.dumps({"outputs": {"confused": confused.tolist()}}))
     rows = [{"b64": base64.b64encode(c).decode()} for c in ciphertexts]
@@ -112,8 +113,6 @@ def test_decode_refuses(
     assert finished.stdout == ""
     assert finished.stderr.startswith("Error: ")
     assert "Traceback" not in finished.stderr
-    import re
-
     assert re.search(message, finished.stderr), finished.stderr
 
 
@@ -189,20 +188,18 @@ def test_wrong_usage_exits_with_2() -> None:
     assert encryip("no-such-command").returncode == 2
 
 
-def test_verify_and_export_a_saved_model(trained_export: Path, tmp_path: Path) -> None:
-    """`trained_export` holds model.keras, acme.authority and digits/1 (see conftest)."""
-    secrets = {"ENCRYIP_AUTHORITY_PASSPHRASE": "owner's secret"}
+def test_export_a_saved_model_and_verify(shipped: Any, tmp_path: Path) -> None:
     exported = encryip(
         "export",
-        trained_export / "acme.authority",
-        trained_export / "model.keras",
+        shipped.folder / "acme.authority",
+        shipped.saved,
         tmp_path / "served" / "2",
-        secrets=secrets,
+        secrets={"ENCRYIP_AUTHORITY_PASSPHRASE": shipped.passphrase},
     )
     assert "Exported" in ok(exported)
     verified = ok(encryip("verify", tmp_path / "served" / "2"))
     assert "whole and unchanged" in verified
-    bundle = trained_export / "alice.keybundle"
+    bundle = shipped.bundles["alice"]
     assert "your key bundle" in ok(encryip("verify", tmp_path / "served" / "2", "--bundle", bundle))
     (tmp_path / "served" / "2" / "extra").write_text("x")
     finished = encryip("verify", tmp_path / "served" / "2")

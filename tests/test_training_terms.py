@@ -180,7 +180,6 @@ with strategy.scope():
     classifier = keras.Sequential([
         keras.Input((8, 8, 1)), keras.layers.Flatten(),
         keras.layers.Dense(10, kernel_initializer="ones", kernel_regularizer=l2),
-        keras.layers.BatchNormalization(),
         keras.layers.Dense(10, kernel_initializer="zeros"),
     ])
     model = ke.protect(
