@@ -205,3 +205,16 @@ def test_export_a_saved_model_and_verify(shipped: Any, tmp_path: Path) -> None:
     finished = encryip("verify", tmp_path / "served" / "2")
     assert finished.returncode == 1
     assert "'extra'" in finished.stderr
+
+
+def test_owner_commands_without_their_extra_say_what_to_install(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['keras'] = None; from keras_encryip.cli import main; main()"
+    finished = subprocess.run(
+        [sys.executable, "-c", code, "demo", "--directory", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 1
+    assert "pip install 'keras_encryip[owner,plots]'" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "out").exists()
