@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from keras_encryip.errors import ArgumentError, FormatError
@@ -27,8 +28,15 @@ def read_bounded(path: str | os.PathLike[str], *, what: str, max_bytes: int) -> 
     return data
 
 
-def write_new_file(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file that must not exist yet: temporary name, fsync, then an atomic link.
+def make_new_file(
+    path: str | os.PathLike[str], fill: Callable[[Path], None], *, mode: int = 0o644
+) -> None:
+    """Make a file that must not exist yet: whole, under its name, or not at all.
+
+    Args:
+        path: its name, given at the end by an atomic link.
+        fill: writes an empty temporary file beside it.
+        mode: permissions.
 
     Raises:
         ArgumentError: the file exists (it is left as it is), or cannot be written.
@@ -37,11 +45,8 @@ def write_new_file(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o6
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     problem = ""
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        fill(temporary)
         os.link(temporary, target)
         sync_folder(target.parent)
     except FileExistsError:
@@ -53,6 +58,18 @@ def write_new_file(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o6
             temporary.unlink()
     if problem:
         raise ArgumentError(f"Cannot write {os.fspath(path)!r}: {problem}.")
+
+
+def write_new_file(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644) -> None:
+    """`make_new_file` with these bytes, synced to disk before they get their name."""
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    make_new_file(path, fill, mode=mode)
 
 
 def sync_folder(folder: Path) -> None:

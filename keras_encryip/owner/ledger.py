@@ -6,8 +6,6 @@ all of a change or nothing. Events form a hash chain whose every link is signed.
 """
 
 import contextlib
-import os
-import secrets
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +16,7 @@ import sqlalchemy as sa
 from Crypto.Hash import SHA256
 
 from keras_encryip.client.bundle import format_time
-from keras_encryip.client.files import sync_folder
+from keras_encryip.client.files import make_new_file
 from keras_encryip.crypto.encoding import canonical_json
 from keras_encryip.crypto.signing import SigningKey, verify
 from keras_encryip.errors import ArgumentError, LedgerError, SignatureError
@@ -137,28 +135,21 @@ class Ledger:
         if path is None:
             ledger._create_tables(fill)
             return ledger
-        if path.exists():
-            raise LedgerError(f"{str(path)!r} exists already, and is never overwritten.")
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-        problem = ""
-        try:
-            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+        def build(temporary: Path) -> None:
             draft = cls(ledger.url.set(database=str(temporary)))
             try:
                 draft._create_tables(fill)
             finally:
                 draft.close()
-            os.link(temporary, path)
-            sync_folder(path.parent)
-        except FileExistsError:
-            problem = "it exists already, and is never overwritten"
-        except OSError as error:
-            problem = error.strerror or type(error).__name__
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+
+        problem = ""
+        try:
+            make_new_file(path, build, mode=0o600)
+        except ArgumentError as error:
+            problem = str(error)
         if problem:
-            raise LedgerError(f"Cannot create {str(path)!r}: {problem}.")
+            raise LedgerError(problem)
         return ledger
 
     @classmethod

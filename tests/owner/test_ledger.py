@@ -154,7 +154,7 @@ def test_a_failure_while_creating_leaves_nothing(file: Path) -> None:
 @pytest.mark.parametrize("folder", ["missing", "/proc"])
 def test_a_folder_that_cannot_be_written_is_named(create: Any, file: Path, folder: str) -> None:
     path = file.parent / folder / "acme.authority"
-    with pytest.raises(LedgerError, match=f"Cannot create '{re.escape(str(path))}': "):
+    with pytest.raises(LedgerError, match=f"Cannot write '{re.escape(str(path))}': "):
         create(f"sqlite:///{path}")
 
 
