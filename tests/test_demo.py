@@ -20,7 +20,7 @@ def test_demo(tmp_path: Path) -> None:
     )
     assert finished.returncode == 0, finished.stderr
     rows = {
-        name: re.search(rf"{name}[^│]*│ (\S+)", finished.stdout).group(1)  # type: ignore[union-attr]
+        name: re.search(rf"│ [^│\n]*{name}[^│\n]*│ (\S+)", finished.stdout).group(1)  # type: ignore[union-attr]
         for name in (
             "the twin",
             "alice",
