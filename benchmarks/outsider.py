@@ -89,7 +89,8 @@ def attack_probe(model, seen, y_seen, features, y) -> float:
 def from_scratch(name, x_seen, y_seen, x, y) -> float:
     keras.utils.set_random_seed(0)
     model = cnn(name, x.shape[1:])
-    train(model, x_seen, y_seen, max(20, 3000 // len(x_seen)), 32)
+    # Enough steps for BatchNormalization's running statistics to settle.
+    train(model, x_seen, y_seen, 1000 // -(-len(x_seen) // 32), 32)
     return float(model.evaluate(x, y, batch_size=500, verbose=0)[1])
 
 
