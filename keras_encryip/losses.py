@@ -12,7 +12,7 @@ TINY = 1e-37
 def confused_label_crossentropy(target: Any, confused: Any) -> Any:
     """Cross-entropy of the confused labels against target labels.
 
-    Formula: `−log confused[target]` (Mu et al. 2024, equation 6, for one drawn label).
+    Formula: `−log confused[target]` (for one drawn label, after Mu et al. 2024).
 
     Args:
         target: int `[...]`, confused labels in 0 … N−1.

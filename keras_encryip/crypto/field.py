@@ -13,7 +13,7 @@ RandomBytes = Callable[[int], bytes]
 
 
 def random_scalar(random_bytes: RandomBytes) -> int:
-    """A uniform scalar in 1 … q−1, by rejection (FIPS 186-5, appendix A.4.2)."""
+    """A uniform scalar in 1 … q−1, by rejection."""
     while True:
         value = int.from_bytes(random_bytes(32), "big")
         if 0 < value < ORDER:

@@ -5,9 +5,9 @@ t. Whoever encapsulates publishes t further points of r·P in the exponent; a
 user's own point is the missing one, and interpolation at 0 gives the secret.
 
 Sources: Naor and Pinkas, *Efficient trace and revoke schemes*, FC 2000; Tzeng
-and Tzeng, *A public-key traitor tracing scheme with revocation*, PKC 2001,
-section 3; Dodis and Fazio, PKC 2003. With t = 1 this is CS-lite (Cramer and
-Shoup), the scheme of EncryIP (Mu et al., AAAI 2024, section 3.2).
+and Tzeng, *A public-key traitor tracing scheme with revocation*, PKC 2001;
+Dodis and Fazio, PKC 2003. With t = 1 this is CS-lite (Cramer and
+Shoup), the scheme of EncryIP (Mu et al., AAAI 2024).
 
 Security: secrets of unrevoked users are hidden from outsiders and from up to t
 revoked users together under DDH on P-256. Not constant-time, not post-quantum.
@@ -294,9 +294,9 @@ class MasterKey(Opaque):
 class TracingHeader(Opaque):
     """A header that is ill-formed on purpose, and the exponents that made it.
 
-    R = ρ_0·G and H_j = ρ_j·G with independent ρ (*Fake* in Mu et al., section
-    3.2). A single user cannot tell it from a real one (DDH), yet every user
-    opens it to a secret of their own, which the owner can predict.
+    R = ρ_0·G and H_j = ρ_j·G with independent ρ (*Fake* in Mu et al.). A single user
+    cannot tell it from a real one (DDH), yet every user opens it to a secret of their
+    own, which the owner can predict.
     """
 
     __slots__ = ("_exponents", "header")

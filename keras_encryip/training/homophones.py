@@ -1,6 +1,6 @@
 """Which homophone a training sample is taught to come out as.
 
-Mu et al. (AAAI 2024, section 3.3) draw a class's confused label at random. Here
+Mu et al. (AAAI 2024) draw a class's confused label at random. Here
 the draw depends on the input: each class is split into clusters, and a sample's
 target is one of its cluster's homophones. An outsider who labels one sample
 learns about one cluster, not about the class.
