@@ -99,8 +99,10 @@ def report(model: keras.Model, x: np.ndarray, y: np.ndarray) -> dict[str, float]
     trace = protection.record.assignment.trace
     confused = model.predict(x, batch_size=500, verbose=0)
     decoded = model.decode(confused).argmax(-1)
-    traces = model.predict(protection.training.trace_inputs, verbose=0)
-    found["trace inputs recognised"] = float((traces.argmax(-1) == trace).mean())
+    traces = protection.training.traces
+    found["trace inputs recognised"] = float(
+        (model.predict(traces.inputs, verbose=0).argmax(-1) == traces.labels).mean()
+    )
     found["trace mass on data"] = float(confused[:, trace].sum(-1).mean())
     random = np.random.default_rng(0)
     table = protection.record.assignment.classes

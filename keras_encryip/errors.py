@@ -53,5 +53,13 @@ class LedgerError(EncryipError):
     """The authority's file is missing, busy, damaged, or refuses the change."""
 
 
+class EvidenceError(EncryipError):
+    """Evidence against a user is incomplete, contradicts its commitments, or proves too little."""
+
+
 class ExportError(EncryipError):
     """A model cannot be exported safely, or an exported folder fails verification."""
+
+
+class ServiceError(EncryipError):
+    """A suspicious service cannot be asked, or gives nothing that can be read."""

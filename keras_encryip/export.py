@@ -19,6 +19,12 @@ from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import FILE_NAME as CODEBOOK
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.models import ProtectedModel
+from keras_encryip.owner.progress import progress_bar
+from keras_encryip.owner.weights import kernels_of
+from keras_encryip.tracing.fingerprint import mark
+from keras_encryip.training.hardening import STEPS, harden
+from keras_encryip.training.homophones import TrainingState
+from keras_encryip.training.protection import Protection
 
 SHARPNESS = 8.0
 """`encrypted_label` draws from the probabilities to this power, renormalised."""
@@ -29,7 +35,12 @@ MIN_COLUMN_SPREAD = 0.003
 _SPREAD_SAMPLE = 2048
 
 
-def export_saved_model(model: ProtectedModel, directory: str | PathLike[str]) -> None:
+def export_saved_model(
+    model: ProtectedModel,
+    directory: str | PathLike[str],
+    *,
+    recipient: str | None = None,
+) -> None:
     """Export a protected model for TF Serving and any other runtime.
 
     Signatures:
@@ -44,9 +55,17 @@ def export_saved_model(model: ProtectedModel, directory: str | PathLike[str]) ->
         model: built, and unlocked with its authority.
         directory: the version folder, e.g. `"served/digits/1"`. Must not exist; it
             appears whole or not at all.
+        recipient: subject of an active user. Every kernel of the copy is then marked with
+            that user's noise, of 3 % of its standard deviation, which `Authority.trace_weights`
+            finds again. Give every copy that leaves the house a recipient: the difference
+            to an unmarked copy is the mark.
+
+    What is about to be released is committed to in the authority's event log: digests of
+    the codebook, the manifest, the trace inputs, the public key and the mark.
 
     Raises:
         LockedModelError: the model is not unlocked with its authority.
+        LedgerError: `recipient` is not an active user.
         ExportError: a copied head was not trained, or the written model does not
             give the same outputs.
 
@@ -78,27 +97,59 @@ def export_saved_model(model: ProtectedModel, directory: str | PathLike[str]) ->
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(f"Cannot create {str(target.parent)!r}: {error.strerror}.") from None
+    authority = protection.authority
+    marked = None if recipient is None else authority.recipient_of(recipient)
+    kernels = kernels_of(model)
+    originals = [keras.ops.convert_to_numpy(kernel) for kernel in kernels]
+    _harden_traces(model, protection, kernels, originals)
     draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
+        if marked is not None:
+            key = authority.fingerprint_key(protection.record.model_id, marked)
+            _assign(kernels, mark(originals, key))
         _write(model, codebook, draft)
         _compare(model, draft)
         assets = draft / ASSETS
         assets.mkdir(parents=True)
         write_new_file(assets / CODEBOOK, codebook.to_bytes())
-        manifest = make_manifest(draft, codebook, protection.authority.sign)
+        manifest = make_manifest(draft, codebook, authority.sign)
         write_new_file(assets / MANIFEST, manifest)
-        verify_export(draft, issuer=protection.authority.issuer)
+        verify_export(draft, issuer=authority.issuer)
+        authority.add_export(
+            codebook, manifest, folder=target.name, recipient=marked, kernels=originals
+        )
         draft.rename(target)
     finally:
+        if marked is not None:
+            _assign(kernels, originals)
         shutil.rmtree(draft, ignore_errors=True)
     sync_folder(target.parent)
-    protection.authority.record(
-        "model exported",
-        model=protection.record.metadata.model,
-        model_id=protection.record.model_id,
-        codebook=codebook.codebook_id.hex(),
-        folder=target.name,
-    )
+
+
+def _harden_traces(
+    model: ProtectedModel, protection: Protection, kernels: list[Any], originals: list[np.ndarray]
+) -> None:
+    """Fit the trace inputs to these weights, unless that was done for an earlier export."""
+    authority, record, state = protection.authority, protection.record, protection.training
+    if authority is None or record is None or state is None or state.traces is None:
+        return
+    if authority.was_exported(record.model_id, originals, state.traces):
+        return
+
+    def logits(inputs: Any) -> Any:
+        return model.confused_labels.logits(model.backbone(inputs, training=False))
+
+    with progress_bar("hardening trace inputs", STEPS) as advance:
+        traces = harden(logits, kernels, state.traces, advance, secrets.randbits(64))
+    if traces is not state.traces:
+        protection.training = TrainingState(state.homophones, traces)
+        protection.save_training()
+        model._forget_traces()
+
+
+def _assign(kernels: list[Any], values: list[np.ndarray]) -> None:
+    for kernel, value in zip(kernels, values, strict=True):
+        kernel.assign(value)
 
 
 def column_spread(

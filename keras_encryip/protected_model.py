@@ -24,8 +24,9 @@ from keras_encryip.training.protection import MIN_TRACES, TRACE_SHARE, Protectio
 
 CLUSTERED = "clustered"
 RANDOM = "random"
-TRACE_WEIGHT = 0.1
-"""Weight of the trace term: enough to learn them all, too little to slow the start of training."""
+TRACE_WEIGHT = 0.3
+TRACE_TEMPERATURE = 8.0
+"""The trace term is softened, so that it goes on widening margins: these survive fine-tuning."""
 
 
 class _Shared(keras.losses.Loss):
@@ -45,8 +46,8 @@ class ProtectedModel(keras.Model):
     `(batch, N)`.
 
     The training loss is `(1−κ)·your loss + κ·distillation + confusion_weight · cross-entropy
-    of the target confused label + 0.1 · cross-entropy of the trace labels`, κ = 0 without
-    a teacher. `val_loss` and `evaluate` report your loss alone.
+    of the target confused label + 0.3 · cross-entropy of the trace labels at temperature 8`,
+    κ = 0 without a teacher. `val_loss` and `evaluate` report your loss alone.
 
     Args:
         backbone: inputs → features.
@@ -125,24 +126,23 @@ class ProtectedModel(keras.Model):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         protection = self._protection
         state = protection.training if protection is not None else None
-        if not training or protection is None or state is None or state.trace_inputs is None:
+        if not training or protection is None or state is None or state.traces is None:
             return self.confused_labels(self.backbone(inputs, training=training))
         # Trace inputs join the batch, so that BatchNormalization sees one batch.
         batch = ops.shape(inputs)[0]
         count = ops.maximum(batch // TRACE_SHARE, MIN_TRACES)
-        chosen = keras.random.randint(
-            (count,), 0, len(state.trace_inputs), seed=self._seed_generator
-        )
-        _check_same_kind(state.trace_inputs.dtype, inputs.dtype)
-        traces = ops.take(ops.convert_to_tensor(state.trace_inputs), chosen, axis=0)
+        inputs_known, labels = state.traces.inputs, state.traces.labels
+        chosen = keras.random.randint((count,), 0, len(labels), seed=self._seed_generator)
+        _check_same_kind(inputs_known.dtype, inputs.dtype)
+        traces = ops.take(ops.convert_to_tensor(inputs_known), chosen, axis=0)
         joined = ops.concatenate([inputs, ops.cast(traces, inputs.dtype)], axis=0)
         logits = self.confused_labels.logits(self.backbone(joined, training=True))
-        targets = ops.take(ops.convert_to_tensor(protection.assignment().trace), chosen)
+        targets = ops.take(ops.convert_to_tensor(labels), chosen)
         self.add_loss(
             TRACE_WEIGHT
             * ops.mean(
                 keras.losses.sparse_categorical_crossentropy(
-                    targets, logits[batch:], from_logits=True
+                    targets, logits[batch:] / TRACE_TEMPERATURE, from_logits=True
                 )
             )
         )
@@ -209,11 +209,9 @@ class ProtectedModel(keras.Model):
         protection.training = learn(
             x,
             y,
-            num_classes=self.num_classes,
-            homophones=assignment.homophones,
             copies=self.copies,
             clustered=self._clusters_inputs(assignment),
-            trace_labels=assignment.trace.size,
+            assignment=assignment,
         )
         protection.save_training()
         self._forget_traces()

@@ -71,9 +71,9 @@ def test_mnist(mnist: Any, tmp_path: Path) -> None:
 
         authority.issue("alice", tmp_path / "alice.keybundle", passphrase="user")
         ke.export_saved_model(model, tmp_path / "mnist" / "1")
-        protection = model._unlocked()
-        answers = model.predict(protection.training.trace_inputs, verbose=0).argmax(1)
-        assert (answers == protection.assignment().trace).mean() > 0.9
+        traces = model._unlocked().training.traces
+        answers = model.predict(traces.inputs, verbose=0).argmax(1)
+        assert (answers == traces.labels).mean() > 0.9
 
     loaded = tf.saved_model.load(str(tmp_path / "mnist" / "1"))
     batches = [tf.constant(b) for b in np.split(x_test, 10)]

@@ -103,7 +103,7 @@ def test_training_state_comes_back_from_the_ledger(
     with ke.Authority.open(shipped.url, shipped.passphrase) as reopened:
         locked.unlock(authority=reopened)
         expected, found = (m._unlocked().training for m in (shipped.model, locked))
-        np.testing.assert_array_equal(found.trace_inputs, expected.trace_inputs)
+        assert found.traces.secret_bytes() == expected.traces.secret_bytes()
         for name, array in expected.homophones.arrays().items():
             np.testing.assert_array_equal(found.homophones.arrays()[name], array)
         locked.fit(digits.x[:32], digits.y[:32], verbose=0)

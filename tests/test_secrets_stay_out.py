@@ -102,7 +102,7 @@ def secrets_of(shipped: Any) -> dict[str, set[bytes]]:
     found["decode matrix"] = {
         m.astype(kind).tobytes() for m in (matrix, matrix.T) for kind in (*FLOATS, "u1", "<i4")
     }
-    inputs = [row for image in state.trace_inputs for row in np.split(image.reshape(-1), 2)]
+    inputs = [row for image in state.traces.inputs for row in np.split(image.reshape(-1), 2)]
     inputs = [row for row in inputs if np.count_nonzero(row) >= 8]
     assert len(inputs) >= 8
     found["trace inputs"] = {form for row in inputs for form in float_forms(row)} | {
@@ -341,14 +341,14 @@ CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
     ),
     "weight-in-h5": (
         {"trace inputs"},
-        lambda w, folder: leaky_model(w.state.trace_inputs).save_weights(folder / "m.weights.h5"),
+        lambda w, folder: leaky_model(w.state.traces.inputs).save_weights(folder / "m.weights.h5"),
     ),
     "weight-in-checkpoint": (
         {"decode matrix"},
         lambda w, folder: tf.train.Checkpoint(m=leaky_model(w.matrix.T)).write(str(folder / "c")),
     ),
     "compressed-npz": (
-        {"clusters", "trace inputs"},
+        {"clusters"},
         lambda w, folder: (folder / "s.npz").write_bytes(w.state.secret_bytes()),
     ),
     "gzip": (
@@ -373,11 +373,11 @@ CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
     ),
     "uint8-images": (
         {"trace inputs"},
-        binary(lambda w: (w.state.trace_inputs * 255).round().astype("uint8").tobytes()),
+        binary(lambda w: (w.state.traces.inputs * 255).round().astype("uint8").tobytes()),
     ),
     "float16-images": (
         {"trace inputs"},
-        binary(lambda w: w.state.trace_inputs.astype("float16").tobytes()),
+        binary(lambda w: w.state.traces.inputs.astype("float16").tobytes()),
     ),
     "float64-centroids": (
         {"clusters"},

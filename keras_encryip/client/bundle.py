@@ -110,11 +110,12 @@ class KeyBundle(Opaque):
     >>> key = bundle.unlock("correct horse")
     """
 
-    __slots__ = ("_body", "authority", "header", "issuer", "not_after", "not_before")
+    __slots__ = ("_body", "_signature", "authority", "header", "issuer", "not_after", "not_before")
 
-    def __init__(self, header: BundleHeader, body: _Body) -> None:
+    def __init__(self, header: BundleHeader, body: _Body, signature: str) -> None:
         self.header = header
         self._body = body
+        self._signature = signature
         self.authority = decode_base64(header.authority, what="authority", length=DIGEST_BYTES)
         self.issuer = decode_base64(header.issuer, what="issuer", length=PUBLIC_BYTES)
         self.not_before = _parse_time(header.not_before, "not_before")
@@ -150,10 +151,15 @@ class KeyBundle(Opaque):
             what="key bundle",
             max_bytes=MAX_BUNDLE_BYTES,
         )
-        bundle = cls(file.bundle.header, file.bundle.body)
+        bundle = cls(file.bundle.header, file.bundle.body, file.signature)
         signature = decode_base64(file.signature, what="signature", length=SIGNATURE_BYTES)
         verify(bundle.issuer, _DOMAIN, canonical_json(file.bundle), signature, what="key bundle")
         return bundle
+
+    def to_bytes(self) -> bytes:
+        """The file: still sealed, and signed."""
+        signed = _Signed(self._body, self.header)
+        return _BEGIN + canonical_json(_File(signed, self._signature)) + _END
 
     def unlock(self, passphrase: str) -> UserKey:
         """Decrypt the user key.

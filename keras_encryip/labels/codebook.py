@@ -31,6 +31,7 @@ from keras_encryip.labels.assignment import (
     MAX_BLOCKS,
     MAX_CLASSES,
     MAX_LABELS,
+    TRACE,
     LabelAssignment,
 )
 from keras_encryip.labels.ciphertext import (
@@ -297,11 +298,18 @@ class Codebook:
         """
         return self._table(key.decapsulate(header) for header in self.headers)
 
-    def predicted_table(
-        self, key: UserKey, assignment: LabelAssignment, tracing: Sequence[TracingHeader]
+    def predicted_answers(
+        self, keys: Sequence[UserKey], assignment: LabelAssignment, tracing: Sequence[TracingHeader]
     ) -> np.ndarray:
-        """The owner's prediction of `decode_table`: one multiplication per tracing block."""
-        table = assignment.classes
+        """The owner's prediction of what users' decode tables say at the trace labels.
+
+        Costs one multiplication per user and tracing block.
+
+        Returns:
+            int32 `[users, T]`, columns in the order of `assignment.trace`; `TRACE`
+            throughout for users whom this codebook shuts out.
+        """
+        answers = np.full((len(keys), self.num_labels), TRACE, np.int32)
         remaining = iter(tracing)
         ends = np.cumsum(self.block_sizes)
         for end, size, is_trace in zip(
@@ -309,19 +317,21 @@ class Codebook:
         ):
             if is_trace:
                 labels = np.arange(end - size, end)
-                table[labels] = self._read(next(remaining).predict(key), labels)
-        return table
+                for row, secret in zip(answers, next(remaining).predict_many(keys), strict=True):
+                    if secret is not None:
+                        row[labels] = self.read_block(secret, labels)
+        return answers[:, assignment.trace]
 
     def _table(self, secrets: Iterable[SharedSecret]) -> np.ndarray:
         ends = np.cumsum(self.block_sizes)
         blocks = [
-            self._read(secret, np.arange(end - size, end))
+            self.read_block(secret, np.arange(end - size, end))
             for secret, end, size in zip(secrets, ends, self.block_sizes, strict=True)
         ]
         return np.concatenate(blocks)
 
-    def _read(self, secret: SharedSecret, labels: np.ndarray) -> np.ndarray:
-        """class(j) = (e_j − mask_j) mod K for labels of one block."""
+    def read_block(self, secret: SharedSecret, labels: np.ndarray) -> np.ndarray:
+        """class(j) = (e_j − mask_j) mod K for labels j of one block, given its secret: int32."""
         masks = label_masks(mask_key(secret), labels, self.num_classes)
         values = self.values[labels].astype(np.int64)
         classes: np.ndarray = ((values - masks) % self.num_classes).astype(np.int32)

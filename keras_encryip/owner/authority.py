@@ -1,6 +1,7 @@
 """The owner's secrets and ledger: issue keys, revoke them, keep the models' assignments."""
 
 import contextlib
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
@@ -25,28 +26,32 @@ from keras_encryip.crypto.sealing import (
 )
 from keras_encryip.crypto.signing import SigningKey
 from keras_encryip.errors import ArgumentError, LedgerError, PassphraseError, SignatureError
-from keras_encryip.owner.catalog import Catalog, now_text, revoked_users
+from keras_encryip.owner.catalog import now_text, revoked_users
 from keras_encryip.owner.consistency import (
     ACTIVE,
     AUTHORITY_CREATED,
     BUNDLE_WRITTEN,
     KEY_ISSUED,
     KEY_REVOKED,
+    KEYS_ENROLLED,
     PENDING,
     REVOKED,
+    enrolled_digest,
     inconsistency,
 )
 from keras_encryip.owner.ledger import (
     LEDGER_VERSION,
-    Event,
     Ledger,
     append_event,
     authority_table,
     read_events,
     users_table,
 )
+from keras_encryip.owner.tracing import Tracing
+from keras_encryip.tracing.events import Event
 
 _MAX_NAME: Final = 256
+_ENROLL_BATCH: Final = 10_000
 
 
 class User(msgspec.Struct, frozen=True):
@@ -70,7 +75,7 @@ class User(msgspec.Struct, frozen=True):
     revoked_at: str | None
 
 
-class Authority(Catalog):
+class Authority(Tracing):
     """The owner's secrets and ledger, in one file.
 
     Example:
@@ -131,9 +136,12 @@ class Authority(Catalog):
                     sealed=seal(key, secret, _secrets_context(public_key, issuer)),
                 )
             )
-            append_event(
-                connection, signing_key, AUTHORITY_CREATED, {"name": title, "threshold": threshold}
-            )
+            facts = {
+                "name": title,
+                "threshold": threshold,
+                "public_key": master.public_key().digest.hex(),
+            }
+            append_event(connection, signing_key, AUTHORITY_CREATED, facts)
 
         return cls(Ledger.create(url, fill), title, secret)
 
@@ -277,6 +285,7 @@ class Authority(Catalog):
                     "named once; issue under another name."
                 )
         write_new_file(path, data, mode=0o600)
+        self.cache_answers(at_most=1)
         with self._ledger.writing() as connection:
             connection.execute(
                 users_table.update()
@@ -285,6 +294,67 @@ class Authority(Catalog):
             )
             self._log(connection, BUNDLE_WRITTEN, subject=subject, key_id=key.key_id, **fields)
             return _user(_find_user(connection, subject))
+
+    def enroll(self, subjects: Iterable[str]) -> list[User]:
+        """Draw keys for many users at once; `issue` writes a user's bundle when it is wanted.
+
+        The users are listed as pending until then. Milliseconds each: the cost of a
+        bundle is its passphrase. Users come in batches of 10,000, and those that are in the
+        ledger stay if a later batch fails.
+
+        Args:
+            subjects: names, as for `issue`.
+
+        Raises:
+            LedgerError: a subject has a key already, or occurs twice.
+
+        Example:
+        >>> authority = Authority.create(f"sqlite:///{folder}/many.authority", passphrase="…")
+        >>> [user.status for user in authority.enroll(["ann", "ben"])]
+        ['pending', 'pending']
+        """
+        if isinstance(subjects, str) or not isinstance(subjects, Iterable):
+            raise ArgumentError(f"`subjects` must be a list of names. Received: {subjects!r}")
+        names = list(subjects)
+        with self._ledger.reading() as connection:
+            known = set(connection.execute(sa.select(users_table.c.subject)).scalars())
+        for name in names:
+            _check_text(name, "subjects")
+            if name in known:
+                raise LedgerError(
+                    f"{name!r} has a key already, or is named twice. Users are named once."
+                )
+            known.add(name)
+        users: list[User] = []
+        for start in range(0, len(names), _ENROLL_BATCH):
+            users += self._enroll(names[start : start + _ENROLL_BATCH])
+        self.cache_answers(at_most=len(names))
+        return users
+
+    def _enroll(self, names: list[str]) -> list[User]:
+        now = now_text()
+        scope = canonical_json([ANY_MODEL]).decode("ascii")
+        facts = {"scope": scope, "issued_at": now, "not_after": now}
+        keys = [self._master.issue() for _ in names]
+        users = [
+            User(name, key.key_id, PENDING, [ANY_MODEL], now, now, None)
+            for name, key in zip(names, keys, strict=True)
+        ]
+        rows = [
+            {
+                "subject": user.subject,
+                "z": encode_scalar(key.z),
+                "key_id": user.key_id,
+                "status": PENDING,
+                **facts,
+            }
+            for user, key in zip(users, keys, strict=True)
+        ]
+        digest = enrolled_digest((user.subject, user.key_id) for user in users)
+        with self._ledger.writing() as connection:
+            connection.execute(users_table.insert(), rows)
+            self._log(connection, KEYS_ENROLLED, count=len(rows), digest=digest, **facts)
+        return users
 
     def revoke(self, subject: str) -> User:
         """Shut a user out of every codebook made from now on.

@@ -1,12 +1,16 @@
 """What the ledger keeps of protected models: assignments, training states, codebooks."""
 
 import contextlib
+import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import numpy as np
 import sqlalchemy as sa
+from Crypto.Hash import SHA256
 
 from keras_encryip.client.bundle import format_time
 from keras_encryip.crypto.encoding import canonical_json, decode_scalar
@@ -17,24 +21,36 @@ from keras_encryip.crypto.signing import SEED_BYTES, SigningKey
 from keras_encryip.errors import LedgerError, SignatureError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
-from keras_encryip.owner.consistency import CODEBOOK_MADE, MODEL_PROTECTED, REVOKED
+from keras_encryip.owner.answers import CHUNK, AnswerCache
+from keras_encryip.owner.consistency import (
+    ACTIVE,
+    CODEBOOK_MADE,
+    MODEL_EXPORTED,
+    MODEL_PROTECTED,
+    REVOKED,
+)
 from keras_encryip.owner.ledger import (
     Ledger,
     append_event,
     codebooks_table,
+    exports_table,
     models_table,
+    trace_sets_table,
     users_table,
 )
+from keras_encryip.tracing.commitments import fingerprint_commitment, kernels_digest
+from keras_encryip.tracing.trace_set import TraceSet
 
 
 @dataclass(frozen=True, repr=False)
 class ModelRecord:
-    """What the ledger keeps of one protected model. `assignment` and `training` are secret."""
+    """What the ledger keeps of one protected model. All but its metadata is secret."""
 
     model_id: int
     metadata: ModelMetadata
     assignment: LabelAssignment
     training: bytes | None
+    traces: TraceSet | None
 
 
 class Catalog(Opaque):
@@ -104,6 +120,57 @@ class Catalog(Opaque):
                 f"The authority {self._ledger.name!r} did not protect this model "
                 f"(codebook {codebook_id.hex()})."
             )
+        return self._record(row)
+
+    def model_named(self, name: str) -> ModelRecord:
+        """The model protected last under a name.
+
+        Raises:
+            LedgerError: there is none.
+        """
+        m = models_table.c
+        with self._ledger.reading() as connection:
+            row = connection.execute(
+                sa.select(models_table).where(m.name == name).order_by(m.model_id.desc()).limit(1)
+            ).first()
+        if row is None:
+            known = ", ".join(map(repr, dict.fromkeys(self.models()))) or "none"
+            raise LedgerError(
+                f"The authority {self._ledger.name!r} has no model {name!r}. It has: {known}."
+            )
+        return self._record(row)
+
+    def codebooks_of(self, model_id: int) -> list[Codebook]:
+        """All codebooks of a model, oldest first."""
+        c = codebooks_table.c
+        with self._ledger.reading() as connection:
+            rows = connection.execute(
+                sa.select(c.public).where(c.model_id == model_id).order_by(c.number)
+            ).all()
+        return [Codebook.from_bytes(row.public) for row in rows]
+
+    def trace_sets_of(self, record: ModelRecord) -> list[TraceSet]:
+        """The trace inputs that a model was exported with, and those of now. Secret."""
+        e, c = exports_table.c, codebooks_table.c
+        with self._ledger.reading() as connection:
+            digests = set(
+                connection.execute(
+                    sa.select(e.trace_set)
+                    .join(codebooks_table)
+                    .where(c.model_id == record.model_id, e.trace_set.is_not(None))
+                ).scalars()
+            )
+        own = [] if record.traces is None else [record.traces]
+        return own + [self._trace_set(d) for d in sorted(digests - {t.digest for t in own})]
+
+    def _trace_set(self, digest: bytes) -> TraceSet:
+        t = trace_sets_table.c
+        with self._ledger.reading() as connection:
+            row = connection.execute(sa.select(t.sealed).where(t.digest == digest)).one()
+        context = _trace_set_context(digest).decode()
+        return TraceSet.from_secret_bytes(self._unseal(row.sealed, context))
+
+    def _record(self, row: Any) -> ModelRecord:
         return ModelRecord(
             row.model_id,
             msgspec.json.decode(
@@ -116,12 +183,27 @@ class Catalog(Opaque):
             None
             if row.sealed_training is None
             else self._unseal(row.sealed_training, f"sealed_training {row.model_id}"),
+            None if row.trace_set is None else self._trace_set(row.trace_set),
         )
 
-    def save_training(self, model_id: int, state: bytes) -> None:
-        """Keep what training learned about the data and must not be in any model file."""
+    def save_training(self, model_id: int, state: bytes, traces: TraceSet | None) -> None:
+        """Keep what training learned about the data and must not be in any model file.
+
+        Trace sets of earlier trainings stay: exported models may know them.
+        """
+        digest = traces.digest if traces is not None else None
+        t = trace_sets_table.c
         with self._ledger.writing() as connection:
+            known = connection.execute(sa.select(t.digest).where(t.digest == digest)).first()
+            if traces is not None and digest is not None and known is None:
+                sealed = seal(self._data_key, traces.secret_bytes(), _trace_set_context(digest))
+                connection.execute(trace_sets_table.insert().values(digest=digest, sealed=sealed))
             self._seal_column(connection, model_id, "sealed_training", state)
+            connection.execute(
+                models_table.update()
+                .where(models_table.c.model_id == model_id)
+                .values(trace_set=digest)
+            )
 
     def current_codebook(self, codebook_id: bytes, *, fresh: bool = False) -> Codebook:
         """The newest codebook of a model; a new one if users were revoked since, or if `fresh`."""
@@ -166,14 +248,124 @@ class Catalog(Opaque):
             for i, header in enumerate(headers)
         )
 
+    def answer_cache(self, codebook: Codebook) -> AnswerCache:
+        """The users' predicted trace answers under one of this authority's codebooks."""
+        assignment = self.model_of(codebook.codebook_id).assignment
+        tracing = self.tracing_headers(codebook)
+        return AnswerCache(self._data_key, self._master, codebook, assignment, tracing)
+
+    def cache_answers(self, *, at_most: int) -> None:
+        """Keep new users' answers for every model's newest codebook, while that is quick.
+
+        Where more users than these and a chunk are missing, tracing will catch up.
+        """
+        c = codebooks_table.c
+        newest = sa.select(sa.func.max(c.number)).group_by(c.model_id)
+        with self._ledger.reading() as connection:
+            rows = connection.execute(sa.select(c.public).where(c.number.in_(newest))).all()
+        for row in rows:
+            cache = self.answer_cache(Codebook.from_bytes(row.public))
+            with self._ledger.writing() as connection:
+                if cache.missing(connection) > at_most + CHUNK:
+                    continue
+            while True:
+                with self._ledger.writing() as connection:
+                    if not cache.extend(connection):
+                        break
+
     def sign(self, domain: str, message: bytes) -> bytes:
         """An Ed25519 signature for one domain."""
         return self._signing_key.sign(domain, message)
 
-    def record(self, kind: str, **details: str | int) -> None:
-        """Append an event. Public facts only."""
+    def fingerprint_key(self, model_id: int, recipient: str) -> bytes:
+        """The 32 bytes that a recipient's copies of a model are marked with. Secret.
+
+        One per model and user: copies of later versions add no information about it.
+
+        Args:
+            recipient: the user's key id.
+        """
+        message = b"encryip fingerprint v1\0" + model_id.to_bytes(8, "big") + recipient.encode()
+        return hmac.digest(self._data_key, message, "sha256")
+
+    def recipient_of(self, subject: str) -> str:
+        """The key id of an active user.
+
+        Raises:
+            LedgerError: there is no such user, or the key was revoked or never written.
+        """
+        u = users_table.c
+        with self._ledger.reading() as connection:
+            row = connection.execute(
+                sa.select(u.key_id, u.status).where(u.subject == subject)
+            ).first()
+        if row is None or row.status != ACTIVE:
+            state = "is not a user" if row is None else f"is {row.status}"
+            raise LedgerError(
+                f"`recipient` must have an active key in {self._ledger.name!r}: {subject!r} "
+                f"{state}. Issue a key first."
+            )
+        return str(row.key_id)
+
+    def was_exported(self, model_id: int, kernels: Sequence[np.ndarray], traces: TraceSet) -> bool:
+        """Whether a model was exported with exactly these kernels and trace inputs."""
+        e, c = exports_table.c, codebooks_table.c
+        query = (
+            sa.select(e.export_id)
+            .join(codebooks_table)
+            .where(
+                c.model_id == model_id,
+                e.kernels_digest == kernels_digest(kernels),
+                e.trace_set == traces.digest,
+            )
+        )
+        with self._ledger.reading() as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
+    def add_export(
+        self,
+        codebook: Codebook,
+        manifest: bytes,
+        *,
+        folder: str,
+        recipient: str | None,
+        kernels: Sequence[np.ndarray],
+    ) -> None:
+        """Commit to what is about to be exported, in the signed and dated event log.
+
+        Args:
+            manifest: the bytes of `manifest.json`, which covers every file.
+            folder: the folder's name.
+            recipient: key id of the user whose copy this is, or `None`.
+            kernels: the model's kernels, before they are marked for the recipient.
+        """
+        record = self.model_of(codebook.codebook_id)
+        digest = record.traces.digest if record.traces is not None else None
+        facts: dict[str, Any] = {
+            "model": record.metadata.model,
+            "model_id": record.model_id,
+            "codebook": codebook.codebook_id.hex(),
+            "codebook_digest": SHA256.new(codebook.to_bytes()).hexdigest(),
+            "manifest_digest": SHA256.new(manifest).hexdigest(),
+            "public_key": self.public_key.digest.hex(),
+            "trace_set": digest.hex() if digest else "",
+            "kernels_digest": kernels_digest(kernels),
+            "folder": folder,
+        }
+        if recipient is not None:
+            key = self.fingerprint_key(record.model_id, recipient)
+            facts |= {"recipient": recipient, "fingerprint": fingerprint_commitment(key)}
         with self._ledger.writing() as connection:
-            self._log(connection, kind, **details)
+            connection.execute(
+                exports_table.insert().values(
+                    codebook_id=codebook.codebook_id,
+                    trace_set=digest,
+                    recipient=recipient,
+                    kernels_digest=facts["kernels_digest"],
+                    kernels=canonical_json([list(k.shape) for k in kernels]).decode("ascii"),
+                )
+            )
+            self._log(connection, MODEL_EXPORTED, **facts)
 
     def _add_codebook(
         self,
@@ -238,6 +430,10 @@ def revoked_users(connection: sa.Connection) -> dict[str, int]:
         sa.select(users_table.c.key_id, users_table.c.z).where(users_table.c.status == REVOKED)
     )
     return {row.key_id: decode_scalar(row.z, what="z") for row in rows}
+
+
+def _trace_set_context(digest: bytes) -> bytes:
+    return f"trace_set {digest.hex()}".encode()
 
 
 def now_text() -> str:

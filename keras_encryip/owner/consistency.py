@@ -4,17 +4,19 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import sqlalchemy as sa
+from Crypto.Hash import SHA256
 
 from keras_encryip.crypto.encoding import canonical_json, decode_scalar
 from keras_encryip.crypto.kem import key_id
 from keras_encryip.errors import FormatError
 from keras_encryip.owner.ledger import (
-    Event,
     authority_table,
     codebooks_table,
+    exports_table,
     models_table,
     users_table,
 )
+from keras_encryip.tracing.events import Event
 
 PENDING: Final = "pending"
 ACTIVE: Final = "active"
@@ -22,10 +24,12 @@ REVOKED: Final = "revoked"
 
 AUTHORITY_CREATED: Final = "authority created"
 KEY_ISSUED: Final = "key issued"
+KEYS_ENROLLED: Final = "keys enrolled"
 BUNDLE_WRITTEN: Final = "bundle written"
 KEY_REVOKED: Final = "key revoked"
 MODEL_PROTECTED: Final = "model protected"
 CODEBOOK_MADE: Final = "codebook made"
+MODEL_EXPORTED: Final = "model exported"
 
 _USER_COLUMNS: Final = (
     "subject",
@@ -45,54 +49,74 @@ def inconsistency(connection: sa.Connection, events: Iterable[Event]) -> str | N
     damage that the database itself cannot notice. A log and tables that were
     both set back to an earlier moment, as by restoring a backup, are not.
     """
-    expected = _replay(events)
-    for table, rows in _stored(connection):
-        if rows != expected[table]:
-            return table
-    return None
+    stored = dict(_stored(connection))
+    expected = _replay(events, stored[users_table.name])
+    return next((table for table, rows in stored.items() if rows != expected[table]), None)
 
 
-def _replay(events: Iterable[Event]) -> dict[str, list[Any]]:
-    """The tables' rows, as far as the log knows them, in order."""
+def enrolled_digest(users: Iterable[tuple[str, str]]) -> str:
+    """SHA-256, in hexadecimal, of (subject, key id) pairs: one event stands for many users."""
+    return SHA256.new(canonical_json([list(user) for user in users])).hexdigest()
+
+
+def _replay(events: Iterable[Event], stored_users: list[Any]) -> dict[str, list[Any] | None]:
+    """The tables' rows, as far as the log knows them, in order.
+
+    Users who were enrolled together are in the log as a digest only: they are taken
+    from the table if it matches, and the table is `None` if it does not.
+    """
     authorities: list[Any] = []
     users: dict[str, dict[str, Any]] = {}
+    enrolled = True
     models: list[Any] = []
     codebooks: list[Any] = []
+    exports: list[Any] = []
     for event in events:
         facts = event.details
+        user = users.get(facts.get("key_id", ""), {})
         if event.kind == AUTHORITY_CREATED:
             authorities.append(facts["name"])
         elif event.kind == KEY_ISSUED:
             users[facts["key_id"]] = {**facts, "status": PENDING, "revoked_at": None}
-        elif event.kind == BUNDLE_WRITTEN and users[facts["key_id"]]["status"] == PENDING:
-            users[facts["key_id"]].update(facts, status=ACTIVE)
+        elif event.kind == KEYS_ENROLLED:
+            rows = stored_users[len(users) : len(users) + facts["count"]]
+            pairs = [(row[0], row[1]) for row in rows if row is not None]
+            enrolled = enrolled and enrolled_digest(pairs) == facts["digest"]
+            new = {"status": PENDING, "revoked_at": None, **facts}
+            users |= {key: {**new, "subject": name, "key_id": key} for name, key in pairs}
+        elif event.kind == BUNDLE_WRITTEN and user.get("status") == PENDING:
+            user.update(facts, status=ACTIVE)
         elif event.kind == KEY_REVOKED:
-            users[facts["key_id"]].update(facts, status=REVOKED)
+            user.update(facts, status=REVOKED)
         elif event.kind == MODEL_PROTECTED:
             models.append((facts["model_id"], facts["model"]))
         elif event.kind == CODEBOOK_MADE:
             revoked = sorted(i for i, user in users.items() if user["status"] == REVOKED)
             text = canonical_json(revoked).decode("ascii")
             codebooks.append((len(codebooks) + 1, facts["codebook"], facts["model_id"], text))
+        elif event.kind == MODEL_EXPORTED:
+            recipient = facts.get("recipient")
+            exports.append((len(exports) + 1, facts["codebook"], facts["trace_set"], recipient))
     return {
         authority_table.name: authorities,
-        users_table.name: [tuple(user[c] for c in _USER_COLUMNS) for user in users.values()],
+        users_table.name: [tuple(user[c] for c in _USER_COLUMNS) for user in users.values()]
+        if enrolled
+        else None,
         models_table.name: models,
         codebooks_table.name: codebooks,
+        exports_table.name: exports,
     }
 
 
 def _stored(connection: sa.Connection) -> Iterator[tuple[str, list[Any]]]:
-    a, u, m, c = authority_table.c, users_table.c, models_table.c, codebooks_table.c
+    a, m, c, e = authority_table.c, models_table.c, codebooks_table.c, exports_table.c
     yield authority_table.name, list(connection.execute(sa.select(a.name)).scalars())
-    rows = connection.execute(sa.select(users_table).order_by(u.user_id)).all()
-    named = [_key_id(row.z) == row.key_id for row in rows]
+    u = users_table.c
+    columns = sa.select(u.z, *(u[name] for name in _USER_COLUMNS)).order_by(u.user_id)
+    rows = connection.execute(columns)
     yield (
         users_table.name,
-        [
-            tuple(getattr(row, column) for column in _USER_COLUMNS) if good else None
-            for row, good in zip(rows, named, strict=True)
-        ],
+        [tuple(row[1:]) if _key_id(row.z) == row.key_id else None for row in rows],
     )
     models = connection.execute(sa.select(m.model_id, m.name).order_by(m.model_id))
     yield models_table.name, [tuple(row) for row in models]
@@ -102,6 +126,16 @@ def _stored(connection: sa.Connection) -> Iterator[tuple[str, list[Any]]]:
     yield (
         codebooks_table.name,
         [(row.number, row.codebook_id.hex(), row.model_id, row.revoked) for row in books],
+    )
+    exports = connection.execute(
+        sa.select(e.export_id, e.codebook_id, e.trace_set, e.recipient).order_by(e.export_id)
+    )
+    yield (
+        exports_table.name,
+        [
+            (row[0], row[1].hex(), row.trace_set.hex() if row.trace_set else "", row.recipient)
+            for row in exports
+        ],
     )
 
 

@@ -13,16 +13,15 @@ from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
-from Crypto.Hash import SHA256
 
 from keras_encryip.client.bundle import format_time
 from keras_encryip.client.files import make_new_file
 from keras_encryip.crypto.encoding import canonical_json
 from keras_encryip.crypto.signing import SigningKey, verify
 from keras_encryip.errors import ArgumentError, LedgerError, SignatureError
+from keras_encryip.tracing.events import EVENT_DOMAIN, Event, event_digest
 
-LEDGER_VERSION: Final = 1
-_EVENT_DOMAIN: Final = "event v1"
+LEDGER_VERSION: Final = 2
 _FIRST: Final = b"\0" * 32
 _BUSY_SECONDS: Final = 10
 
@@ -64,6 +63,7 @@ models_table = sa.Table(
     sa.Column("sealed_metadata", sa.LargeBinary, nullable=False),
     sa.Column("sealed_assignment", sa.LargeBinary, nullable=False),
     sa.Column("sealed_training", sa.LargeBinary),
+    sa.Column("trace_set", sa.LargeBinary),
 )
 codebooks_table = sa.Table(
     "codebooks",
@@ -76,6 +76,30 @@ codebooks_table = sa.Table(
     sa.Column("public", sa.LargeBinary, nullable=False),
     sa.Column("sealed_exponents", sa.LargeBinary, nullable=False),
 )
+trace_sets_table = sa.Table(
+    "trace_sets",
+    _metadata,
+    sa.Column("digest", sa.LargeBinary, primary_key=True),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+)
+exports_table = sa.Table(
+    "exports",
+    _metadata,
+    sa.Column("export_id", sa.Integer, primary_key=True),
+    sa.Column("codebook_id", sa.ForeignKey("codebooks.codebook_id"), nullable=False),
+    sa.Column("trace_set", sa.ForeignKey("trace_sets.digest")),
+    sa.Column("recipient", sa.ForeignKey("users.key_id")),
+    sa.Column("kernels", sa.String, nullable=False),
+    sa.Column("kernels_digest", sa.String, nullable=False),
+)
+trace_answers_table = sa.Table(
+    "trace_answers",
+    _metadata,
+    sa.Column("codebook_id", sa.ForeignKey("codebooks.codebook_id"), primary_key=True),
+    sa.Column("chunk", sa.Integer, primary_key=True),
+    sa.Column("users", sa.Integer, nullable=False),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+)
 events_table = sa.Table(
     "events",
     _metadata,
@@ -87,22 +111,6 @@ events_table = sa.Table(
     sa.Column("digest", sa.LargeBinary, nullable=False),
     sa.Column("signature", sa.LargeBinary, nullable=False),
 )
-
-
-class Event(msgspec.Struct, frozen=True):
-    """One line of the event log.
-
-    Attributes:
-        number: 1, 2, 3 …
-        at: UTC, `YYYY-MM-DDThh:mm:ssZ`.
-        kind: e.g. `"key issued"`.
-        details: public facts as a flat dictionary.
-    """
-
-    number: int
-    at: str
-    kind: str
-    details: dict[str, Any]
 
 
 class Ledger:
@@ -167,6 +175,8 @@ class Ledger:
                 result = connection.exec_driver_sql("PRAGMA integrity_check").scalar()
                 if result != "ok":
                     raise LedgerError(f"The authority {str(path)!r} is damaged: {result}.")
+                if path.stat().st_size != _file_size(connection):  # the check reads zeros instead
+                    raise LedgerError(f"The authority {str(path)!r} is only partly copied.")
             missing = set(_metadata.tables) - set(sa.inspect(connection).get_table_names())
             if missing:
                 raise LedgerError(
@@ -242,7 +252,7 @@ def append_event(
     ).first()
     number, previous = (last.number + 1, last.digest) if last else (1, _FIRST)
     event = Event(number, format_time(datetime.now(UTC)), kind, details)
-    digest = _event_digest(event, previous)
+    digest = event_digest(event, previous)
     connection.execute(
         events_table.insert().values(
             number=number,
@@ -251,7 +261,7 @@ def append_event(
             details=canonical_json(details).decode("ascii"),
             previous=previous,
             digest=digest,
-            signature=signing_key.sign(_EVENT_DOMAIN, digest),
+            signature=signing_key.sign(EVENT_DOMAIN, digest),
         )
     )
 
@@ -268,7 +278,7 @@ def read_events(connection: sa.Connection, issuer: bytes) -> list[Event]:
         intact = row.number == len(events) + 1 and row.previous == digest
         try:
             event = Event(row.number, row.at, row.kind, msgspec.json.decode(row.details))
-            digest, signature = _event_digest(event, digest), row.signature
+            digest, signature = event_digest(event, digest), row.signature
         except (msgspec.DecodeError, ValueError, RecursionError):
             intact = False
         if not intact or digest != row.digest:
@@ -277,12 +287,31 @@ def read_events(connection: sa.Connection, issuer: bytes) -> list[Event]:
     if events:
         broken = False
         try:
-            verify(issuer, _EVENT_DOMAIN, digest, signature, what="event log")
+            verify(issuer, EVENT_DOMAIN, digest, signature, what="event log")
         except SignatureError:
             broken = True
         if broken:
             raise LedgerError(f"The event log was changed: event {len(events)} is not signed.")
     return events
+
+
+def signed_events(
+    connection: sa.Connection, wanted: sa.ColumnElement[bool]
+) -> Iterator[tuple[Event, bytes, bytes]]:
+    """(event, digest of the one before, signature) of some events, in order."""
+    for row in connection.execute(
+        sa.select(events_table).where(wanted).order_by(events_table.c.number)
+    ):
+        event = Event(row.number, row.at, row.kind, msgspec.json.decode(row.details))
+        yield event, row.previous, row.signature
+
+
+def _file_size(connection: sa.Connection) -> int:
+    pages, size = (
+        int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+        for name in ("page_count", "page_size")
+    )
+    return pages * size
 
 
 def _mistyped_column(connection: sa.Connection) -> str | None:
@@ -295,10 +324,6 @@ def _mistyped_column(connection: sa.Connection) -> str | None:
             if connection.execute(sa.select(wrong)).scalar():
                 return str(column)
     return None
-
-
-def _event_digest(event: Event, previous: bytes) -> bytes:
-    return SHA256.new(b"encryip event v1\0" + previous + canonical_json(event)).digest()
 
 
 def _parse_url(url: str | sa.URL) -> sa.URL:

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 
 from keras_encryip.errors import ArgumentError
+from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.training.data import batches, check_labels, class_indices
 from keras_encryip.training.homophones import Homophones, TrainingState, flatten
-from keras_encryip.training.trace_inputs import make_trace_inputs
+from keras_encryip.training.trace_inputs import make_traces
 
 _RESERVOIR = 512
 
@@ -16,13 +17,13 @@ def learn(
     x: Any,
     y: Any,
     *,
-    num_classes: int,
-    homophones: int,
+    assignment: LabelAssignment,
     copies: int,
     clustered: bool,
-    trace_labels: int,
 ) -> TrainingState:
     """Read up to 20,000 samples once, and learn the training state from them."""
+    num_classes, homophones = assignment.num_classes, assignment.homophones
+    trace_labels = assignment.trace.size
     features: list[np.ndarray] = []
     classes: list[np.ndarray] = []
     samples: list[np.ndarray] = []
@@ -45,7 +46,7 @@ def learn(
         )
     else:
         found = Homophones.uniform(num_classes, homophones)
-    traces = make_trace_inputs(np.stack(samples), trace_labels) if trace_labels else None
+    traces = make_traces(np.stack(samples), assignment) if trace_labels else None
     return TrainingState(found, traces)
 
 

@@ -16,6 +16,8 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 
+from keras_encryip.tracing.trace_set import TraceSet
+
 PCA_COMPONENTS = 32
 MAX_SIDE = 32
 MIN_CLUSTER_SAMPLES = 20
@@ -170,25 +172,21 @@ class TrainingState:
 
     Attributes:
         homophones: `Homophones`.
-        trace_inputs: `[T, …]` in the inputs' dtype, or `None` without trace labels.
+        traces: `TraceSet`, or `None` without trace labels.
     """
 
-    def __init__(self, homophones: Homophones, trace_inputs: np.ndarray | None) -> None:
+    def __init__(self, homophones: Homophones, traces: TraceSet | None) -> None:
         self.homophones = homophones
-        self.trace_inputs = trace_inputs
+        self.traces = traces
 
     def secret_bytes(self) -> bytes:
-        """For sealing: an `.npz`. Secret."""
-        arrays: dict[str, Any] = self.homophones.arrays()
-        if self.trace_inputs is not None:
-            arrays["trace_inputs"] = self.trace_inputs
+        """The homophones for sealing, an `.npz`; the trace set is kept apart. Secret."""
         buffer = io.BytesIO()
+        arrays: dict[str, Any] = self.homophones.arrays()
         np.savez_compressed(buffer, **arrays)  # numbers only, so nothing is pickled
         return buffer.getvalue()
 
     @classmethod
-    def from_secret_bytes(cls, data: bytes) -> "TrainingState":
+    def from_secret_bytes(cls, data: bytes, traces: TraceSet | None) -> "TrainingState":
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = dict(file)
-        trace_inputs = arrays.pop("trace_inputs", None)
-        return cls(Homophones(**arrays), trace_inputs)
+            return cls(Homophones(**file), traces)

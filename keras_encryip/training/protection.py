@@ -55,7 +55,7 @@ class Protection(Opaque):
         self.authority = authority
         self.training: TrainingState | None = None
         if record is not None and record.training is not None:
-            self.training = TrainingState.from_secret_bytes(record.training)
+            self.training = TrainingState.from_secret_bytes(record.training, record.traces)
         self.teacher: SplitClassifier | None = None
 
     def decode(self, confused: Any) -> Any:
@@ -95,7 +95,8 @@ class Protection(Opaque):
     def save_training(self) -> None:
         """Keep the training state, sealed, in the owner's ledger."""
         if self.authority is not None and self.record is not None and self.training is not None:
-            self.authority.save_training(self.record.model_id, self.training.secret_bytes())
+            state = self.training.secret_bytes()
+            self.authority.save_training(self.record.model_id, state, self.training.traces)
 
     def teach(self, inputs: Any) -> Any:
         """The class probabilities of `teacher`, which must be set, without gradient."""

@@ -5,8 +5,25 @@ import secrets
 import numpy as np
 
 from keras_encryip.errors import ArgumentError
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.tracing.trace_set import TraceSet
 
 GRID = 4
+OWNERSHIP_INPUTS = 32
+"""Enough for a chance of 10⁻³² at ten classes, and of 2 · 10⁻¹⁰ at two."""
+
+
+def make_traces(samples: np.ndarray, assignment: LabelAssignment) -> TraceSet:
+    """One input for each trace label, and `OWNERSHIP_INPUTS` on random ordinary labels.
+
+    Args:
+        samples: as for `make_trace_inputs`.
+        assignment: says which labels are which.
+    """
+    inputs = make_trace_inputs(samples, assignment.trace.size + OWNERSHIP_INPUTS)
+    random = secrets.SystemRandom()
+    ordinary = [random.choice(assignment.labels.ravel()) for _ in range(OWNERSHIP_INPUTS)]
+    return TraceSet(inputs, np.concatenate([assignment.trace, ordinary]))
 
 
 def make_trace_inputs(samples: np.ndarray, count: int) -> np.ndarray:

@@ -84,15 +84,23 @@ def test_trace_labels_are_legal_and_uniform_over_users(world: Any) -> None:
     assert len(np.unique(answers, axis=0)) == 30
 
 
-def test_the_owner_predicts_every_users_table(world: Any) -> None:
+def test_the_owner_predicts_every_users_trace_answers(world: Any) -> None:
     for key in (world.alice, world.bob, world.master.issue()):
-        predicted = world.codebook.predicted_table(key, world.assignment, world.tracing)
-        assert np.array_equal(predicted, world.codebook.decode_table(key))
+        predicted = world.codebook.predicted_answers([key], world.assignment, world.tracing)
+        table = world.codebook.decode_table(key)
+        assert np.array_equal(predicted, table[None, world.assignment.trace])
         assert predicted.dtype == np.int32
 
 
+def test_a_revoked_user_has_no_answers(world: Any) -> None:
+    keys = [world.alice, world.revoked, world.bob]
+    answers = world.codebook.predicted_answers(keys, world.assignment, world.tracing)
+    assert (answers[1] == TRACE).all()
+    assert (answers[[0, 2]] != TRACE).all()
+
+
 def test_prediction_decapsulates_nothing(world: Any, decapsulations: list[Header]) -> None:
-    world.codebook.predicted_table(world.alice, world.assignment, world.tracing)
+    world.codebook.predicted_answers([world.alice], world.assignment, world.tracing)
     assert decapsulations == []
 
 

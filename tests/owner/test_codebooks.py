@@ -94,7 +94,7 @@ def test_a_revoked_user_is_shut_out_of_new_codebooks_only(
 
 
 @pytest.mark.parametrize("threshold", [1, 2, 5])
-def test_tracing_headers_predict_every_users_table(
+def test_tracing_headers_predict_every_users_answers(
     create: Any, protect: Any, issue: Any, key_of: Any, threshold: int
 ) -> None:
     authority = create(threshold=threshold)
@@ -108,8 +108,8 @@ def test_tracing_headers_predict_every_users_table(
         assert len(tracing) == sum(assignment.tracing_blocks) > 0
         for user in users:
             np.testing.assert_array_equal(
-                codebook.predicted_table(key_of(user), assignment, tracing),
-                codebook.decode_table(key_of(user)),
+                codebook.predicted_answers([key_of(user)], assignment, tracing)[0],
+                codebook.decode_table(key_of(user))[assignment.trace],
             )
 
 

@@ -7,30 +7,34 @@ import pytest
 import tensorflow as tf
 
 from keras_encryip.errors import ArgumentError
+from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.training.adapt import learn
 from keras_encryip.training.homophones import TrainingState
+from keras_encryip.training.trace_inputs import OWNERSHIP_INPUTS
 
 Blobs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def adapt(x: Any, y: Any, **changes: Any) -> TrainingState:
     arguments = {
-        "num_classes": 2,
-        "homophones": 6,
+        "assignment": LabelAssignment.draw(2, 6, changes.pop("trace_labels", 6)),
         "copies": 3,
         "clustered": True,
-        "trace_labels": 5,
     }
     return learn(x, y, **{**arguments, **changes})
 
 
 def test_clusters_and_traces_are_learned(blobs: Blobs) -> None:
     x, y, _ = blobs
-    state = adapt(x, y)
+    assignment = LabelAssignment.draw(2, 6, 6)
+    state = adapt(x, y, assignment=assignment)
     assert state.homophones.centroids.shape == (2, 2, 3)
-    assert state.trace_inputs is not None
-    assert state.trace_inputs.shape == (5, 3)
-    assert set(state.trace_inputs.reshape(-1)) <= set(x.reshape(-1))
+    assert state.traces is not None
+    trace = assignment.trace.size  # whole blocks, so 6 or more
+    assert state.traces.inputs.shape == (trace + OWNERSHIP_INPUTS, 3)
+    np.testing.assert_array_equal(state.traces.labels[:trace], assignment.trace)
+    assert set(state.traces.labels[trace:]) <= set(assignment.labels.reshape(-1))
+    assert set(state.traces.inputs.reshape(-1)) <= set(x.reshape(-1))
 
 
 def test_sparse_and_one_hot_labels_teach_the_same(blobs: Blobs) -> None:
@@ -51,13 +55,13 @@ def test_random_homophones_look_at_nothing() -> None:
     """Not even at labels, or at inputs that could not be clustered."""
     state = adapt(None, None, clustered=False, trace_labels=0)
     assert state.homophones.centroids.shape == (2, 1, 0)
-    assert state.trace_inputs is None
+    assert state.traces is None
 
 
 def test_trace_inputs_come_from_all_over_the_data() -> None:
     """8,000 sorted rows, of which 512 are kept as parts."""
     x = np.repeat(np.arange(8000, dtype="float32")[:, None], 4, axis=1)
-    traces = adapt(x, np.arange(8000) % 2, clustered=False, trace_labels=300).trace_inputs
+    traces = adapt(x, np.arange(8000) % 2, clustered=False, trace_labels=300).traces.inputs
     assert traces is not None
     quarters = np.bincount((traces.reshape(-1) // 2000).astype(int), minlength=4)
     assert quarters.min() > 0.03 * traces.size
@@ -105,5 +109,5 @@ def test_integer_images_have_a_geometry() -> None:
     images = np.random.default_rng(0).integers(0, 255, (90, 8, 8, 1)).astype("uint8")
     state = adapt(images, np.arange(90) % 2)
     assert state.homophones.centroids.shape == (2, 2, 32)
-    assert state.trace_inputs is not None
-    assert state.trace_inputs.dtype == np.uint8
+    assert state.traces is not None
+    assert state.traces.inputs.dtype == np.uint8

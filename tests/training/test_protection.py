@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from keras_encryip.labels.assignment import TRACE, LabelAssignment
+from keras_encryip.tracing.trace_set import TraceSet
 from keras_encryip.training.classifier import split_classifier
 from keras_encryip.training.homophones import Homophones, TrainingState
 from keras_encryip.training.protection import Protection
@@ -84,9 +85,11 @@ def test_the_gradient_reaches_every_confused_label() -> None:
 # --- targets -----------------------------------------------------------------------
 
 
-def owners(training: bytes | None) -> tuple[Protection, LabelAssignment]:
+def owners(
+    training: bytes | None, traces: TraceSet | None = None
+) -> tuple[Protection, LabelAssignment]:
     assignment = LabelAssignment.draw(K, 4, 8)
-    record: Any = SimpleNamespace(assignment=assignment, training=training)
+    record: Any = SimpleNamespace(assignment=assignment, training=training, traces=traces)
     return Protection(assignment.classes, K, record), assignment
 
 
@@ -103,10 +106,10 @@ def test_a_target_is_a_homophone_of_the_class(shape: tuple[int, ...]) -> None:
 
 
 def test_the_training_state_comes_from_the_record() -> None:
-    traces = np.arange(24, dtype="uint8").reshape(8, 3)
-    protection, _ = owners(TrainingState(Homophones.uniform(K, 4), traces).secret_bytes())
+    traces = TraceSet(np.arange(24, dtype="uint8").reshape(8, 3), np.arange(8))
+    protection, _ = owners(TrainingState(Homophones.uniform(K, 4), traces).secret_bytes(), traces)
     assert protection.training is not None
-    np.testing.assert_array_equal(protection.training.trace_inputs, traces)
+    assert protection.training.traces is traces
     assert owners(None)[0].training is None
     assert Protection(np.zeros(3, "int32"), K).training is None
 

@@ -1,0 +1,189 @@
+"""Write what a third party needs to check a trace, and no secret beyond it."""
+
+import io
+import secrets
+import shutil
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import sqlalchemy as sa
+from Crypto.Hash import SHA256
+
+from keras_encryip.client.files import sync_folder, write_new_file
+from keras_encryip.crypto.encoding import decode_scalar, encode_base64, encode_point, encode_scalar
+from keras_encryip.crypto.kem import GENERATOR, UserKey
+from keras_encryip.crypto.opening import open_header
+from keras_encryip.errors import ArgumentError
+from keras_encryip.labels.codebook import Codebook
+from keras_encryip.owner.consistency import AUTHORITY_CREATED, BUNDLE_WRITTEN, MODEL_EXPORTED
+from keras_encryip.owner.ledger import events_table, signed_events, users_table
+from keras_encryip.tracing.evidence import (
+    REPORT,
+    STATEMENT,
+    Accused,
+    SignedEvent,
+    Statement,
+    TracingBlocks,
+    sign_statement,
+    to_npz,
+    verify_evidence,
+)
+from keras_encryip.tracing.report import TraceReport
+
+if TYPE_CHECKING:
+    from keras_encryip.owner.tracing import Tracing
+
+
+def write_evidence(
+    authority: "Tracing", report: TraceReport, directory: str | PathLike[str]
+) -> None:
+    """What `Authority.evidence` does."""
+    if not isinstance(report, TraceReport):
+        raise ArgumentError(f"`report` must be a TraceReport. Received: {type(report).__name__}")
+    if not report.guilty:
+        raise ArgumentError("An inconclusive report accuses nobody: there is no evidence to write.")
+    if not report.exhibits:
+        raise ArgumentError(
+            "`report` was read from a file and holds no exhibits. Trace again, and pass the result."
+        )
+    if report.kind == "combined key" and len(report.guilty) < len(report.suspects):
+        raise ArgumentError(
+            "The combined key also points at revoked users, whose z is public: this is no proof."
+        )
+    target = Path(directory)
+    if target.exists():
+        raise ArgumentError(f"{str(target)!r} exists already, and is never overwritten.")
+    files, facts = _exhibits(authority, report)
+    files[REPORT] = report.to_bytes()
+    statement = Statement(
+        files={name: SHA256.new(data).hexdigest() for name, data in files.items()},
+        format="encryip-evidence",
+        issuer=encode_base64(authority.issuer),
+        kind=report.kind,
+        public_key=encode_base64(authority.public_key.to_bytes()),
+        tests=report.tests,
+        version=1,
+        events=_events(authority, [s.key_id for s in report.guilty]),
+        **facts,
+    )
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    problem = ""
+    try:
+        draft.mkdir(parents=True)
+        for name, data in files.items():
+            write_new_file(draft / name, data)
+        write_new_file(draft / STATEMENT, sign_statement(statement, authority.sign))
+        verify_evidence(draft, issuer=authority.issuer)
+        draft.rename(target)
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    if problem:
+        raise ArgumentError(f"Cannot write {str(target)!r}: {problem}.")
+    sync_folder(target.parent)
+
+
+def _exhibits(authority: "Tracing", report: TraceReport) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The files, and the statement's fields, of one kind of trace."""
+    exhibits = report.exhibits
+    accused: dict[str, dict[str, Any]] = {
+        s.key_id: {
+            "subject": s.subject,
+            "key_id": s.key_id,
+            "z": encode_base64(encode_scalar(z)),
+        }
+        for s, z in zip(report.guilty, _zs(authority, report), strict=True)
+    }
+    files: dict[str, bytes] = {}
+    facts: dict[str, Any] = {}
+    if report.kind == "bundle":
+        files["leaked.keybundle"] = exhibits["key"].to_bytes()
+    elif report.kind == "key":
+        key: UserKey = exhibits["key"]
+        point = encode_point(GENERATOR * decode_scalar(key.secret_bytes()[32:], what="key"))
+        for facts_of in accused.values():
+            facts_of["point"] = encode_base64(point)
+    elif report.kind == "combined key":
+        numbers = [*exhibits["key"]["nodes"], *exhibits["key"]["weights"][1:]]
+        facts["combined"] = [encode_scalar(n).hex() for n in numbers]
+    elif report.kind == "weights":
+        if exhibits["reference"] is None:
+            raise ArgumentError(
+                "Evidence from weights needs the original: trace again with `reference=...`."
+            )
+        files["suspect.npz"] = to_npz(exhibits["suspect"])
+        files["reference.npz"] = to_npz(exhibits["reference"])
+        for key_id, facts_of in accused.items():
+            mark = authority.fingerprint_key(exhibits["record"].model_id, key_id)
+            facts_of["fingerprint_key"] = encode_base64(mark)
+    else:
+        files, facts = _answers(authority, report, accused)
+    facts["accused"] = [Accused(**facts_of) for facts_of in accused.values()]
+    return files, facts
+
+
+def _answers(
+    authority: "Tracing", report: TraceReport, accused: dict[str, dict[str, Any]]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """For services and tables: codebooks, proofs of their tracing blocks, openings."""
+    exhibits = report.exhibits
+    files: dict[str, bytes] = {}
+    blocks: dict[str, TracingBlocks] = {}
+    if report.kind == "table":
+        files["table.npy"] = _npy(exhibits["table"])
+    for key_id, facts in accused.items():
+        number, which = exhibits["best"][key_id]
+        codebook: Codebook = exhibits["codebooks"][number]
+        name = codebook.codebook_id.hex()
+        tracing = authority.tracing_headers(codebook)
+        if name not in blocks:
+            numbers = np.flatnonzero(exhibits["record"].assignment.tracing_blocks)
+            proofs = [open_header(t, authority.public_key, t.header.nodes[0]) for t in tracing]
+            blocks[name] = TracingBlocks(
+                name, [int(n) for n in numbers], [encode_base64(p) for p in proofs]
+            )
+            files[f"codebook-{name}.json"] = codebook.to_bytes()
+        z = decode_scalar(_z(authority, key_id), what="z")
+        openings = [open_header(t, authority.public_key, z) for t in tracing]
+        facts |= {"codebook": name, "openings": [encode_base64(o) for o in openings]}
+        if report.kind == "service":
+            traces, answers = exhibits["sets"][which], exhibits["answers"][which]
+            digest = traces.digest.hex()
+            files[f"trace-set-{digest[:16]}.npy"] = traces.secret_bytes()
+            files[f"answers-{digest[:16]}.npy"] = _npy(answers)
+            facts["trace_set"] = digest
+    return files, {"tracing_blocks": list(blocks.values())}
+
+
+def _events(authority: "Tracing", key_ids: list[str]) -> list[SignedEvent]:
+    """The authority's creation, the accused users' bundles, and every export."""
+    wanted = (
+        (events_table.c.kind == AUTHORITY_CREATED)
+        | (events_table.c.kind == MODEL_EXPORTED)
+        | (events_table.c.kind == BUNDLE_WRITTEN)
+    )
+    with authority._ledger.reading() as connection:
+        return [
+            SignedEvent(event, encode_base64(previous), encode_base64(signature))
+            for event, previous, signature in signed_events(connection, wanted)
+            if event.kind != BUNDLE_WRITTEN or event.details.get("key_id") in key_ids
+        ]
+
+
+def _zs(authority: "Tracing", report: TraceReport) -> list[int]:
+    return [decode_scalar(_z(authority, s.key_id), what="z") for s in report.guilty]
+
+
+def _z(authority: "Tracing", key_id: str) -> bytes:
+    with authority._ledger.reading() as connection:
+        z = connection.execute(sa.select(users_table.c.z).where(users_table.c.key_id == key_id))
+        return bytes(z.scalar_one())
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

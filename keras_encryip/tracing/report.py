@@ -1,0 +1,231 @@
+"""What tracing found, as an object, a table, a file and a picture."""
+
+import io
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from keras_encryip.client.files import read_bounded, write_new_file
+from keras_encryip.crypto.opaque import Opaque
+from keras_encryip.errors import ArgumentError, FormatError
+from keras_encryip.tracing.statistics import SIGNIFICANCE
+
+GUILTY: Final = "guilty"
+INCONCLUSIVE: Final = "inconclusive"
+MAX_REPORT_BYTES: Final = 64 << 20
+MAX_SHOWN: Final = 10
+MAX_SCORES: Final = 10_000
+_PICTURES: Final = (".png", ".svg", ".pdf")
+
+_Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Suspect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A user and how strongly the evidence points at them.
+
+    Attributes:
+        subject, key_id, status: as listed by `Authority.users`.
+        score: coincidences, or standard deviations; `TraceReport.score_name` says which.
+        p_value: the chance that *any* of the users tested scores so high by accident.
+    """
+
+    subject: str
+    key_id: str
+    status: str
+    score: float
+    p_value: _Probability
+
+    @property
+    def guilty(self) -> bool:
+        """Whether the p-value is at most `SIGNIFICANCE`."""
+        return self.p_value <= SIGNIFICANCE
+
+
+class Findings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The public part of a report: everything that its file holds.
+
+    Attributes are those of `TraceReport`.
+    """
+
+    at: str
+    evidence: dict[str, Any]
+    kind: str
+    model: str
+    score_name: str
+    scores: list[float]
+    significance: float
+    suspects: list[Suspect]
+    tested: int
+    tests: int
+    threshold: float
+    version: Literal[1] = 1
+
+
+class TraceReport(Opaque):
+    """Who leaked, with what certainty.
+
+    Attributes:
+        kind: what was traced: `"bundle"`, `"key"`, `"combined key"`, `"table"`,
+            `"service"` or `"weights"`.
+        model: the model's name, or `""` for keys.
+        suspects: `Suspect`s, strongest evidence first: all that are guilty, and the next few.
+        tested: number of users that could have been named.
+        tests: that times the codebooks and trace sets they were compared under: what
+            p-values are corrected for.
+        evidence: facts that the verdict rests on, by name.
+        scores: the scores of all users tested, highest first; at most the first 10,000.
+        score_name: what a score is.
+        threshold: the least score that proves guilt.
+        at: UTC, `YYYY-MM-DDThh:mm:ssZ`.
+        exhibits: what `Authority.evidence` needs; not in the file. Secret.
+
+    Example:
+    >>> report.verdict, report.p_value <= 1e-6, [s.subject for s in report.guilty]
+    ('guilty', True, ['alice'])
+    >>> report.save(folder / "report.json")
+    """
+
+    __slots__ = ("_findings", "exhibits")
+
+    def __init__(self, findings: Findings, exhibits: dict[str, Any] | None = None) -> None:
+        self._findings = findings
+        self.exhibits = exhibits or {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Findings.__struct_fields__:
+            return getattr(self._findings, name)
+        raise AttributeError(f"'TraceReport' object has no attribute {name!r}")
+
+    @property
+    def guilty(self) -> list[Suspect]:
+        """The suspects whose guilt is proved at `SIGNIFICANCE`; empty when inconclusive."""
+        return [suspect for suspect in self._findings.suspects if suspect.guilty]
+
+    @property
+    def verdict(self) -> str:
+        """`"guilty"` if the evidence names somebody, else `"inconclusive"`."""
+        return GUILTY if self.guilty else INCONCLUSIVE
+
+    @property
+    def p_value(self) -> float:
+        """The smallest of the suspects' p-values, corrected for the number of users; or 1."""
+        return min((suspect.p_value for suspect in self._findings.suspects), default=1.0)
+
+    def _describe(self) -> str:
+        names = ", ".join(suspect.subject for suspect in self.guilty)
+        return f"{self._findings.kind}: {self.verdict}{' ' if names else ''}{names}"
+
+    def table(self) -> Table:
+        """The suspects, for `rich`."""
+        found = self._findings
+        names = ", ".join(suspect.subject for suspect in self.guilty)
+        of = f" of {found.model!r}" if found.model else ""
+        table = Table(
+            "user",
+            "key",
+            "status",
+            found.score_name,
+            "p-value",
+            "",
+            title=f"{found.kind}{of}: {self.verdict}{': ' if names else ''}{names}",
+            caption=f"{found.tested:,} users tested; guilty from {found.score_name} "
+            f"{found.threshold:g} on: corrected p-value at most {found.significance:g}",
+        )
+        for suspect in found.suspects[: max(MAX_SHOWN, len(self.guilty))]:
+            table.add_row(
+                suspect.subject,
+                suspect.key_id,
+                suspect.status,
+                f"{suspect.score:g}",
+                f"{suspect.p_value:.1e}",
+                GUILTY if suspect.guilty else "",
+                style="bold" if suspect.guilty else None,
+            )
+        return table
+
+    def __str__(self) -> str:
+        file = io.StringIO()
+        console = Console(file=file, width=100, no_color=True)
+        console.print(self.table())
+        for name, value in self._findings.evidence.items():
+            if isinstance(value, (str, int, float)):
+                console.print(f"{name:24} {value}", highlight=False)
+        return file.getvalue()
+
+    def to_bytes(self) -> bytes:
+        """JSON, indented, with a newline at the end."""
+        return msgspec.json.format(msgspec.json.encode(self._findings), indent=1) + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            FormatError: malformed.
+        """
+        problem = ""
+        try:
+            return cls(msgspec.json.decode(data, type=Findings))
+        except (msgspec.MsgspecError, RecursionError) as error:
+            problem = str(error)
+        raise FormatError(f"The trace report is malformed: {problem}.")
+
+    @classmethod
+    def read(cls, path: str | PathLike[str]) -> Self:
+        """Read a report that was saved as JSON."""
+        return cls.from_bytes(read_bounded(path, what="trace report", max_bytes=MAX_REPORT_BYTES))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the report: `.json`, or a picture (`.png`, `.svg`, `.pdf`; needs matplotlib).
+
+        Raises:
+            ArgumentError: another ending, or the file exists or cannot be written.
+        """
+        ending = Path(path).suffix.lower()
+        if ending == ".json":
+            write_new_file(path, self.to_bytes())
+        elif ending in _PICTURES:
+            write_new_file(path, self._picture(ending[1:]))
+        else:
+            raise ArgumentError(
+                f"`path` must end in .json, {', '.join(_PICTURES)}. Received: path={str(path)!r}"
+            )
+
+    def _picture(self, form: str) -> bytes:
+        """Scores by rank with the threshold; the guilty are named."""
+        from matplotlib.figure import Figure
+
+        found = self._findings
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        ranks = np.arange(1, len(found.scores) + 1)
+        axes.plot(ranks, found.scores, ".", color="#888888", label="users tested")
+        axes.axhline(
+            found.threshold,
+            linestyle="--",
+            color="#b00020",
+            label=f"guilty from {found.threshold:g}",
+        )
+        guilty = self.guilty
+        axes.plot(
+            ranks[: len(guilty)], [s.score for s in guilty], "o", color="#b00020", label="guilty"
+        )
+        for rank, suspect in zip(ranks, guilty[:MAX_SHOWN], strict=False):
+            axes.annotate(
+                suspect.subject, (rank, suspect.score), (8, 0), textcoords="offset points"
+            )
+        axes.set(
+            xscale="log",
+            xlabel=f"users by score (best {len(found.scores):,} of {found.tested:,})",
+            ylabel=found.score_name,
+            title=f"{found.kind} {found.model}: {self.verdict}, p = {self.p_value:.1e}",
+        )
+        axes.legend()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=form, dpi=120)
+        return buffer.getvalue()
