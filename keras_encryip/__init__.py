@@ -18,9 +18,11 @@ _LAZY = {
     "EncryipError": "keras_encryip.errors",
     "KeyBundle": "keras_encryip.client.bundle",
     "ProtectedModel": "keras_encryip.models",
+    "TraceReport": "keras_encryip.tracing.report",
     "export_saved_model": "keras_encryip.export",
     "protect": "keras_encryip.models",
     "rotate_codebook": "keras_encryip.models",
+    "verify_evidence": "keras_encryip.tracing.evidence",
     "verify_export": "keras_encryip.client.manifest",
 }
 

@@ -4,11 +4,12 @@ Results go to stdout, errors to stderr with exit code 1. Passphrases come from a
 prompt, a file or the environment, never from the command line.
 """
 
+import contextlib
 import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +21,11 @@ from keras_encryip.client.files import read_bounded
 from keras_encryip.client.manifest import verify_export
 from keras_encryip.client.responses import parse_response, read_outputs
 from keras_encryip.errors import ArgumentError, EncryipError
+from keras_encryip.tracing.evidence import verify_evidence
+
+if TYPE_CHECKING:
+    from keras_encryip.owner import Authority
+    from keras_encryip.tracing.report import TraceReport
 
 app = typer.Typer(
     help="Protect Keras classifiers, issue keys, decode predictions.",
@@ -29,7 +35,9 @@ app = typer.Typer(
 authority_app = typer.Typer(help="The owner's secrets and ledger.", no_args_is_help=True)
 key_app = typer.Typer(help="Users' keys.", no_args_is_help=True)
 app.add_typer(authority_app, name="authority")
+trace_app = typer.Typer(help="Find out who leaked.", no_args_is_help=True)
 app.add_typer(key_app, name="key")
+app.add_typer(trace_app, name="trace")
 
 AuthorityArgument = Annotated[
     str, typer.Argument(help="The authority's file, or a database URL.", metavar="AUTHORITY")
@@ -47,6 +55,15 @@ BundlePassphraseFile = Annotated[
         help="File whose first line is the key bundle's passphrase.",
         envvar="ENCRYIP_BUNDLE_PASSPHRASE_FILE",
     ),
+]
+TracedModel = Annotated[str, typer.Option("--model", help="Name of the protected model.")]
+SaveReport = Annotated[
+    list[Path] | None,
+    typer.Option("--save", help="Where to save the report: .json, .png, .svg, .pdf; repeatable."),
+]
+EvidenceFolder = Annotated[
+    Path | None,
+    typer.Option("--evidence", help="New folder that others can check with verify-evidence."),
 ]
 
 
@@ -179,11 +196,33 @@ def key_inspect(bundle: Path) -> None:
     _print_facts({field: getattr(header, field) for field in header.__struct_fields__})
 
 
+@key_app.command("enroll")
+def key_enroll(
+    authority: AuthorityArgument,
+    subjects: Annotated[Path, typer.Argument(help="A text file with one name a line.")],
+    authority_passphrase_file: AuthorityPassphraseFile = None,
+) -> None:
+    """Draw keys for many users at once; `issue` writes a user's bundle when it is wanted."""
+    from keras_encryip.owner import Authority
+
+    names = [
+        line.strip()
+        for line in _read_text(subjects, "list of names", max_bytes=1 << 28).splitlines()
+    ]
+    passphrase = _passphrase(authority_passphrase_file, "authority", "AUTHORITY")
+    with Authority.open(_url(authority), passphrase) as opened:
+        users = opened.enroll(name for name in names if name)
+    typer.echo(f"Enrolled {len(users)} users.")
+
+
 @app.command()
 def export(
     authority: AuthorityArgument,
     model: Annotated[Path, typer.Argument(help="A protected model saved as `.keras`.")],
     directory: Annotated[Path, typer.Argument(help="New version folder, e.g. served/digits/2.")],
+    recipient: Annotated[
+        str | None, typer.Option(help="User whose mark the weights of this copy carry.")
+    ] = None,
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Export a saved protected model for TF Serving, under today's revocations."""
@@ -201,8 +240,115 @@ def export(
             raise ArgumentError(f"Cannot load {str(model)!r}: {error}") from None
         if not isinstance(loaded, ProtectedModel):
             raise ArgumentError(f"{str(model)!r} is not a protected model.")
-        export_saved_model(loaded.unlock(authority=opened), directory)
+        export_saved_model(loaded.unlock(authority=opened), directory, recipient=recipient)
     typer.echo(f"Exported {directory}.")
+
+
+@trace_app.command("key")
+def trace_key(
+    authority: AuthorityArgument,
+    leaked: Annotated[
+        Path,
+        typer.Argument(help="A key bundle, a key in hexadecimal, or a decode table (.npy)."),
+    ],
+    model: Annotated[str | None, typer.Option(help="For a table: the model's name.")] = None,
+    save: SaveReport = None,
+    evidence: EvidenceFolder = None,
+    authority_passphrase_file: AuthorityPassphraseFile = None,
+) -> None:
+    """Name the user whose key bundle, key or decode table was found."""
+    from keras_encryip.owner import Authority
+
+    passphrase = _passphrase(authority_passphrase_file, "authority", "AUTHORITY")
+    with Authority.open(_url(authority), passphrase) as opened:
+        if leaked.suffix == ".npy":
+            if model is None:
+                raise ArgumentError("A decode table belongs to a model: name it with --model.")
+            report = opened.trace_table(read_outputs(leaked), model=model)
+        elif read_bounded(leaked, what="key", max_bytes=1 << 20).startswith(b"-----"):
+            report = opened.trace_bundle(leaked)
+        else:
+            report = opened.trace_key(_read_key(leaked))
+        _finish_trace(opened, report, save, evidence)
+
+
+@trace_app.command("weights")
+def trace_weights(
+    authority: AuthorityArgument,
+    suspect: Annotated[Path, typer.Argument(help="A SavedModel folder, .keras, .h5 or .npz file.")],
+    model: TracedModel,
+    reference: Annotated[
+        Path | None, typer.Option(help="The original, as .keras; without it tracing is blind.")
+    ] = None,
+    save: SaveReport = None,
+    evidence: EvidenceFolder = None,
+    authority_passphrase_file: AuthorityPassphraseFile = None,
+) -> None:
+    """Name the user whose personalised copy the weights come from."""
+    from keras_encryip.owner import Authority
+
+    passphrase = _passphrase(authority_passphrase_file, "authority", "AUTHORITY")
+    with Authority.open(_url(authority), passphrase) as opened:
+        report = opened.trace_weights(suspect, model=model, reference=reference)
+        _finish_trace(opened, report, save, evidence)
+
+
+@trace_app.command("service")
+def trace_service(
+    authority: AuthorityArgument,
+    url: Annotated[str, typer.Argument(help="A model at TF Serving's REST API.")],
+    model: TracedModel,
+    decode_model: Annotated[
+        Path | None,
+        typer.Option(help="If it answers in confused labels: an exported folder or codebook."),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="The key bundle to decode these with.")
+    ] = None,
+    transcript: Annotated[
+        Path | None, typer.Option(help="Keeps the answers, so that the run can go on.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Inputs per request.")] = 16,
+    save: SaveReport = None,
+    evidence: EvidenceFolder = None,
+    authority_passphrase_file: AuthorityPassphraseFile = None,
+    bundle_passphrase_file: BundlePassphraseFile = None,
+) -> None:
+    """Name the user on whose key a service runs, from the labels it answers."""
+    from keras_encryip.owner import Authority
+
+    if (decode_model is None) != (bundle is None):
+        raise ArgumentError("Decoding needs both --decode-model and --bundle.")
+    passphrase = _passphrase(authority_passphrase_file, "authority", "AUTHORITY")
+    decoder = None
+    if decode_model is not None and bundle is not None:
+        own = _passphrase(bundle_passphrase_file, "key bundle", "BUNDLE")
+        decoder = Decoder.open(decode_model, bundle, own)
+    with Authority.open(_url(authority), passphrase) as opened:
+        report = opened.trace_service(
+            url, model=model, decoder=decoder, transcript=transcript, batch_size=batch_size
+        )
+        _finish_trace(opened, report, save, evidence)
+
+
+@app.command("verify-evidence")
+def verify_evidence_command(
+    directory: Path,
+    bundle: Annotated[Path | None, typer.Option(help="Key bundle whose issuer must match.")] = None,
+    issuer: Annotated[str | None, typer.Option(help="Or the issuer's key in hexadecimal.")] = None,
+) -> None:
+    """Check a trace that an owner wrote as evidence; needs no key and no TensorFlow."""
+    expected = KeyBundle.read(bundle).issuer if bundle else None
+    if issuer is not None:
+        expected = _hexadecimal(issuer, 32, "--issuer")
+    verified = verify_evidence(directory, issuer=expected)
+    for subject, p_value in verified.p_values.items():
+        typer.echo(
+            f"guilty: {subject}, {verified.kind}, p = {p_value:.1e} among {verified.tests:,} tested"
+        )
+    typer.echo(f"committed since {verified.committed}; signed by {verified.issuer}")
+    if expected is None:
+        typer.echo("Nobody was named who must have signed: pass --bundle or --issuer.")
 
 
 @app.command()
@@ -288,6 +434,37 @@ def main() -> None:
         sys.exit(1)
 
 
+def _finish_trace(
+    authority: "Authority", report: "TraceReport", save: list[Path] | None, evidence: Path | None
+) -> None:
+    """Save first, so that nothing is lost if the terminal is."""
+    for path in save or []:
+        report.save(path)
+    if evidence is not None:
+        authority.evidence(report, evidence)
+    typer.echo(str(report))
+
+
+def _read_text(path: Path, what: str, *, max_bytes: int = 4096) -> str:
+    data = read_bounded(path, what=what, max_bytes=max_bytes)
+    with contextlib.suppress(UnicodeDecodeError):
+        return data.decode("utf-8")
+    raise ArgumentError(f"The {what} {str(path)!r} is not UTF-8 text.")
+
+
+def _read_key(path: Path) -> bytes:
+    return _hexadecimal(_read_text(path, "key").strip(), 64, str(path))
+
+
+def _hexadecimal(text: str, length: int, what: str) -> bytes:
+    data = b""
+    with contextlib.suppress(ValueError):
+        data = bytes.fromhex(text)
+    if len(data) != length:
+        raise ArgumentError(f"{what} must be {2 * length} hexadecimal digits.")
+    return data
+
+
 def _url(authority: str) -> str:
     return authority if "://" in authority else f"sqlite:///{authority}"
 
@@ -295,12 +472,7 @@ def _url(authority: str) -> str:
 def _passphrase(file: Path | None, what: str, variable: str, *, new: bool = False) -> str:
     """From a file's first line, else `ENCRYIP_…_PASSPHRASE`, else a prompt."""
     if file is not None:
-        data = read_bounded(file, what="passphrase file", max_bytes=4096)
-        try:
-            return data.decode("utf-8").split("\n")[0].rstrip("\r")
-        except UnicodeDecodeError:
-            pass
-        raise ArgumentError(f"The passphrase file {str(file)!r} is not UTF-8 text.")
+        return _read_text(file, "passphrase file").split("\n")[0].rstrip("\r")
     given = os.environ.get(f"ENCRYIP_{variable}_PASSPHRASE")
     if given is not None:
         return given

@@ -21,7 +21,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 from keras_encryip.client.bundle import KeyBundle
-from keras_encryip.client.decoder import read_codebook
+from keras_encryip.client.decoder import Decoder, read_codebook
 from keras_encryip.errors import ArgumentError
 from keras_encryip.export import export_saved_model
 from keras_encryip.models import ProtectedModel, protect
@@ -108,9 +108,35 @@ def run_demo(directory: Path, console: Console) -> None:
     console.print(table)
 
     _picture(directory / "confused-labels.png", model, confused, y_test)
+
+    console.rule("5. Bob runs a service on his key, and is found by its labels")
+    authority.enroll(f"customer {number:03}" for number in range(1, 301))
+    decoder = Decoder.open(
+        directory / "served" / "digits" / "2", directory / "bob.keybundle", PASSPHRASE
+    )
+
+    def service(images: np.ndarray) -> list[str]:
+        return decoder.names(
+            served.signatures["serving_default"](tf.constant(images))["confused"].numpy()
+        )
+
+    report = authority.trace_service(service, model="digits")
+    console.print(report.table())
+    report.save(directory / "trace.png")
+    authority.evidence(report, directory / "evidence")
+    innocent = authority.trace_service(
+        lambda images: classifier.predict(images, verbose=0), model="digits"
+    )
+    console.print(
+        f"A service on the unprotected twin: {innocent.verdict}; is it our model: "
+        f"{innocent.evidence['this is the model']}."
+    )
+
     console.rule("Try next")
     console.print(
-        f"see       {directory}/confused-labels.png\n"
+        f"see       {directory}/confused-labels.png, {directory}/trace.png\n"
+        f"check     encryip verify-evidence {directory}/evidence --bundle "
+        f"{directory}/alice.keybundle\n"
         f"decode    ENCRYIP_BUNDLE_PASSPHRASE='{PASSPHRASE}' encryip decode "
         f"{directory}/served/digits/2 {directory}/alice.keybundle {directory}/confused.npy\n"
         f"verify    encryip verify {directory}/served/digits/2 --bundle "

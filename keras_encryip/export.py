@@ -15,7 +15,7 @@ from keras_encryip.client.files import sync_folder, write_new_file
 from keras_encryip.client.manifest import FILE_NAME as MANIFEST
 from keras_encryip.client.manifest import make_manifest, verify_export
 from keras_encryip.errors import ArgumentError, ExportError, LockedModelError
-from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.assignment import TRACE, LabelAssignment
 from keras_encryip.labels.codebook import FILE_NAME as CODEBOOK
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.models import ProtectedModel
@@ -139,8 +139,9 @@ def _harden_traces(
     def logits(inputs: Any) -> Any:
         return model.confused_labels.logits(model.backbone(inputs, training=False))
 
+    tracing = record.assignment.classes[state.traces.labels] == TRACE
     with progress_bar("hardening trace inputs", STEPS) as advance:
-        traces = harden(logits, kernels, state.traces, advance, secrets.randbits(64))
+        traces = harden(logits, kernels, state.traces, tracing, advance, secrets.randbits(64))
     if traces is not state.traces:
         protection.training = TrainingState(state.homophones, traces)
         protection.save_training()

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import sqlalchemy as sa
 from Crypto.Hash import SHA256
@@ -19,6 +20,7 @@ from keras_encryip.errors import ArgumentError
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.owner.consistency import AUTHORITY_CREATED, BUNDLE_WRITTEN, MODEL_EXPORTED
 from keras_encryip.owner.ledger import events_table, signed_events, users_table
+from keras_encryip.tracing.commitments import kernels_digest
 from keras_encryip.tracing.evidence import (
     REPORT,
     STATEMENT,
@@ -55,8 +57,9 @@ def write_evidence(
     target = Path(directory)
     if target.exists():
         raise ArgumentError(f"{str(target)!r} exists already, and is never overwritten.")
-    files, facts = _exhibits(authority, report)
-    files[REPORT] = report.to_bytes()
+    files, facts, commitments = _exhibits(authority, report)
+    own = msgspec.structs.replace(report._findings, suspects=report.guilty)
+    files[REPORT] = TraceReport(own).to_bytes()
     statement = Statement(
         files={name: SHA256.new(data).hexdigest() for name, data in files.items()},
         format="encryip-evidence",
@@ -65,7 +68,7 @@ def write_evidence(
         public_key=encode_base64(authority.public_key.to_bytes()),
         tests=report.tests,
         version=1,
-        events=_events(authority, [s.key_id for s in report.guilty]),
+        events=_events(authority, [s.key_id for s in report.guilty], commitments, report.at),
         **facts,
     )
     draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
@@ -86,8 +89,10 @@ def write_evidence(
     sync_folder(target.parent)
 
 
-def _exhibits(authority: "Tracing", report: TraceReport) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The files, and the statement's fields, of one kind of trace."""
+def _exhibits(
+    authority: "Tracing", report: TraceReport
+) -> tuple[dict[str, bytes], dict[str, Any], list[dict[str, str]]]:
+    """Of one kind of trace the files, the statement's fields, and what exports committed to."""
     exhibits = report.exhibits
     accused: dict[str, dict[str, Any]] = {
         s.key_id: {
@@ -99,6 +104,7 @@ def _exhibits(authority: "Tracing", report: TraceReport) -> tuple[dict[str, byte
     }
     files: dict[str, bytes] = {}
     facts: dict[str, Any] = {}
+    commitments: list[dict[str, str]] = []
     if report.kind == "bundle":
         files["leaked.keybundle"] = exhibits["key"].to_bytes()
     elif report.kind == "key":
@@ -119,19 +125,22 @@ def _exhibits(authority: "Tracing", report: TraceReport) -> tuple[dict[str, byte
         for key_id, facts_of in accused.items():
             mark = authority.fingerprint_key(exhibits["record"].model_id, key_id)
             facts_of["fingerprint_key"] = encode_base64(mark)
+            digest = kernels_digest(exhibits["reference"])
+            commitments.append({"recipient": key_id, "kernels_digest": digest})
     else:
-        files, facts = _answers(authority, report, accused)
+        files, facts, commitments = _answers(authority, report, accused)
     facts["accused"] = [Accused(**facts_of) for facts_of in accused.values()]
-    return files, facts
+    return files, facts, commitments
 
 
 def _answers(
     authority: "Tracing", report: TraceReport, accused: dict[str, dict[str, Any]]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+) -> tuple[dict[str, bytes], dict[str, Any], list[dict[str, str]]]:
     """For services and tables: codebooks, proofs of their tracing blocks, openings."""
     exhibits = report.exhibits
     files: dict[str, bytes] = {}
     blocks: dict[str, TracingBlocks] = {}
+    commitments: list[dict[str, str]] = []
     if report.kind == "table":
         files["table.npy"] = _npy(exhibits["table"])
     for key_id, facts in accused.items():
@@ -145,7 +154,8 @@ def _answers(
             blocks[name] = TracingBlocks(
                 name, [int(n) for n in numbers], [encode_base64(p) for p in proofs]
             )
-            files[f"codebook-{name}.json"] = codebook.to_bytes()
+            data = files[f"codebook-{name}.json"] = codebook.to_bytes()
+            commitments.append({"codebook_digest": SHA256.new(data).hexdigest()})
         z = decode_scalar(_z(authority, key_id), what="z")
         openings = [open_header(t, authority.public_key, z) for t in tracing]
         facts |= {"codebook": name, "openings": [encode_base64(o) for o in openings]}
@@ -155,22 +165,35 @@ def _answers(
             files[f"trace-set-{digest[:16]}.npy"] = traces.secret_bytes()
             files[f"answers-{digest[:16]}.npy"] = _npy(answers)
             facts["trace_set"] = digest
-    return files, {"tracing_blocks": list(blocks.values())}
+            commitments.append({"trace_set": digest})
+    return files, {"tracing_blocks": list(blocks.values())}, commitments
 
 
-def _events(authority: "Tracing", key_ids: list[str]) -> list[SignedEvent]:
-    """The authority's creation, the accused users' bundles, and every export."""
+def _events(
+    authority: "Tracing", key_ids: list[str], commitments: list[dict[str, str]], before: str
+) -> list[SignedEvent]:
+    """The authority's creation, the accused users' bundles, and an export for each commitment.
+
+    Exports tell of their recipient: others' are shown only where there is no other.
+    """
     wanted = (
         (events_table.c.kind == AUTHORITY_CREATED)
         | (events_table.c.kind == MODEL_EXPORTED)
         | (events_table.c.kind == BUNDLE_WRITTEN)
     )
     with authority._ledger.reading() as connection:
-        return [
+        events = [
             SignedEvent(event, encode_base64(previous), encode_base64(signature))
             for event, previous, signature in signed_events(connection, wanted)
             if event.kind != BUNDLE_WRITTEN or event.details.get("key_id") in key_ids
         ]
+    shown = [e for e in events if e.event.kind != MODEL_EXPORTED]
+    exports = [e for e in events if e.event.kind == MODEL_EXPORTED and e.event.at <= before]
+    exports.sort(key=lambda e: e.event.details.get("recipient", key_ids[0]) not in key_ids)
+    for facts in commitments:
+        found = [e for e in exports if facts.items() <= e.event.details.items()]
+        shown += [e for e in found[:1] if e not in shown]
+    return sorted(shown, key=lambda e: e.event.number)
 
 
 def _zs(authority: "Tracing", report: TraceReport) -> list[int]:
@@ -179,8 +202,11 @@ def _zs(authority: "Tracing", report: TraceReport) -> list[int]:
 
 def _z(authority: "Tracing", key_id: str) -> bytes:
     with authority._ledger.reading() as connection:
-        z = connection.execute(sa.select(users_table.c.z).where(users_table.c.key_id == key_id))
-        return bytes(z.scalar_one())
+        query = sa.select(users_table.c.z).where(users_table.c.key_id == key_id)
+        z = connection.execute(query).scalar_one_or_none()
+    if z is None:
+        raise ArgumentError(f"`report` accuses key {key_id}, which is not of {authority.name!r}.")
+    return bytes(z)
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -176,7 +176,9 @@ class Ledger:
                 if result != "ok":
                     raise LedgerError(f"The authority {str(path)!r} is damaged: {result}.")
                 if path.stat().st_size != _file_size(connection):  # the check reads zeros instead
-                    raise LedgerError(f"The authority {str(path)!r} is only partly copied.")
+                    raise LedgerError(
+                        f"The authority {str(path)!r} is damaged: only partly copied."
+                    )
             missing = set(_metadata.tables) - set(sa.inspect(connection).get_table_names())
             if missing:
                 raise LedgerError(

@@ -3,9 +3,13 @@
 docs/tracing.md says what a folder of evidence holds, and what it proves to whom.
 """
 
+import contextlib
 import io
 import math
 import os
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -43,6 +47,20 @@ REPORT: Final = "report.json"
 EVIDENCE_DOMAIN: Final = "evidence v1"
 MAX_STATEMENT_BYTES: Final = 64 << 20
 _MAX_WEIGHTS_BYTES: Final = 16 << 30
+_Damaged: Final = (
+    ValueError,
+    TypeError,
+    EOFError,
+    OSError,
+    LookupError,
+    RuntimeError,
+    MemoryError,
+    NotImplementedError,
+    SyntaxError,
+    tokenize.TokenError,  # numpy tries headers that Python 2 wrote
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class SignedEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,7 +118,7 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     Attributes:
         accused: the guilty users.
-        events: of the authority's log: its creation, the accused users' keys, the exports.
+        events: of the authority's log: its creation, the accused users' keys, exports.
         files: name → SHA-256 in hexadecimal of every other file.
         issuer: base64 Ed25519 key of the authority.
         public_key: base64 of the authority's public key.
@@ -199,6 +217,8 @@ class _Case:
             raise EvidenceError("No signed event commits to the public key.")
         if self.report.kind != statement.kind:
             raise EvidenceError("The report and the statement are about different things.")
+        if {s.key_id for s in self.report.guilty} != {a.key_id for a in statement.accused}:
+            raise EvidenceError("The report names other users than the statement accuses.")
         found = {}
         for accused in statement.accused:
             issued = self._issue_of(accused)
@@ -240,10 +260,12 @@ class _Case:
         return 2.0**-128
 
     def _combined(self, accused: Accused) -> float:
-        numbers = [decode_scalar(bytes.fromhex(n), what="weight") for n in self.statement.combined]
         t = self.public_key.threshold
-        if len(numbers) != 2 * t:
+        if len(self.statement.combined) != 2 * t:
             raise EvidenceError("The combined key has a wrong number of weights.")
+        numbers = [_number(text) for text in self.statement.combined]
+        if len(set(numbers[:t])) != t:
+            raise EvidenceError("The nodes of the combined key are not distinct.")
         zs = [self._z(other) for other in self.statement.accused]
         named, _ = find_shares(numbers[:t], numbers[t:], zs)
         if set(named) != set(zs):
@@ -263,11 +285,14 @@ class _Case:
         traces = TraceSet.from_secret_bytes(data)
         answers = _array(self.file(f"answers-{accused.trace_set[:16]}.npy", MAX_TRACE_SET_BYTES))
         codebook = self._codebook(accused.codebook)
-        self._export(codebook=None, trace_set=traces.digest.hex())
+        self._export(trace_set=traces.digest.hex())
         if answers.shape != traces.labels.shape or answers.dtype.kind not in "iu":
             raise EvidenceError("The answers do not belong to the trace inputs.")
+        if answers.size and not -1 <= answers.min() <= answers.max() < codebook.num_classes:
+            raise EvidenceError("The answers are not classes of this codebook.")
         labels = np.intersect1d(self._traced(codebook), traces.labels)
-        return self._coincidences(accused, codebook, labels, plurality(traces, answers, labels))
+        said = plurality(traces, answers.astype(np.int64), labels)
+        return self._coincidences(accused, codebook, labels, said)
 
     def _weights(self, accused: Accused) -> float:
         suspect, reference = (
@@ -325,24 +350,28 @@ class _Case:
     def _codebook(self, name: str) -> Codebook:
         data = self.file(f"codebook-{name}.json", MAX_CODEBOOK_BYTES)
         codebook = Codebook.from_bytes(data)
-        codebook.verify(self.issuer)
-        if codebook.codebook_id.hex() != name or codebook.authority != self.public_key.digest:
+        authorities = (codebook.issuer, codebook.authority)
+        if (
+            authorities != (self.issuer, self.public_key.digest)
+            or codebook.codebook_id.hex() != name
+        ):
             raise EvidenceError(f"The codebook {name} is of another authority.")
+        codebook.verify(self.issuer)
         digest = SHA256.new(data).hexdigest()
-        if not any(e.details.get("codebook_digest") == digest for e in self.events):
-            raise EvidenceError(f"No signed event commits to the codebook {name}.")
+        self._export(codebook_digest=digest)
         return codebook
 
-    def _export(self, **facts: str | None) -> Event:
-        """The event of an export with these facts."""
-        wanted = {name: value for name, value in facts.items() if value is not None}
+    def _export(self, **facts: str) -> None:
+        """Check that an export with these facts came before the trace."""
         for event in self.events:
-            if event.kind == "model exported" and wanted.items() <= event.details.items():
-                if event.at > self.report.at:
-                    continue
-                return event
+            if (
+                event.kind == "model exported"
+                and event.at <= self.report.at
+                and all(event.details.get(name) == value for name, value in facts.items())
+            ):
+                return
         raise EvidenceError(
-            f"No signed event of an export before the trace commits to its {', '.join(wanted)}."
+            f"No signed event of an export before the trace commits to its {', '.join(facts)}."
         )
 
     def _issue_of(self, accused: Accused) -> Event:
@@ -374,6 +403,8 @@ class _Case:
             odd = sorted(present ^ set(self.statement.files))
             raise EvidenceError(f"Files are missing from the evidence or extra: {', '.join(odd)}.")
         for name, wanted in self.statement.files.items():
+            if not (self.folder / name).is_file():
+                raise EvidenceError(f"{name!r} of the evidence is not a file.")
             digest = SHA256.new()
             for part in _parts(self.folder / name):
                 digest.update(part)
@@ -394,21 +425,25 @@ def _parts(path: Path) -> Iterator[bytes]:
 
 
 def _array(data: bytes) -> np.ndarray:
-    try:
-        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
-    except (ValueError, EOFError, OSError):
-        pass
+    with contextlib.suppress(*_Damaged):
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+        if isinstance(array, np.ndarray):
+            return array
     raise FormatError("An array of the evidence is malformed.")
+
+
+def _number(text: str) -> int:
+    data = b""
+    with contextlib.suppress(ValueError):
+        data = bytes.fromhex(text)
+    return decode_scalar(data, what="combined key")
 
 
 def _arrays(data: bytes) -> list[np.ndarray | None]:
     """Arrays `0`, `1`, …; one of size 0 stands for a kernel that was not found."""
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = [file[str(i)] for i in range(len(file.files))]
-            return [array if array.size else None for array in arrays]
-    except (ValueError, EOFError, OSError, KeyError, AttributeError):
-        pass
+    with contextlib.suppress(*_Damaged), np.load(io.BytesIO(data), allow_pickle=False) as file:
+        arrays = [file[str(i)] for i in range(len(file.files))]
+        return [array if array.size else None for array in arrays]
     raise FormatError("The weights of the evidence are malformed.")
 
 

@@ -1,6 +1,7 @@
 """What tracing found, as an object, a table, a file and a picture."""
 
 import io
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -9,6 +10,7 @@ import msgspec
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from keras_encryip.client.files import read_bounded, write_new_file
 from keras_encryip.crypto.opaque import Opaque
@@ -120,11 +122,17 @@ class TraceReport(Opaque):
         names = ", ".join(suspect.subject for suspect in self.guilty)
         return f"{self._findings.kind}: {self.verdict}{' ' if names else ''}{names}"
 
+    def _title(self) -> str:
+        found = self._findings
+        names = [suspect.subject for suspect in self.guilty[:MAX_SHOWN]]
+        more = ["…"] if len(self.guilty) > MAX_SHOWN else []
+        of = f" of {found.model!r}" if found.model else ""
+        listed = f": {', '.join(names + more)}" if names else ""
+        return f"{found.kind}{of}: {self.verdict}{listed}"
+
     def table(self) -> Table:
         """The suspects, for `rich`."""
         found = self._findings
-        names = ", ".join(suspect.subject for suspect in self.guilty)
-        of = f" of {found.model!r}" if found.model else ""
         table = Table(
             "user",
             "key",
@@ -132,13 +140,13 @@ class TraceReport(Opaque):
             found.score_name,
             "p-value",
             "",
-            title=f"{found.kind}{of}: {self.verdict}{': ' if names else ''}{names}",
+            title=Text(self._title()),
             caption=f"{found.tested:,} users tested; guilty from {found.score_name} "
             f"{found.threshold:g} on: corrected p-value at most {found.significance:g}",
         )
         for suspect in found.suspects[: max(MAX_SHOWN, len(self.guilty))]:
             table.add_row(
-                suspect.subject,
+                Text(suspect.subject),
                 suspect.key_id,
                 suspect.status,
                 f"{suspect.score:g}",
@@ -154,7 +162,7 @@ class TraceReport(Opaque):
         console.print(self.table())
         for name, value in self._findings.evidence.items():
             if isinstance(value, (str, int, float)):
-                console.print(f"{name:24} {value}", highlight=False)
+                console.print(f"{name:24} {value}", highlight=False, markup=False)
         return file.getvalue()
 
     def to_bytes(self) -> bytes:
@@ -171,7 +179,7 @@ class TraceReport(Opaque):
         problem = ""
         try:
             return cls(msgspec.json.decode(data, type=Findings))
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             problem = str(error)
         raise FormatError(f"The trace report is malformed: {problem}.")
 
@@ -211,21 +219,28 @@ class TraceReport(Opaque):
             color="#b00020",
             label=f"guilty from {found.threshold:g}",
         )
-        guilty = self.guilty
+        guilty = self.guilty[: len(found.scores)]
         axes.plot(
             ranks[: len(guilty)], [s.score for s in guilty], "o", color="#b00020", label="guilty"
         )
         for rank, suspect in zip(ranks, guilty[:MAX_SHOWN], strict=False):
             axes.annotate(
-                suspect.subject, (rank, suspect.score), (8, 0), textcoords="offset points"
+                suspect.subject[:40],
+                (rank, suspect.score),
+                (8, 0),
+                textcoords="offset points",
+                parse_math=False,
             )
         axes.set(
-            xscale="log",
+            xscale="log" if found.scores else "linear",
             xlabel=f"users by score (best {len(found.scores):,} of {found.tested:,})",
             ylabel=found.score_name,
-            title=f"{found.kind} {found.model}: {self.verdict}, p = {self.p_value:.1e}",
         )
+        title = f"{self._title()[:100]}, p = {self.p_value:.1e}"
+        axes.set_title(title, fontsize="medium", parse_math=False)
         axes.legend()
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=form, dpi=120)
+        with warnings.catch_warnings():  # a letter that the font has not is drawn as a box
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)
+            figure.savefig(buffer, format=form, dpi=120)
         return buffer.getvalue()

@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import tokenize
+import warnings
+import zipfile
 from typing import Final
 
 import numpy as np
@@ -11,6 +14,18 @@ from keras_encryip.crypto.opaque import Opaque
 from keras_encryip.errors import FormatError
 
 MAX_TRACE_SET_BYTES: Final = 1 << 30
+
+
+_DAMAGED: Final = (
+    ValueError,
+    EOFError,
+    OSError,
+    SyntaxError,
+    MemoryError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    Warning,
+)
 
 
 class TraceSet(Opaque):
@@ -48,9 +63,16 @@ class TraceSet(Opaque):
         """Read what `secret_bytes` wrote."""
         buffer = io.BytesIO(data)
         arrays = []
-        with contextlib.suppress(ValueError, EOFError, OSError):
+        with contextlib.suppress(*_DAMAGED), warnings.catch_warnings():
+            warnings.simplefilter("error")
             arrays = [np.load(buffer, allow_pickle=False) for _ in range(2)]
-        if not arrays or buffer.read(1) or arrays[1].ndim != 1 or arrays[1].dtype != np.int32:
+        if (
+            not arrays
+            or buffer.read(1)
+            or not arrays[0].ndim
+            or arrays[1].ndim != 1
+            or arrays[1].dtype != np.int32
+        ):
             raise FormatError("The trace inputs are malformed.")
         return cls(*arrays)
 

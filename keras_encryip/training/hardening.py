@@ -27,6 +27,7 @@ def harden(
     logits: Callable[[Any], Any],
     kernels: list[Any],
     traces: TraceSet,
+    chosen: np.ndarray,
     advance: Callable[[int], None],
     seed: int,
 ) -> TraceSet:
@@ -36,18 +37,20 @@ def harden(
         logits: inputs `[n, …]` → logits of the confused labels `[n, N]`, as in inference.
         kernels: the variables that a thief would prune. Changed meanwhile, and restored.
         traces: with floating-point inputs; others are returned as they are.
+        chosen: bool `[n]`, the inputs to change. Never ownership inputs: an input that was
+            fitted to a class is taken for it by other models too, and proves nothing.
         advance: told how many of `STEPS` steps were done.
         seed: of the perturbations.
 
     Returns:
-        A new `TraceSet` with the same labels and inputs within the same range.
+        A new `TraceSet` with the same labels, and inputs within the same range.
     """
-    if traces.inputs.dtype.kind != "f":
+    if traces.inputs.dtype.kind != "f" or not chosen.any():
         return traces
     random = np.random.default_rng(seed)
     originals = [keras.ops.convert_to_numpy(kernel) for kernel in kernels]
-    targets = tf.constant(traces.labels)
-    inputs = tf.Variable(traces.inputs)
+    targets = tf.constant(traces.labels[chosen])
+    inputs = tf.Variable(traces.inputs[chosen])
     low, high = float(traces.inputs.min()), float(traces.inputs.max())
     optimizer = keras.optimizers.Adam(_RATE * (high - low))
 
@@ -79,7 +82,9 @@ def harden(
     finally:
         for kernel, original in zip(kernels, originals, strict=True):
             kernel.assign(original)
-    return TraceSet(inputs.numpy(), traces.labels)
+    hardened = traces.inputs.copy()
+    hardened[chosen] = inputs.numpy()
+    return TraceSet(hardened, traces.labels)
 
 
 def _perturbed(

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from Crypto.Hash import SHA256
+from Crypto.Protocol.KDF import HKDF
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -131,6 +133,18 @@ def test_purposes_and_lengths_give_separate_keys() -> None:
     assert secret.derive("label mask v1") != secret.derive("access metadata v1")
     assert len(secret.derive(PURPOSE, 16)) == 16
     assert secret.derive(PURPOSE, 16) == secret.derive(PURPOSE)[:16]  # HKDF-Expand, RFC 5869
+
+
+@pytest.mark.parametrize("purpose", ["label mask v1", "x", ""])
+@pytest.mark.parametrize("length", range(1, 65))
+def test_derived_keys_are_hkdf_of_every_length(stream: Stream, length: int, purpose: str) -> None:
+    header, secret = MasterKey.generate(1, random_bytes=stream("hkdf")).encapsulate(
+        random_bytes=stream("header")
+    )
+    salt = hashlib.sha256(b"encryip header v1\0" + header.to_bytes()).digest()
+    key = HKDF(secret._point, length, salt, SHA256, context=purpose.encode())
+    assert secret.derive(purpose, length) == key
+    assert len(key) == length
 
 
 # --- tracing headers -----------------------------------------------------------

@@ -67,7 +67,7 @@ def issue(tmp_path: Path) -> Callable[..., User]:
 
 @pytest.fixture
 def protect() -> Callable[..., tuple[Codebook, LabelAssignment]]:
-    """`protect(authority)`: a model with K = 3, h = 4, T = 8 in the ledger."""
+    """`protect(authority)`: a model with K = 3, h = 4, T = 12 in the ledger."""
 
     def protect(authority: Authority, name: str = "digits") -> tuple[Codebook, LabelAssignment]:
         assignment = LabelAssignment.draw(3, 4, 8)

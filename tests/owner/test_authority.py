@@ -1,14 +1,18 @@
 """Authorities: create, open, issue, revoke, and the models' codebooks."""
 
 import copy
+import hashlib
+import io
 import pickle
 import re
 import stat
+import struct
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from keras_encryip.client.bundle import KeyBundle
@@ -23,6 +27,7 @@ from keras_encryip.errors import (
 )
 from keras_encryip.owner import authority as authority_module
 from keras_encryip.owner.authority import Authority, User
+from keras_encryip.tracing.trace_set import TraceSet
 
 CREATED = ["authority created"]
 BUNDLE_PASSPHRASE = "correct horse"
@@ -30,6 +35,10 @@ BUNDLE_PASSPHRASE = "correct horse"
 
 def kinds(authority: Authority) -> list[str]:
     return [event.kind for event in authority.events()]
+
+
+def sha256(tag: str, *parts: bytes) -> str:
+    return hashlib.sha256(tag.encode() + b"\0" + b"".join(parts)).hexdigest()
 
 
 @pytest.fixture
@@ -48,7 +57,8 @@ def test_a_new_authority_has_no_users_and_one_event(authority: Authority) -> Non
     assert authority.models() == []
     [event] = authority.events()
     assert (event.number, event.kind) == (1, "authority created")
-    assert event.details == {"name": "acme", "threshold": 2}
+    digest = sha256("encryip public key v1", authority.public_key.to_bytes())
+    assert event.details == {"name": "acme", "threshold": 2, "public_key": digest}
     assert authority.threshold == 2
     assert len(authority.issuer) == 32
 
@@ -320,11 +330,111 @@ def test_sign_is_for_one_domain(authority: Authority) -> None:
         verify(authority.issuer, "export v2", b"message", signature, what="export")
 
 
-def test_record_appends_an_event(authority: Authority, reopen: Any) -> None:
-    authority.record("model exported", model="digits", files=3)
+KERNELS = [np.arange(6, dtype="float32").reshape(2, 3), np.ones((3, 1), "float64")]
+KERNELS_DIGEST = sha256(
+    "encryip kernels v1",
+    b"(2, 3)\0" + struct.pack("<6f", 0, 1, 2, 3, 4, 5),
+    b"(3, 1)\0" + struct.pack("<3f", 1, 1, 1),
+)
+
+
+def test_an_export_is_committed_to_in_the_log(
+    authority: Authority, protect: Any, reopen: Any
+) -> None:
+    codebook, assignment = protect(authority)
+    model_id = authority.model_of(codebook.codebook_id).model_id
+    inputs = np.arange(24, dtype="float32").reshape(12, 2)
+    traces = TraceSet(inputs, assignment.trace)
+    authority.save_training(model_id, b"centroids", traces)
+    authority.add_export(codebook, b"{}", folder="v1", recipient=None, kernels=KERNELS)
+    buffer = io.BytesIO()
+    np.save(buffer, inputs)
+    np.save(buffer, assignment.trace.astype("<i4"))
     event = reopen().events()[-1]
-    assert (event.number, event.kind) == (2, "model exported")
-    assert event.details == {"model": "digits", "files": 3}
+    assert (event.number, event.kind) == (4, "model exported")
+    assert event.details == {
+        "model": "digits",
+        "model_id": model_id,
+        "codebook": codebook.codebook_id.hex(),
+        "codebook_digest": hashlib.sha256(codebook.to_bytes()).hexdigest(),
+        "manifest_digest": hashlib.sha256(b"{}").hexdigest(),
+        "public_key": sha256("encryip public key v1", authority.public_key.to_bytes()),
+        "trace_set": sha256("encryip trace set v1", buffer.getvalue()),
+        "kernels_digest": KERNELS_DIGEST,
+        "folder": "v1",
+    }
+
+
+def test_an_export_for_a_recipient_commits_to_their_fingerprint(
+    authority: Authority, protect: Any, issue: Any, reopen: Any
+) -> None:
+    codebook, _ = protect(authority)
+    alice = issue(authority, "alice")
+    assert authority.recipient_of("alice") == alice.key_id
+    authority.add_export(codebook, b"m", folder="v1", recipient=None, kernels=KERNELS)
+    authority.add_export(codebook, b"m", folder="v2", recipient=alice.key_id, kernels=KERNELS)
+    plain, own = (event.details for event in reopen().events()[-2:])
+    model_id = authority.model_of(codebook.codebook_id).model_id
+    key = authority.fingerprint_key(model_id, alice.key_id)
+    assert own == {
+        **plain,
+        "folder": "v2",
+        "recipient": alice.key_id,
+        "fingerprint": sha256("encryip fingerprint key v1", key),
+    }
+    assert plain["trace_set"] == "", "nothing was trained"
+
+
+def test_an_exports_event_holds_no_secret(authority: Authority, protect: Any, issue: Any) -> None:
+    codebook, assignment = protect(authority)
+    model_id = authority.model_of(codebook.codebook_id).model_id
+    inputs = np.random.default_rng(0).random((12, 40))
+    authority.save_training(model_id, b"centroids", TraceSet(inputs, assignment.trace))
+    alice = issue(authority, "alice")
+    authority.add_export(codebook, b"m", folder="v", recipient=alice.key_id, kernels=KERNELS)
+    text = repr(authority.events()[-1])
+    strings = set(re.findall("[0-9a-f]{16,}", text))
+    assert {len(string) for string in strings} == {16, 32, 64}, "a key id, a codebook id, digests"
+    assert len(strings) == 8
+    key = authority.fingerprint_key(model_id, alice.key_id)
+    for secret in (key, authority._data_key, inputs.tobytes()[:32]):
+        assert secret.hex() not in text
+    assert str(assignment.trace.tolist())[1:-1] not in text
+
+
+def test_fingerprint_keys_differ_by_model_user_and_authority(
+    authority: Authority, create: Any, tmp_path: Path, reopen: Any
+) -> None:
+    other = create(f"sqlite:///{tmp_path}/other.authority")
+    keys = {
+        a.fingerprint_key(model, user)
+        for a in (authority, other)
+        for model in (1, 2)
+        for user in ("0" * 16, "1" * 16)
+    }
+    assert len(keys) == 8
+    assert {len(key) for key in keys} == {32}
+    assert reopen().fingerprint_key(1, "0" * 16) == authority.fingerprint_key(1, "0" * 16)
+
+
+@pytest.mark.parametrize("recipient", ["f" * 16, ""])
+def test_an_export_for_nobody_known_is_refused(
+    authority: Authority, protect: Any, recipient: str
+) -> None:
+    codebook, _ = protect(authority)
+    before = authority.events()
+    with pytest.raises(LedgerError, match="refused the change: FOREIGN KEY"):
+        authority.add_export(codebook, b"m", folder="v", recipient=recipient, kernels=KERNELS)
+    assert authority.events() == before
+
+
+def test_a_recipient_has_an_active_key(authority: Authority, issue: Any) -> None:
+    authority.enroll(["ann"])
+    issue(authority, "bob")
+    authority.revoke("bob")
+    for name, state in (("eve", "is not a user"), ("ann", "is pending"), ("bob", "is revoked")):
+        with pytest.raises(LedgerError, match=f"`recipient` must .*: '{name}' {state}"):
+            authority.recipient_of(name)
 
 
 # --- secrecy ---------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The models and codebooks that an authority keeps."""
 
+import contextlib
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,10 @@ import pytest
 from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.crypto.kem import UserKey
 from keras_encryip.errors import LedgerError, RevokedKeyError, SignatureError
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.codebook import Codebook
 from keras_encryip.owner.authority import Authority
+from keras_encryip.tracing.trace_set import TraceSet
 
 CREATED = ["authority created"]
 
@@ -52,11 +57,73 @@ def test_two_models_of_one_name_stay_two_models(authority: Authority, protect: A
     assert authority.current_codebook(first.codebook_id).to_bytes() == first.to_bytes()
 
 
+def trace_set(assignment: LabelAssignment, value: float = 0.5) -> TraceSet:
+    return TraceSet(np.full((assignment.trace.size, 2), value, "float32"), assignment.trace)
+
+
 def test_training_state_is_kept(authority: Authority, protect: Any, reopen: Any) -> None:
-    (first, _), (second, _) = protect(authority), protect(authority, "cats")
-    authority.save_training(authority.model_of(first.codebook_id).model_id, b"centroids")
-    assert reopen().model_of(first.codebook_id).training == b"centroids"
-    assert authority.model_of(second.codebook_id).training is None
+    (first, assignment), (second, _) = protect(authority), protect(authority, "cats")
+    traces = trace_set(assignment)
+    model_id = authority.model_of(first.codebook_id).model_id
+    authority.save_training(model_id, b"centroids", traces)
+    record = reopen().model_of(first.codebook_id)
+    assert record.training == b"centroids"
+    np.testing.assert_array_equal(record.traces.inputs, traces.inputs)
+    np.testing.assert_array_equal(record.traces.labels, traces.labels)
+    other = authority.model_of(second.codebook_id)
+    assert (other.training, other.traces) == (None, None)
+    authority.save_training(model_id, b"again", None)
+    record = reopen().model_of(first.codebook_id)
+    assert (record.training, record.traces) == (b"again", None)
+
+
+def test_trace_sets_of_exported_models_are_kept(
+    authority: Authority, protect: Any, reopen: Any
+) -> None:
+    """A model that was exported goes on knowing the trace inputs of its time."""
+    (codebook, assignment), (other, _) = protect(authority), protect(authority, "cats")
+    model_id = authority.model_of(codebook.codebook_id).model_id
+    old, unused, new = (trace_set(assignment, value) for value in (1, 2, 3))
+
+    def kept(codebook: Codebook) -> list[bytes]:
+        again = reopen()
+        return [t.digest for t in again.trace_sets_of(again.model_of(codebook.codebook_id))]
+
+    def export() -> None:
+        authority.add_export(codebook, b"m", folder="v", recipient=None, kernels=[])
+
+    assert kept(codebook) == []
+    for traces in (old, old):  # the same training twice is one set
+        authority.save_training(model_id, b"", traces)
+        export()
+    authority.save_training(model_id, b"", unused)
+    assert kept(codebook) == [unused.digest, old.digest]
+    authority.save_training(model_id, b"", new)
+    export()
+    assert kept(codebook) == [new.digest, old.digest]
+    authority.save_training(model_id, b"", None)
+    export()
+    assert sorted(kept(codebook)) == sorted([new.digest, old.digest])
+    assert kept(other) == []
+
+
+@pytest.mark.parametrize("change", ["damaged", "swapped"])
+def test_a_damaged_trace_set_is_refused(
+    authority: Authority, protect: Any, reopen: Any, file: Path, change: str
+) -> None:
+    codebook, assignment = protect(authority)
+    model_id = authority.model_of(codebook.codebook_id).model_id
+    for value in (1, 2):
+        authority.save_training(model_id, b"", trace_set(assignment, value))
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        sets = dict(connection.execute("SELECT digest, sealed FROM trace_sets"))
+        for digest, other in zip(sets, reversed(sets), strict=True):
+            sealed = sets[other] if change == "swapped" else sets[digest][:-1] + b"x"
+            connection.execute(
+                "UPDATE trace_sets SET sealed = ? WHERE digest = ?", (sealed, digest)
+            )
+    with pytest.raises(LedgerError, match=r"is damaged at 'trace_set [0-9a-f]{64}'"):
+        reopen().model_of(codebook.codebook_id)
 
 
 def test_a_new_codebook_is_made_only_when_revocations_changed(

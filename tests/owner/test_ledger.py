@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from keras_encryip.client.bundle import KeyBundle
@@ -22,6 +23,7 @@ from keras_encryip.errors import ArgumentError, LedgerError
 from keras_encryip.owner import ledger as ledger_module
 from keras_encryip.owner.authority import Authority
 from keras_encryip.owner.ledger import Ledger
+from keras_encryip.tracing.trace_set import TraceSet
 
 PASSPHRASE = "owner's passphrase"
 
@@ -89,10 +91,10 @@ def test_a_short_wait_is_waited_out(create: Any, file: Path) -> None:
         other.execute("BEGIN EXCLUSIVE")
         timer = threading.Timer(0.2, other.execute, ["ROLLBACK"])
         timer.start()
-        authority.record("waited")
+        authority.enroll(["alice"])
         timer.join()
     other.close()
-    assert authority.events()[-1].kind == "waited"
+    assert authority.events()[-1].kind == "keys enrolled"
 
 
 def test_a_failed_transaction_leaves_nothing(authority: Authority) -> None:
@@ -175,7 +177,7 @@ def test_what_is_read_only_says_what_to_check(
             pytest.raises(LedgerError, match="cannot be written: check the permissions"),
             Authority.open(f"sqlite:///{file}", PASSPHRASE) as other,
         ):
-            other.record("written")
+            other.enroll(["alice"])
         with Authority.open(f"sqlite:///{file}", PASSPHRASE) as again:
             assert again.events() == authority.events()
     finally:
@@ -235,9 +237,19 @@ def test_no_secret_is_in_the_file(
     issue(authority, "bob")
     codebook, assignment = protect(authority)
     training = random.Random(0).randbytes(400)
-    authority.save_training(authority.model_of(codebook.codebook_id).model_id, training)
+    inputs = np.frombuffer(random.Random(1).randbytes(960), "<f4").reshape(12, 20)
+    traces = TraceSet(inputs, assignment.trace)
+    model_id = authority.model_of(codebook.codebook_id).model_id
+    authority.save_training(model_id, training, traces)
+    recipient = authority.recipient_of("alice")
+    authority.add_export(codebook, b"m", folder="v", recipient=recipient, kernels=[inputs])
     authority.revoke("bob")
+    authority.enroll(f"user{i}" for i in range(30))
     tracing = authority.tracing_headers(codebook)
+    cache = authority.answer_cache(codebook)
+    with authority._ledger.reading() as connection:
+        [(_, answers)] = cache.read(connection)
+    assert answers.shape == (32, 12)
     authority.close()
     data = b"".join(path.read_bytes() for path in tmp_path.glob("acme.authority*"))
 
@@ -252,6 +264,14 @@ def test_no_secret_is_in_the_file(
         "data key": [authority._data_key],
         "exponent": [exponents[i : i + 32] for i in range(0, len(exponents), 32)],
         "training": [training[i : i + 16] for i in range(0, 400, 16)],
+        "trace inputs": [inputs.tobytes()[i : i + 16] for i in range(0, 960, 16)],
+        "trace set": [traces.secret_bytes()[:128]],
+        "trace answers": [
+            array.astype(kind).tobytes()
+            for array in (answers, answers.T, *answers.reshape(-1, 4, 12))
+            for kind in ("u1", "<i4")
+        ],
+        "fingerprint key": [authority.fingerprint_key(model_id, recipient)],
         "assignment": [
             array.astype(kind).tobytes()
             for array in (assignment.labels, assignment.trace, assignment.classes)

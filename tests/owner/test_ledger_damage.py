@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from keras_encryip.errors import EncryipError, LedgerError
@@ -15,6 +16,7 @@ from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
 from keras_encryip.owner.authority import Authority
 from keras_encryip.owner.ledger import Ledger
+from keras_encryip.tracing.trace_set import TraceSet
 
 PASSPHRASE = "owner's passphrase"
 
@@ -210,6 +212,53 @@ def test_an_edited_file_does_not_open(
         connection.executescript(statements)
     with pytest.raises(LedgerError, match=message):
         Authority.open(f"sqlite:///{file}", PASSPHRASE)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM exports WHERE export_id = 1",
+        "DELETE FROM exports WHERE export_id = 2",
+        "CREATE TEMP TABLE t AS SELECT * FROM exports WHERE export_id = 1;"
+        " UPDATE t SET export_id = 3; INSERT INTO exports SELECT * FROM t",
+        "UPDATE exports SET recipient = NULL",
+        "UPDATE exports SET recipient = (SELECT key_id FROM users WHERE subject = 'bob')"
+        " WHERE export_id = 2",
+        "UPDATE exports SET trace_set = NULL WHERE export_id = 2",
+        "UPDATE exports SET trace_set = zeroblob(32) WHERE export_id = 2",
+        "UPDATE exports SET codebook_id = (SELECT codebook_id FROM codebooks WHERE number = 1)",
+        "UPDATE exports SET export_id = 3 - export_id + 10; UPDATE exports SET export_id ="
+        " export_id - 10",
+    ],
+    ids=[
+        "first removed",
+        "last removed",
+        "added",
+        "recipient removed",
+        "recipient replaced",
+        "trace set removed",
+        "trace set replaced",
+        "codebook",
+        "order",
+    ],
+)
+def test_edited_exports_do_not_open(used: None, reopen: Any, file: Path, statement: str) -> None:
+    authority = reopen()
+    record = authority.model_named("digits")
+    with authority._ledger.reading() as connection:
+        query = "SELECT codebook_id FROM codebooks WHERE number = 1"
+        first = connection.exec_driver_sql(query).scalar_one()
+    newest = authority.current_codebook(first)
+    traces = TraceSet(np.zeros((record.assignment.trace.size, 2)), record.assignment.trace)
+    alice = authority.recipient_of("alice")
+    authority.add_export(newest, b"m", folder="a", recipient=None, kernels=[])
+    authority.save_training(record.model_id, b"state", traces)
+    authority.add_export(newest, b"m", folder="b", recipient=alice, kernels=[])
+    assert [e.kind for e in reopen().events()[9:]] == ["model exported"] * 2
+    with sqlite(file) as connection:
+        connection.executescript(statement)
+    with pytest.raises(LedgerError, match=r"exports of .* do not agree"):
+        reopen()
 
 
 def test_an_authority_that_is_open_checks_its_log_too(used: None, reopen: Any, file: Path) -> None:

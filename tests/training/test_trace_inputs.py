@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from keras_encryip.errors import ArgumentError
-from keras_encryip.training.trace_inputs import make_trace_inputs
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.training.trace_inputs import OWNERSHIP_INPUTS, make_trace_inputs, make_traces
 
 
 def samples(*shape: int, dtype: str = "float32") -> np.ndarray:
@@ -74,3 +75,30 @@ def test_a_blend_takes_each_feature_from_one_of_two_samples() -> None:
 def test_what_cannot_be_blended_is_refused(data: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         make_trace_inputs(data, 4)
+
+
+# --- trace sets --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trace_labels", [0, 8, 30])
+def test_a_trace_set_has_an_input_for_each_trace_label(trace_labels: int) -> None:
+    assignment = LabelAssignment.draw(10, 4, trace_labels)
+    traces = make_traces(samples(20, 12), assignment)
+    count = assignment.trace.size
+    assert len(traces.inputs) == len(traces.labels) == count + OWNERSHIP_INPUTS
+    assert traces.labels.dtype == np.int32
+    np.testing.assert_array_equal(traces.labels[:count], assignment.trace)
+    assert len(np.unique(traces.inputs, axis=0)) == len(traces.inputs)
+
+
+def test_ownership_inputs_lie_on_random_ordinary_labels() -> None:
+    assignment = LabelAssignment.draw(10, 4, 8)
+    count = assignment.trace.size
+    drawn = [make_traces(samples(20, 12), assignment).labels[count:] for _ in range(30)]
+    classes = assignment.classes[np.concatenate(drawn)]
+    assert classes.min() == 0, "none of them is a trace label"
+    sizes = np.bincount(classes, minlength=10)
+    assert sizes.min() > 48, "960 labels, 96 of each class, σ = 9"
+    assert sizes.max() < 144
+    assert len({tuple(labels) for labels in drawn}) == 30
+    assert set(np.concatenate(drawn)) == set(assignment.labels.ravel())

@@ -1,0 +1,292 @@
+"""What is left of a leaker's trace answers after attacks on the weights.
+
+    TFDS_DATA_DIR=... python benchmarks/tracing_robust.py --data mnist
+    TFDS_DATA_DIR=... python benchmarks/tracing_robust.py --data cifar10 --variants default plain
+
+A classifier is trained for one cosine cycle, protected, fitted for a second one (as
+`finetuned` in accuracy.py; `light` for cifar10), and exported. A traitor with a key
+bundle then attacks the weights, runs a service that answers labels only, and
+`Authority.trace_service` looks for him among all users of the ledger.
+
+default    trace labels, large margins, hardened inputs: the library as it is
+plain      margins and hardening off, weight 0.1: release 0.1
+margin     hardening off            hardened   margins off
+blended    blended inputs instead of scrambled ones
+labels128, labels256   more trace labels
+inputs4    four inputs for each label, decided by plurality
+weight1    weight 1.0 of the trace term
+noise      the trace term under weight noise of 0.3 standard deviations
+
+Attacks: Adam for 5 epochs on 10,000 clean samples through the traitor's table;
+the smallest weights of every kernel set to 0; both. Finished runs are kept in the
+results file, and are not run again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from accuracy import BATCH, EPOCHS, cnn, load, train
+from keras import ops
+from rich.console import Console
+from rich.table import Table
+
+import keras_encryip as ke
+from keras_encryip.owner.weights import kernels_of
+from keras_encryip.protected_model import ProtectedModel
+from keras_encryip.tracing.trace_set import TraceSet
+from keras_encryip.training import trace_inputs
+
+VARIANTS = (
+    "default",
+    "plain",
+    "margin",
+    "hardened",
+    "blended",
+    "labels128",
+    "labels256",
+    "inputs4",
+    "weight1",
+    "noise",
+)
+RATES = (1e-4, 1e-3, 5e-3)
+SHARES = (0.5, 0.7, 0.8, 0.9)
+TRAITOR = "traitor"
+
+
+@contextmanager
+def variant(name: str) -> Iterator[dict[str, Any]]:
+    """Patches the library; gives the arguments of `protect`."""
+    model, export = "keras_encryip.protected_model.", "keras_encryip.export."
+    patches = []
+    if name in ("plain", "hardened"):
+        patches.append(patch(model + "TRACE_TEMPERATURE", 1.0))
+    if name == "plain":
+        patches.append(patch(model + "TRACE_WEIGHT", 0.1))
+    if name in ("plain", "margin"):
+        patches.append(patch(export + "harden", lambda logits, kernels, traces, *rest: traces))
+    if name == "blended":
+        patches.append(patch.object(trace_inputs, "_scramble", trace_inputs._blend))
+    if name == "inputs4":
+        patches.append(patch("keras_encryip.training.adapt.make_traces", four_inputs))
+    if name == "weight1":
+        patches.append(patch(model + "TRACE_WEIGHT", 1.0))
+    if name == "noise":
+        patches.append(patch.object(ProtectedModel, "call", noisy_call))
+    for each in patches:
+        each.start()
+    try:
+        yield {"trace_labels": int(name.removeprefix("labels")) if "labels" in name else 64}
+    finally:
+        for each in patches:
+            each.stop()
+
+
+def four_inputs(samples: np.ndarray, assignment: Any) -> TraceSet:
+    sets = [trace_inputs.make_traces(samples, assignment)]
+    t = assignment.trace.size
+    more = trace_inputs.make_trace_inputs(samples, 3 * t)
+    inputs = np.concatenate([sets[0].inputs, more])
+    return TraceSet(inputs, np.concatenate([sets[0].labels, np.tile(assignment.trace, 3)]))
+
+
+def noisy_call(self: Any, inputs: Any, training: bool | None = None) -> Any:
+    """`ProtectedModel.call` with the trace inputs under noisy weights, in a pass of their own."""
+    from keras_encryip.protected_model import TRACE_TEMPERATURE, TRACE_WEIGHT
+
+    state = self._protection.training if self._protection is not None else None
+    logits = self.confused_labels.logits(self.backbone(inputs, training=training))
+    if training and state is not None:
+        chosen = keras.random.randint((4,), 0, len(state.traces.labels), seed=self._seed_generator)
+        traces = ops.take(ops.convert_to_tensor(state.traces.inputs), chosen, axis=0)
+
+        def noisy(v: Any) -> Any:
+            if len(v.shape) < 2:
+                return v
+            drawn = keras.random.normal(v.shape, seed=self._seed_generator)
+            return v + 0.3 * ops.std(v) * drawn
+
+        features, _ = self.backbone.stateless_call(
+            [noisy(v) for v in self.backbone.trainable_variables],
+            [ops.convert_to_tensor(v) for v in self.backbone.non_trainable_variables],
+            traces,
+            training=False,
+        )
+        found = ops.matmul(features, noisy(self.confused_labels.kernel)) + self.confused_labels.bias
+        targets = ops.take(ops.convert_to_tensor(state.traces.labels), chosen)
+        loss = keras.losses.sparse_categorical_crossentropy(
+            targets, found / TRACE_TEMPERATURE, from_logits=True
+        )
+        self.add_loss(TRACE_WEIGHT * ops.mean(loss))
+    return ops.softmax(logits)
+
+
+class Traitor:
+    """Holds the model and a key; serves decoded labels."""
+
+    def __init__(self, model: ProtectedModel, decoder: ke.Decoder) -> None:
+        self.model = model
+        table = decoder.secret_table()
+        self.matrix = (table[:, None] == np.arange(len(decoder.class_names))).astype("float32")
+        self.original = model.get_weights()
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        confused = self.model.predict(inputs, batch_size=500, verbose=0)
+        return np.asarray((confused @ self.matrix).argmax(-1))
+
+    def restore(self) -> None:
+        self.model.set_weights(self.original)
+
+    def prune(self, share: float) -> None:
+        for kernel in kernels_of(self.model):
+            values = ops.convert_to_numpy(kernel).copy()
+            values[np.abs(values) < np.quantile(np.abs(values), share)] = 0
+            kernel.assign(values)
+
+    def finetune(self, x: np.ndarray, y: np.ndarray, rate: float, epochs: int = 5) -> None:
+        model, matrix = self.model, tf.constant(self.matrix)
+        optimizer = keras.optimizers.Adam(rate)
+
+        @tf.function
+        def step(inputs: Any, labels: Any) -> None:
+            with tf.GradientTape() as tape:
+                features = model.backbone(inputs, training=True)
+                confused = tf.nn.softmax(model.confused_labels.logits(features))
+                loss = tf.reduce_mean(
+                    keras.losses.sparse_categorical_crossentropy(labels, confused @ matrix)
+                )
+            variables = model.trainable_variables
+            optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+
+        random = np.random.default_rng(0)
+        for _ in range(epochs):
+            for batch in np.split(random.permutation(len(x))[: len(x) // 128 * 128], len(x) // 128):
+                step(tf.constant(x[batch]), tf.constant(y[batch]))
+
+
+def attacks(traitor: Traitor, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    """Leaves the traitor's model attacked; gives the attack's name."""
+    yield "untouched"
+    for rate in RATES:
+        traitor.restore()
+        traitor.finetune(x, y, rate)
+        yield f"fine-tuned at {rate:g}"
+    for share in SHARES:
+        traitor.restore()
+        traitor.prune(share)
+        yield f"pruned {share:.0%}"
+    traitor.restore()
+    traitor.prune(0.7)
+    traitor.finetune(x, y, 1e-3, epochs=2)
+    yield "pruned 70%, fine-tuned at 0.001"
+    traitor.restore()
+
+
+def run(data: str, name: str, seed: int, users: int) -> dict[str, Any]:
+    x, y, x_test, y_test = load(data)
+    first, second = EPOCHS[data]
+    folder = Path(tempfile.mkdtemp())
+    keras.utils.set_random_seed(seed)
+    classifier = cnn(data, x.shape[1:])
+    train(classifier, x, y, first, BATCH[data])
+    light = {"confusion_weight": 0.1, "teacher_weight": 0.3} if data == "cifar10" else {}
+    with (
+        variant(name) as options,
+        ke.Authority.create(f"sqlite:///{folder}/a", "benchmark", scrypt_log2_n=14) as authority,
+    ):
+        authority.issue(TRAITOR, folder / "bundle", passphrase="benchmark", scrypt_log2_n=14)
+        authority.enroll(f"user {i}" for i in range(users - 1))
+        model = ke.protect(classifier, authority, name=data, **options, **light)
+        model.adapt(x, y)
+        train(model, x, y, second, BATCH[data])
+        ke.export_saved_model(model, folder / "model")
+        train(classifier, x, y, second, BATCH[data])
+        twin = float(
+            (classifier.predict(x_test, batch_size=500, verbose=0).argmax(-1) == y_test).mean()
+        )
+        traitor = Traitor(model, ke.Decoder.open(folder / "model", folder / "bundle", "benchmark"))
+        stolen = np.random.default_rng(7).permutation(len(x))[:10_000]
+        rows = {}
+        for attack in attacks(traitor, x[stolen], y[stolen]):
+            report = authority.trace_service(traitor, model=model, batch_size=500)
+            own = [s for s in report.suspects if s.subject == TRAITOR]
+            best = max(s.score for s in report.suspects if s.subject != TRAITOR)
+            rows[attack] = {
+                "accuracy": float((traitor(x_test) == y_test).mean()),
+                "coincidences": own[0].score if own else None,
+                "p_value": own[0].p_value if own else 1.0,
+                "best innocent": best,
+                "innocents guilty": sum(s.subject != TRAITOR for s in report.guilty),
+                "our model": report.evidence["ordinary answers right"],
+                "p-value of our model": report.evidence["p-value of that"],
+            }
+    trace_labels = int(model._unlocked().assignment().trace.size)
+    return {"twin": twin, "trace labels": trace_labels, "users": users, "attacks": rows}
+
+
+def show(console: Console, saved: dict[str, Any]) -> None:
+    for key, result in saved["runs"].items():
+        clean = result["attacks"]["untouched"]["accuracy"]
+        table = Table(
+            "attack",
+            "accuracy",
+            "leaker",
+            "best innocent",
+            "p-value",
+            "our model?",
+            title=(
+                f"{key}: {result['trace labels']} trace labels, {result['users']:,} users; decoded "
+                f"{100 * clean:.2f}, twin {100 * result['twin']:.2f} %"
+            ),
+        )
+        for attack, row in result["attacks"].items():
+            leaker = row["coincidences"]
+            table.add_row(
+                attack,
+                f"{100 * row['accuracy']:.1f}",
+                "not among the first" if leaker is None else f"{leaker:.0f}",
+                f"{row['best innocent']:.0f}",
+                f"{row['p_value']:.0e}",
+                f"{row['our model']} ({row['p-value of our model']:.0e})",
+            )
+        console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", choices=EPOCHS, default="mnist")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--users", type=int, default=10_000)
+    args = parser.parse_args()
+    path = Path(__file__).parent / "results" / f"tracing-robust-{args.data}.json"
+    saved = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    saved["machine"] = (
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
+    )
+    console = Console()
+    for seed in args.seeds:
+        for name in args.variants:
+            key = f"{name}, seed {seed}, {args.users} users"
+            if key not in saved["runs"]:
+                with console.status(f"{args.data}, {key}"):
+                    saved["runs"][key] = run(args.data, name, seed, args.users)
+                path.write_text(json.dumps(saved, indent=1) + "\n")
+    show(console, saved)
+
+
+if __name__ == "__main__":
+    main()
