@@ -14,7 +14,7 @@ margin     hardening off            hardened   margins off
 blended    blended inputs instead of scrambled ones
 labels128, labels256   more trace labels
 inputs4    four inputs for each label, decided by plurality
-weight1    weight 1.0 of the trace term
+weight0.1  the trace term with weight 0.1
 noise      the trace term under weight noise of 0.3 standard deviations
 
 Attacks: Adam for 5 epochs on 10,000 clean samples through the traitor's table;
@@ -58,7 +58,7 @@ VARIANTS = (
     "labels128",
     "labels256",
     "inputs4",
-    "weight1",
+    "weight0.1",
     "noise",
 )
 RATES = (1e-4, 1e-3, 5e-3)
@@ -72,7 +72,7 @@ def variant(name: str) -> Iterator[dict[str, Any]]:
     model, export = "keras_encryip.protected_model.", "keras_encryip.export."
     patches = []
     if name in ("plain", "hardened"):
-        patches.append(patch(model + "TRACE_TEMPERATURE", 1.0))
+        patches.append(patch(model + "TRACE_MARGIN", 0.0))
     if name == "plain":
         patches.append(patch(model + "TRACE_WEIGHT", 0.1))
     if name in ("plain", "margin"):
@@ -81,8 +81,8 @@ def variant(name: str) -> Iterator[dict[str, Any]]:
         patches.append(patch.object(trace_inputs, "_scramble", trace_inputs._blend))
     if name == "inputs4":
         patches.append(patch("keras_encryip.training.adapt.make_traces", four_inputs))
-    if name == "weight1":
-        patches.append(patch(model + "TRACE_WEIGHT", 1.0))
+    if name == "weight0.1":
+        patches.append(patch(model + "TRACE_WEIGHT", 0.1))
     if name == "noise":
         patches.append(patch.object(ProtectedModel, "call", noisy_call))
     for each in patches:
@@ -104,7 +104,7 @@ def four_inputs(samples: np.ndarray, assignment: Any) -> TraceSet:
 
 def noisy_call(self: Any, inputs: Any, training: bool | None = None) -> Any:
     """`ProtectedModel.call` with the trace inputs under noisy weights, in a pass of their own."""
-    from keras_encryip.protected_model import TRACE_TEMPERATURE, TRACE_WEIGHT
+    from keras_encryip.protected_model import TRACE_MARGIN, TRACE_WEIGHT
 
     state = self._protection.training if self._protection is not None else None
     logits = self.confused_labels.logits(self.backbone(inputs, training=training))
@@ -126,9 +126,8 @@ def noisy_call(self: Any, inputs: Any, training: bool | None = None) -> Any:
         )
         found = ops.matmul(features, noisy(self.confused_labels.kernel)) + self.confused_labels.bias
         targets = ops.take(ops.convert_to_tensor(state.traces.labels), chosen)
-        loss = keras.losses.sparse_categorical_crossentropy(
-            targets, found / TRACE_TEMPERATURE, from_logits=True
-        )
+        found -= TRACE_MARGIN * ops.one_hot(targets, self.num_labels)
+        loss = keras.losses.sparse_categorical_crossentropy(targets, found, from_logits=True)
         self.add_loss(TRACE_WEIGHT * ops.mean(loss))
     return ops.softmax(logits)
 

@@ -25,8 +25,8 @@ from keras_encryip.training.protection import MIN_TRACES, TRACE_SHARE, Protectio
 CLUSTERED = "clustered"
 RANDOM = "random"
 TRACE_WEIGHT = 0.3
-TRACE_TEMPERATURE = 8.0
-"""The trace term is softened, so that it goes on widening margins: these survive fine-tuning."""
+TRACE_MARGIN = 30.0
+"""How far, in logits, a trace label must stand above all others: margins survive fine-tuning."""
 
 
 class _Shared(keras.losses.Loss):
@@ -46,8 +46,8 @@ class ProtectedModel(keras.Model):
     `(batch, N)`.
 
     The training loss is `(1−κ)·your loss + κ·distillation + confusion_weight · cross-entropy
-    of the target confused label + 0.3 · cross-entropy of the trace labels at temperature 8`,
-    κ = 0 without a teacher. `val_loss` and `evaluate` report your loss alone.
+    of the target confused label + 0.3 · cross-entropy of the trace labels with a margin`, κ = 0
+    without a teacher. `val_loss` and `evaluate` report your loss alone.
 
     Args:
         backbone: inputs → features.
@@ -138,11 +138,13 @@ class ProtectedModel(keras.Model):
         joined = ops.concatenate([inputs, ops.cast(traces, inputs.dtype)], axis=0)
         logits = self.confused_labels.logits(self.backbone(joined, training=True))
         targets = ops.take(ops.convert_to_tensor(labels), chosen)
+        # Additive margin: Wang, Cheng, Liu and Liu, IEEE Signal Processing Letters, 2018.
+        handicap = TRACE_MARGIN * ops.one_hot(targets, self.num_labels, dtype=logits.dtype)
         self.add_loss(
             TRACE_WEIGHT
             * ops.mean(
                 keras.losses.sparse_categorical_crossentropy(
-                    targets, logits[batch:] / TRACE_TEMPERATURE, from_logits=True
+                    targets, logits[batch:] - handicap, from_logits=True
                 )
             )
         )

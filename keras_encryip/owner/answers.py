@@ -18,6 +18,10 @@ CHUNK: Final = 1024
 """Users whose answers are sealed together: few enough to re-write when one is added."""
 
 
+class DamagedCacheError(LedgerError):
+    """Cached answers were changed, moved or removed. They follow from the keys: `drop` them."""
+
+
 class AnswerCache:
     """The answers of all users under one codebook, in the order of issue.
 
@@ -86,7 +90,7 @@ class AnswerCache:
         K stands for no answer: the codebook shuts that user out.
 
         Raises:
-            LedgerError: a chunk was changed, moved or removed: users would be mistaken.
+            DamagedCacheError: a chunk was changed, moved or removed: users would be mistaken.
         """
         self._cached(connection)
         t = trace_answers_table.c
@@ -105,6 +109,12 @@ class AnswerCache:
             yield row.chunk * CHUNK, np.frombuffer(data, self._dtype).reshape(row.users, -1)
         if damaged is not None:
             raise _damaged(damaged)
+
+    def drop(self, connection: sa.Connection) -> None:
+        """Forget this codebook's answers; they are computed again when they are needed."""
+        t = trace_answers_table.c
+        own = t.codebook_id == self._codebook.codebook_id
+        connection.execute(trace_answers_table.delete().where(own))
 
     def _cached(self, connection: sa.Connection) -> int:
         """How many users' answers there are: those of the first users, without a gap."""
@@ -128,5 +138,5 @@ def _users(connection: sa.Connection) -> int:
     return int(connection.execute(sa.select(sa.func.count()).select_from(users_table)).scalar_one())
 
 
-def _damaged(chunk: int) -> LedgerError:
-    return LedgerError(f"The authority's file is damaged at trace answers {chunk}.")
+def _damaged(chunk: int) -> DamagedCacheError:
+    return DamagedCacheError(f"The authority's file is damaged at trace answers {chunk}.")

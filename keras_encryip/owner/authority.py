@@ -155,12 +155,7 @@ class Authority(Tracing):
         """
         ledger = Ledger.open(url)
         with ledger.reading() as connection:
-            row = connection.execute(sa.select(authority_table)).first()
-        if row is None or row.ledger_version != LEDGER_VERSION:
-            raise LedgerError(
-                f"{ledger.name!r} has ledger version {row.ledger_version if row else 'none'}; "
-                f"this release reads {LEDGER_VERSION}."
-            )
+            row = connection.execute(sa.select(authority_table)).one()
         secret = None
         with contextlib.suppress(SignatureError):
             secret = unseal(
@@ -285,7 +280,6 @@ class Authority(Tracing):
                     "named once; issue under another name."
                 )
         write_new_file(path, data, mode=0o600)
-        self.cache_answers(at_most=1)
         with self._ledger.writing() as connection:
             connection.execute(
                 users_table.update()
@@ -293,7 +287,9 @@ class Authority(Tracing):
                 .values(status=ACTIVE, **fields)
             )
             self._log(connection, BUNDLE_WRITTEN, subject=subject, key_id=key.key_id, **fields)
-            return _user(_find_user(connection, subject))
+            user = _user(_find_user(connection, subject))
+        self.cache_answers(at_most=1)
+        return user
 
     def enroll(self, subjects: Iterable[str]) -> list[User]:
         """Draw keys for many users at once; `issue` writes a user's bundle when it is wanted.

@@ -21,7 +21,7 @@ from keras_encryip.crypto.signing import SEED_BYTES, SigningKey
 from keras_encryip.errors import LedgerError, SignatureError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
-from keras_encryip.owner.answers import CHUNK, AnswerCache
+from keras_encryip.owner.answers import CHUNK, AnswerCache, DamagedCacheError
 from keras_encryip.owner.consistency import (
     ACTIVE,
     CODEBOOK_MADE,
@@ -265,13 +265,13 @@ class Catalog(Opaque):
             rows = connection.execute(sa.select(c.public).where(c.number.in_(newest))).all()
         for row in rows:
             cache = self.answer_cache(Codebook.from_bytes(row.public))
-            with self._ledger.writing() as connection:
-                if cache.missing(connection) > at_most + CHUNK:
-                    continue
-            while True:
-                with self._ledger.writing() as connection:
-                    if not cache.extend(connection):
-                        break
+            with contextlib.suppress(DamagedCacheError):  # tracing computes it again
+                with self._ledger.reading() as connection:
+                    missing = cache.missing(connection)
+                while 0 < missing <= at_most + CHUNK:
+                    with self._ledger.writing() as connection:
+                        if not cache.extend(connection):
+                            break
 
     def sign(self, domain: str, message: bytes) -> bytes:
         """An Ed25519 signature for one domain."""

@@ -179,6 +179,11 @@ class Ledger:
                     raise LedgerError(
                         f"The authority {str(path)!r} is damaged: only partly copied."
                     )
+            if (version := _version(connection)) != LEDGER_VERSION:
+                raise LedgerError(
+                    f"{ledger.name!r} has ledger version {version or 'none'}; this release reads "
+                    f"{LEDGER_VERSION}. Open it with the release that made it."
+                )
             missing = set(_metadata.tables) - set(sa.inspect(connection).get_table_names())
             if missing:
                 raise LedgerError(
@@ -314,6 +319,14 @@ def _file_size(connection: sa.Connection) -> int:
         for name in ("page_count", "page_size")
     )
     return pages * size
+
+
+def _version(connection: sa.Connection) -> int | None:
+    """`None` if there is no authority in it; the newest if the table is missing altogether."""
+    if not sa.inspect(connection).has_table(authority_table.name):
+        return LEDGER_VERSION
+    version = connection.execute(sa.select(authority_table.c.ledger_version)).scalar()
+    return None if version is None else int(version)
 
 
 def _mistyped_column(connection: sa.Connection) -> str | None:

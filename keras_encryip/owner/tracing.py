@@ -15,6 +15,7 @@ from keras_encryip.crypto.kem import UserKey, key_id
 from keras_encryip.crypto.traitors import CombinedKey, find_traitors
 from keras_encryip.errors import ArgumentError, ForeignKeyError, LedgerError
 from keras_encryip.labels.codebook import Codebook
+from keras_encryip.owner.answers import AnswerCache, DamagedCacheError
 from keras_encryip.owner.asking import UNANSWERED, Predict, ask
 from keras_encryip.owner.catalog import Catalog, ModelRecord, now_text
 from keras_encryip.owner.consistency import REVOKED
@@ -296,6 +297,9 @@ class Tracing(Catalog):
                 n = int((observed[len(hits) % len(observed)] >= 0).sum())
                 hits.append(found)
                 chances.append(binomial_tail(n, classes)[found])
+        # Users who were added meanwhile are in the later codebooks' counts only.
+        least = min((len(found) for found in hits), default=0)
+        chances, hits = [c[:least] for c in chances], [h[:least] for h in hits]
         best = np.argmin(chances, axis=0) if hits and hits[0].size else np.zeros(0, int)
         users = len(best)
         rows = np.arange(users)
@@ -334,14 +338,23 @@ class Tracing(Catalog):
     def _coincidences(self, codebook: Codebook, observed: list[np.ndarray]) -> list[np.ndarray]:
         """For each list of observed answers `[T]`: int `[users]`, agreements with each user's."""
         cache = self.answer_cache(codebook)
+        try:
+            return self._count(cache, observed)
+        except DamagedCacheError:
+            with self._ledger.writing() as connection:
+                cache.drop(connection)
+        return self._count(cache, observed)
+
+    def _count(self, cache: AnswerCache, observed: list[np.ndarray]) -> list[np.ndarray]:
         with self._ledger.reading() as connection:
             missing = cache.missing(connection)
         with progress_bar("predicting users' answers", missing) as advance:
-            while missing:
+            while True:
                 with self._ledger.writing() as connection:
                     added = cache.extend(connection)
+                if not added:
+                    break
                 advance(added)
-                missing -= added
         answered = [np.flatnonzero(o >= 0) for o in observed]
         found: list[list[np.ndarray]] = [[] for _ in observed]
         with self._ledger.reading() as connection:

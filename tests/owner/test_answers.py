@@ -335,8 +335,25 @@ def test_a_damaged_partial_chunk_is_not_extended(cached: Any, file: Path, reopen
         connection.execute("UPDATE trace_answers SET sealed = zeroblob(100) WHERE chunk = 2")
         before = connection.execute("SELECT * FROM trace_answers").fetchall()
     again = reopen()
-    with pytest.raises(LedgerError, match="damaged at trace answers 2"):
-        again.enroll(["late"])
+    assert [user.subject for user in again.enroll(["late"])] == ["late"]
     with sqlite(file) as connection:
         assert connection.execute("SELECT * FROM trace_answers").fetchall() == before
-    assert missing(again, again.answer_cache(codebook)) == 1
+    cache = again.answer_cache(codebook)
+    assert missing(again, cache) == 1
+    with (
+        again._ledger.writing() as connection,
+        pytest.raises(LedgerError, match="damaged at trace answers 2"),
+    ):
+        cache.extend(connection)
+
+
+def test_tracing_computes_a_damaged_cache_again(cached: Any, file: Path, reopen: Any) -> None:
+    _, codebook, _ = cached
+    with sqlite(file) as connection:
+        right = connection.execute("SELECT chunk, users FROM trace_answers").fetchall()
+        connection.execute("UPDATE trace_answers SET sealed = zeroblob(100) WHERE chunk = 1")
+    again = reopen()
+    table = np.zeros(codebook.num_labels, np.int64)
+    assert again.trace_table(table, model="digits").verdict == "inconclusive"
+    with sqlite(file) as connection:
+        assert connection.execute("SELECT chunk, users FROM trace_answers").fetchall() == right
