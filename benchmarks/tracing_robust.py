@@ -9,12 +9,12 @@ bundle then attacks the weights, runs a service that answers labels only, and
 `Authority.trace_service` looks for him among all users of the ledger.
 
 default    trace labels, large margins, hardened inputs: the library as it is
-plain      margins and hardening off, weight 0.1: release 0.1
-margin     hardening off            hardened   margins off
+plain      softened term and hardening off, as in release 0.1
+margin     hardening off            hardened   softened term off
 blended    blended inputs instead of scrambled ones
 labels128, labels256   more trace labels
 inputs4    four inputs for each label, decided by plurality
-weight0.1  the trace term with weight 0.1
+soft       the softened trace term alone
 noise      the trace term under weight noise of 0.3 standard deviations
 
 Attacks: Adam for 5 epochs on 10,000 clean samples through the traitor's table;
@@ -58,7 +58,7 @@ VARIANTS = (
     "labels128",
     "labels256",
     "inputs4",
-    "weight0.1",
+    "soft",
     "noise",
 )
 RATES = (1e-4, 1e-3, 5e-3)
@@ -72,17 +72,15 @@ def variant(name: str) -> Iterator[dict[str, Any]]:
     model, export = "keras_encryip.protected_model.", "keras_encryip.export."
     patches = []
     if name in ("plain", "hardened"):
-        patches.append(patch(model + "TRACE_MARGIN", 0.0))
-    if name == "plain":
-        patches.append(patch(model + "TRACE_WEIGHT", 0.1))
+        patches.append(patch(model + "TRACE_TERMS", ((0.1, 1.0),)))
+    if name == "soft":
+        patches.append(patch(model + "TRACE_TERMS", ((0.3, 8.0),)))
     if name in ("plain", "margin"):
         patches.append(patch(export + "harden", lambda logits, kernels, traces, *rest: traces))
     if name == "blended":
         patches.append(patch.object(trace_inputs, "_scramble", trace_inputs._blend))
     if name == "inputs4":
         patches.append(patch("keras_encryip.training.adapt.make_traces", four_inputs))
-    if name == "weight0.1":
-        patches.append(patch(model + "TRACE_WEIGHT", 0.1))
     if name == "noise":
         patches.append(patch.object(ProtectedModel, "call", noisy_call))
     for each in patches:
@@ -104,7 +102,7 @@ def four_inputs(samples: np.ndarray, assignment: Any) -> TraceSet:
 
 def noisy_call(self: Any, inputs: Any, training: bool | None = None) -> Any:
     """`ProtectedModel.call` with the trace inputs under noisy weights, in a pass of their own."""
-    from keras_encryip.protected_model import TRACE_MARGIN, TRACE_WEIGHT
+    from keras_encryip.protected_model import TRACE_TERMS
 
     state = self._protection.training if self._protection is not None else None
     logits = self.confused_labels.logits(self.backbone(inputs, training=training))
@@ -126,9 +124,11 @@ def noisy_call(self: Any, inputs: Any, training: bool | None = None) -> Any:
         )
         found = ops.matmul(features, noisy(self.confused_labels.kernel)) + self.confused_labels.bias
         targets = ops.take(ops.convert_to_tensor(state.traces.labels), chosen)
-        found -= TRACE_MARGIN * ops.one_hot(targets, self.num_labels)
-        loss = keras.losses.sparse_categorical_crossentropy(targets, found, from_logits=True)
-        self.add_loss(TRACE_WEIGHT * ops.mean(loss))
+        for weight, temperature in TRACE_TERMS:
+            loss = keras.losses.sparse_categorical_crossentropy(
+                targets, found / temperature, from_logits=True
+            )
+            self.add_loss(weight * ops.mean(loss))
     return ops.softmax(logits)
 
 

@@ -24,9 +24,9 @@ from keras_encryip.training.protection import MIN_TRACES, TRACE_SHARE, Protectio
 
 CLUSTERED = "clustered"
 RANDOM = "random"
-TRACE_WEIGHT = 0.3
-TRACE_MARGIN = 30.0
-"""How far, in logits, a trace label must stand above all others: margins survive fine-tuning."""
+TRACE_TERMS = ((0.1, 1.0), (0.3, 8.0))
+"""(weight, temperature) of the trace terms. The first learns the labels soon; the softened second
+goes on widening their margins for long, and these survive fine-tuning."""
 
 
 class _Shared(keras.losses.Loss):
@@ -46,8 +46,8 @@ class ProtectedModel(keras.Model):
     `(batch, N)`.
 
     The training loss is `(1−κ)·your loss + κ·distillation + confusion_weight · cross-entropy
-    of the target confused label + 0.3 · cross-entropy of the trace labels with a margin`, κ = 0
-    without a teacher. `val_loss` and `evaluate` report your loss alone.
+    of the target confused label + 0.1 · cross-entropy of the trace labels + 0.3 · the same at
+    temperature 8`, κ = 0 without a teacher. `val_loss` and `evaluate` report your loss alone.
 
     Args:
         backbone: inputs → features.
@@ -138,16 +138,11 @@ class ProtectedModel(keras.Model):
         joined = ops.concatenate([inputs, ops.cast(traces, inputs.dtype)], axis=0)
         logits = self.confused_labels.logits(self.backbone(joined, training=True))
         targets = ops.take(ops.convert_to_tensor(labels), chosen)
-        # Additive margin: Wang, Cheng, Liu and Liu, IEEE Signal Processing Letters, 2018.
-        handicap = TRACE_MARGIN * ops.one_hot(targets, self.num_labels, dtype=logits.dtype)
-        self.add_loss(
-            TRACE_WEIGHT
-            * ops.mean(
-                keras.losses.sparse_categorical_crossentropy(
-                    targets, logits[batch:] - handicap, from_logits=True
-                )
+        for weight, temperature in TRACE_TERMS:
+            term = keras.losses.sparse_categorical_crossentropy(
+                targets, logits[batch:] / temperature, from_logits=True
             )
-        )
+            self.add_loss(weight * ops.mean(term))
         return ops.softmax(logits[:batch])
 
     def compute_loss(
