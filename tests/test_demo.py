@@ -38,11 +38,14 @@ def test_demo(tmp_path: Path) -> None:
     assert rows["carol"] == rows["mallory "] == "refused"
     assert float(rows["mallory, ignoring"]) < 0.3
     assert float(rows["outsider"]) < 0.3
+    assert re.search(r"service of 'digits': guilty: bob\s", finished.stdout)
+    assert "twin: inconclusive; is it our model: not shown." in finished.stdout
     assert "RevokedKeyError" in finished.stdout
     assert "ForeignKeyError" in finished.stdout
     for name in (
         "alice.keybundle",
         "confused-labels.png",
+        "trace.png",
         "served/digits/2/saved_model.pb",
         "served/digits/2/assets.extra/encryip/codebook.json",
     ):
@@ -52,6 +55,10 @@ def test_demo(tmp_path: Path) -> None:
         [sys.executable, "application.py", "alice"], cwd=folder, capture_output=True, text=True
     )
     assert len(json.loads(application.stdout)["labels"]) == 500
+
+    evidence = [*command[:-1], "verify-evidence", "evidence", "--bundle", "alice.keybundle"]
+    verified = subprocess.run(evidence, cwd=folder, capture_output=True, text=True)
+    assert verified.stdout.startswith("guilty: bob, service, p = "), verified.stderr
 
     again = subprocess.run([*command, "--directory", str(folder)], capture_output=True, text=True)
     assert again.returncode == 1

@@ -1,0 +1,162 @@
+"""`encryip trace`, `verify-evidence` and `key enroll`, through the real entry point."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from json import dumps, loads
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import keras_encryip as ke
+
+SECRETS = {"ENCRYIP_AUTHORITY_PASSPHRASE": "owner", "ENCRYIP_BUNDLE_PASSPHRASE": "user"}
+CHEAP = 14
+
+
+def encryip(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from keras_encryip.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **SECRETS, "COLUMNS": "200"},
+    )
+
+
+def ok(finished: subprocess.CompletedProcess[str]) -> str:
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def shop(digits: Any, new_classifier: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """a.authority with ann and ben, a trained model, its export, and a copy for ben."""
+    folder = tmp_path_factory.mktemp("shop")
+    url = f"sqlite:///{folder}/a.authority"
+    with ke.Authority.create(url, "owner", scrypt_log2_n=CHEAP) as authority:
+        model = ke.protect(
+            new_classifier(), authority, name="digits", homophones=4, trace_labels=32
+        )
+        import keras
+
+        model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+        model.fit(digits.x, digits.y, batch_size=64, epochs=12, verbose=0)
+        for user in ("ann", "ben"):
+            authority.issue(
+                user, folder / f"{user}.keybundle", passphrase="user", scrypt_log2_n=CHEAP
+            )
+        ke.export_saved_model(model, folder / "digits" / "1")
+        ke.export_saved_model(model, folder / "ben's", recipient="ben")
+        model.save(folder / "digits.keras")
+        (folder / "issuer").write_text(authority.issuer.hex())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(shop: Path) -> Iterator[str]:
+    """TF Serving's REST API on ben's copy, in confused labels."""
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(shop / "digits" / "1"))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = loads(self.rfile.read(int(self.headers["Content-Length"])))
+            inputs = tf.constant(body["instances"], tf.float32)
+            confused = loaded.signatures["serving_default"](inputs)["confused"].numpy()
+            answer = dumps({"predictions": confused.tolist()}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1/models/digits"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_bundle_is_traced_saved_and_verified(shop: Path, tmp_path: Path) -> None:
+    report, picture, evidence = tmp_path / "r.json", tmp_path / "r.png", tmp_path / "case"
+    command = ("trace", "key", shop / "a.authority", shop / "ann.keybundle")
+    options = ("--save", report, "--save", picture, "--evidence", evidence)
+    assert "bundle: guilty: ann" in ok(encryip(*command, *options))
+    assert ke.TraceReport.read(report).guilty[0].subject == "ann"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    issuer = (shop / "issuer").read_text()
+    shown = ok(encryip("verify-evidence", evidence, "--issuer", issuer))
+    assert shown.startswith("guilty: ann, bundle, p = ")
+    assert "pass --bundle or --issuer" in ok(encryip("verify-evidence", evidence))
+    refused = encryip("verify-evidence", evidence, "--issuer", "00" * 32)
+    assert refused.returncode == 1
+    assert "another authority" in refused.stderr
+
+
+def test_a_raw_key_and_a_table_are_traced(shop: Path, tmp_path: Path) -> None:
+    key = ke.KeyBundle.read(shop / "ben.keybundle").unlock("user")
+    (tmp_path / "key.txt").write_text(key.secret_bytes().hex() + "\n")
+    found = ok(encryip("trace", "key", shop / "a.authority", tmp_path / "key.txt"))
+    assert "key: guilty: ben" in found
+    decoder = ke.Decoder.open(shop / "digits" / "1", shop / "ben.keybundle", "user")
+    np.save(tmp_path / "table.npy", decoder.secret_table())
+    command = ("trace", "key", shop / "a.authority", tmp_path / "table.npy")
+    assert "table of 'digits': guilty: ben" in ok(encryip(*command, "--model", "digits"))
+    assert "name it with --model" in encryip(*command).stderr
+
+
+def test_weights_are_traced(shop: Path) -> None:
+    command = ("trace", "weights", shop / "a.authority", shop / "ben's", "--model", "digits")
+    shown = ok(encryip(*command, "--reference", shop / "digits.keras"))
+    assert "weights of 'digits': guilty: ben" in shown
+    assert "as exported" in shown
+
+
+def test_a_service_is_traced(shop: Path, served: str, tmp_path: Path) -> None:
+    command = ("trace", "service", shop / "a.authority", served, "--model", "digits")
+    decoding = ("--decode-model", shop / "digits" / "1", "--bundle", shop / "ben.keybundle")
+    transcript = tmp_path / "t.json"
+    shown = ok(encryip(*command, *decoding, "--transcript", transcript))
+    assert "service of 'digits': guilty: ben" in shown
+    assert transcript.is_file()
+    assert "needs both --decode-model and --bundle" in encryip(*command, *decoding[:2]).stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"abc", "must be 128 hexadecimal digits"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"-----BEGIN", "not a whole key bundle"),
+    ],
+    ids=["hex", "bytes", "bundle"],
+)
+def test_what_is_no_key_is_refused(
+    shop: Path, tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "found").write_bytes(content)
+    finished = encryip("trace", "key", shop / "a.authority", tmp_path / "found")
+    assert finished.returncode == 1
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_names_are_enrolled_from_a_file(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cem\n\n dora \n", encoding="utf-8")
+    command = ("key", "enroll", shop / "a.authority", tmp_path / "names.txt")
+    assert "Enrolled 2 users." in ok(encryip(*command))
+    listed = ok(encryip("key", "list", shop / "a.authority"))
+    assert listed.count("pending") == 2
+    assert "dora" in listed
+    again = encryip(*command)
+    assert again.returncode == 1
+    assert "'cem'" in again.stderr
