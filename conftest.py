@@ -199,6 +199,15 @@ def docstring_names(
         names["confused"] = get("confused")
     elif module.startswith("keras_encryip.export"):
         names["model"] = get("shipped").model
+    elif module.startswith(("keras_encryip.owner.tracing", "keras_encryip.tracing.report")):
+        shipped = get("shipped")
+        decoder = ke.Decoder.open(shipped.exported, shipped.bundles["alice"], shipped.passphrase)
+
+        def suspicious_service(images: np.ndarray) -> np.ndarray:
+            return decoder.labels(shipped.model.predict(images, verbose=0))
+
+        names |= {"authority": shipped.authority, "suspicious_service": suspicious_service}
+        names["report"] = shipped.authority.trace_bundle(shipped.bundles["alice"])
     elif module.startswith(("keras_encryip.models", "keras_encryip.protected_model")):
         digits = get("digits")
         names |= {"x": digits.x, "y": digits.y, "authority": get("shared_authority")}

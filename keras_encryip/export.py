@@ -90,15 +90,15 @@ def export_saved_model(
     target = Path(directory)
     if target.exists():
         raise ExportError(f"{str(target)!r} exists already, and is never overwritten.")
+    authority = protection.authority
+    marked = None if recipient is None else authority.recipient_of(recipient)
     _check_spread(model, protection.record.assignment)
     own = Codebook.from_bytes(model.codebook.encode("ascii"))
-    codebook = protection.authority.current_codebook(own.codebook_id)
+    codebook = authority.current_codebook(own.codebook_id)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(f"Cannot create {str(target.parent)!r}: {error.strerror}.") from None
-    authority = protection.authority
-    marked = None if recipient is None else authority.recipient_of(recipient)
     kernels = kernels_of(model)
     originals = [keras.ops.convert_to_numpy(kernel) for kernel in kernels]
     _harden_traces(model, protection, kernels, originals)

@@ -277,7 +277,6 @@ def test_recipients_without_an_active_key_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.xfail(strict=True, reason="the folder and a codebook are made first")
 def test_recipients_are_refused_before_anything_is_written(refusing: House, tmp_path: Path) -> None:
     authority = refusing.authority
     authority.issue("eve", tmp_path / "eve", passphrase=PASSPHRASE, scrypt_log2_n=14)
