@@ -85,7 +85,9 @@ def test_authority_unlocks_all(
     before = shipped.model.evaluate(digits.x_test, digits.y_test, verbose=0)
     after = locked.evaluate(digits.x_test, digits.y_test, verbose=0)
     assert after == pytest.approx(before)
-    assert after[0] == pytest.approx(by_hand(locked, digits.x_test, digits.y_test)["loss"])
+    assert after[0] == pytest.approx(
+        by_hand(locked, digits.x_test, digits.y_test)["loss"], rel=1e-5
+    )
     assert int(locked.optimizer.iterations) == steps
     locked.fit(digits.x[:64], digits.y[:64], batch_size=32, verbose=0)
     assert int(locked.optimizer.iterations) == steps + 2
@@ -103,7 +105,8 @@ def test_training_state_comes_back_from_the_ledger(
     with ke.Authority.open(shipped.url, shipped.passphrase) as reopened:
         locked.unlock(authority=reopened)
         expected, found = (m._unlocked().training for m in (shipped.model, locked))
-        assert found.traces.secret_bytes() == expected.traces.secret_bytes()
+        kept = reopened.model_named("digits").traces  # other tests export, which hardens
+        assert found.traces.secret_bytes() == kept.secret_bytes()
         for name, array in expected.homophones.arrays().items():
             np.testing.assert_array_equal(found.homophones.arrays()[name], array)
         locked.fit(digits.x[:32], digits.y[:32], verbose=0)

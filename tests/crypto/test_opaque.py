@@ -53,7 +53,9 @@ def forms(secret: bytes) -> list[str]:
 
 
 @every_class
-@pytest.mark.parametrize("show", [repr, str, "{}".format, lambda x: repr([x])], ids=str)
+@pytest.mark.parametrize(
+    "show", [repr, str, "{}".format, lambda x: repr([x])], ids=["repr", "str", "format", "list"]
+)
 def test_no_text_shows_the_secret(make: Make, show: Callable[[object], str]) -> None:
     holder, secret = make()
     text = show(holder).lower()

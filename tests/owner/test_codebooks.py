@@ -118,7 +118,11 @@ def test_a_damaged_trace_set_is_refused(
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
         sets = dict(connection.execute("SELECT digest, sealed FROM trace_sets"))
         for digest, other in zip(sets, reversed(sets), strict=True):
-            sealed = sets[other] if change == "swapped" else sets[digest][:-1] + b"x"
+            sealed = (
+                sets[other]
+                if change == "swapped"
+                else bytes([*sets[digest][:-1], sets[digest][-1] ^ 1])
+            )
             connection.execute(
                 "UPDATE trace_sets SET sealed = ? WHERE digest = ?", (sealed, digest)
             )
