@@ -129,6 +129,7 @@ def grow(url: str, users: int) -> Row:
         authority.cache_answers(at_most=known)  # what an interrupted run left out
         last = max(known, users - LAST)
         row["bulk_users"] = last - known
+        row["bulk_calls_of"] = BATCH
         with timed(row, "bulk"):
             for first in range(known, last, BATCH):
                 authority.enroll(map(name_of, range(first, min(first + BATCH, last))))
@@ -292,10 +293,10 @@ def show(console: Console, results: dict[str, Any]) -> None:
     console.print(table)
     for row in results["sizes"]:
         bulk = row["enroll"]
-        if bulk["bulk_users"] >= 5_000:
+        if "bulk_calls_of" in bulk and bulk["bulk_users"] >= 5_000:
             each = [1000 * bulk[name] / bulk["bulk_users"] for name in ("bulk_s", "bulk_cpu_s")]
             console.print(
-                f"{bulk['bulk_users']:,} users more, in calls of up to {BATCH:,}: "
+                f"{bulk['bulk_users']:,} users more, in calls of up to {bulk['bulk_calls_of']:,}: "
                 f"{bulk['bulk_s']:,.0f} s, {each[0]:.2f} ms each (CPU {each[1]:.2f} ms)"
             )
         if "issue" in row:
@@ -348,7 +349,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         title=f"K = {CLASSES}, T = {TRACE_LABELS}, t = {THRESHOLD}, one codebook, one thread",
     )
     axes.grid(which="major", alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
 
 

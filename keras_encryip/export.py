@@ -57,8 +57,8 @@ def export_saved_model(
             appears whole or not at all.
         recipient: subject of an active user. Every kernel of the copy is then marked with
             that user's noise, of 3 % of its standard deviation, which `Authority.trace_weights`
-            finds again. Give every copy that leaves the house a recipient: the difference
-            to an unmarked copy is the mark.
+            finds again; docs/tracing.md has what that costs in accuracy. Give every copy that
+            leaves the house a recipient: the difference to an unmarked copy is the mark.
 
     What is about to be released is committed to in the authority's event log: digests of
     the codebook, the manifest, the trace inputs, the public key and the mark.

@@ -414,12 +414,15 @@ class Tracing(Catalog):
         scores = self._correlate(candidates[0], originals, keys)
         looks = 1 if originals is None else 2
         least = float(np.sqrt(2 * np.log(len(keys) * looks / SIGNIFICANCE)))
-        if originals is not None and max(scores.values()) < least:
+        if originals is not None:
+            # One kernel left in order can convict one of several; the others need them all.
             candidates.append(align(candidates[0], originals))
-            again = self._correlate(candidates[1], originals, keys)
-            if max(again.values()) > max(scores.values()):
-                scores = again
-                candidates.reverse()
+            if any(a is not b for a, b in zip(*candidates, strict=True)):
+                again = self._correlate(candidates[1], originals, keys)
+                named, more = (sum(z >= least for z in s.values()) for s in (scores, again))
+                if (more, max(again.values())) > (named, max(scores.values())):
+                    scores = again
+                    candidates.reverse()
         ranked = sorted(scores, key=lambda key: -scores[key])
         tests = len(keys) * looks
         suspects = [

@@ -45,8 +45,8 @@ _Damaged = (
 def kernels_of(model: Any) -> list[Any]:
     """The variables of a Keras model that are personalised, in the order of `model.weights`.
 
-    All of a floating dtype with at least 2 axes: kernels and embeddings; not biases, and
-    not what normalisation layers hold.
+    All of a floating dtype with at least 2 axes: kernels, embeddings, and the few biases and
+    statistics of that shape.
     """
     return [v for v in model.weights if len(v.shape) >= 2 and "float" in str(v.dtype)]
 

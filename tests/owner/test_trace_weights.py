@@ -222,6 +222,28 @@ def test_averaged_copies_name_all_and_only_their_owners(house: House) -> None:
         assert house.guilty(suspect) == sorted(LEAKERS)
 
 
+def test_permuted_average_names_all_its_owners(authority: Any, protect: Any) -> None:
+    """One kernel, left in order, is enough for the first of them only."""
+    codebook, _ = protect(authority)
+    random = np.random.default_rng(0)
+    shapes = [(3, 3, 16, 64), (1024, 128), (128, 20)]
+    originals = [random.standard_normal(shape).astype("float32") for shape in shapes]
+    model_id = authority.model_named("digits").model_id
+    keys = []
+    for user in authority.enroll(f"user {i}" for i in range(5)):
+        authority.add_export(codebook, b"", folder="1", recipient=user.key_id, kernels=originals)
+        keys.append(authority.fingerprint_key(model_id, user.key_id))
+    shares = [0.6, 0.1, 0.1, 0.1, 0.1]
+    mean = [
+        np.average(ks, 0, shares) for ks in zip(*(mark(originals, k) for k in keys), strict=True)
+    ]
+    suspect = [k + 0.08 * random.standard_normal(k.shape) for k in mean]
+    arguments = {"model": "digits", "reference": originals}
+    assert len(authority.trace_weights(suspect, **arguments).guilty) == 5
+    report = authority.trace_weights([suspect[0], *permuted(suspect[1:])], **arguments)
+    assert len(report.guilty) == 5
+
+
 # --- which original ------------------------------------------------------------------
 
 
