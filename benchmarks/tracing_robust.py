@@ -15,6 +15,7 @@ blended    blended inputs instead of scrambled ones
 labels128, labels256   more trace labels
 inputs4    four inputs for each label, decided by plurality
 soft       the softened trace term alone
+weight0.1  the softened trace term with that weight; also with 256 labels
 noise      the trace term under weight noise of 0.3 standard deviations
 
 Attacks: Adam for 5 epochs on 10,000 clean samples through the traitor's table;
@@ -59,6 +60,8 @@ VARIANTS = (
     "labels256",
     "inputs4",
     "soft",
+    "weight0.1",
+    "weight0.1-labels256",
     "noise",
 )
 RATES = (1e-4, 1e-3, 5e-3)
@@ -73,6 +76,9 @@ def variant(name: str) -> Iterator[dict[str, Any]]:
     patches = []
     if name in ("plain", "hardened"):
         patches.append(patch(model + "TRACE_TERMS", ((0.1, 1.0),)))
+    if name.startswith("weight"):
+        weight = float(name.removeprefix("weight").split("-")[0])
+        patches.append(patch(model + "TRACE_TERMS", ((0.1, 1.0), (weight, 8.0))))
     if name == "soft":
         patches.append(patch(model + "TRACE_TERMS", ((0.3, 8.0),)))
     if name in ("plain", "margin"):
@@ -86,7 +92,7 @@ def variant(name: str) -> Iterator[dict[str, Any]]:
     for each in patches:
         each.start()
     try:
-        yield {"trace_labels": int(name.removeprefix("labels")) if "labels" in name else 64}
+        yield {"trace_labels": int(name.split("labels")[1]) if "labels" in name else 64}
     finally:
         for each in patches:
             each.stop()

@@ -1,0 +1,1 @@
+"""The evidence: what the protection is worth, measured. `encryip bench` runs it."""

@@ -1,0 +1,34 @@
+"""How much of everything a run takes: `quick` in minutes, `nightly` in a night."""
+
+from dataclasses import dataclass
+
+from .training import Schedule
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a run on one data set.
+
+    Attributes:
+        data: its name.
+        samples: for training.
+        others: that nobody trained with, for attackers.
+        first, second: the two cycles. The twin trains both; *train, protect, fit* protects
+            between them.
+        seeds: of the runs.
+    """
+
+    data: str
+    samples: int
+    others: int
+    first: Schedule
+    second: Schedule
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+QUICK = (Size("digits", 1000, 397, Schedule(8, 32), Schedule(8, 32), (0,)),)
+NIGHTLY = (
+    Size("mnist", 20_000, 10_000, Schedule(4, 128), Schedule(4, 128)),
+    Size("cifar10", 20_000, 10_000, Schedule(6, 128), Schedule(2, 128)),
+)
+SIZES = {"quick": QUICK, "nightly": NIGHTLY}
