@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
 from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "pycryptodome", "keras_encryip")
+PACKAGES = ("keras", "numpy", "scikit-learn", "pycryptodome", "keras_encryip")
 
 console = Console()
 
@@ -20,6 +21,7 @@ console = Console()
 def machine() -> str:
     """In words: processor, cores, versions."""
     versions = ", ".join(f"{p} {version(p)}" for p in PACKAGES)
+    versions = f"tensorflow {tf.__version__}, {versions}"  # its package goes by several names
     return (
         f"{platform.machine()}, {os.cpu_count()} cores, no GPU used, "
         f"Python {platform.python_version()}, {versions}"

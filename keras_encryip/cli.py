@@ -5,11 +5,12 @@ prompt, a file or the environment, never from the command line.
 """
 
 import contextlib
+import importlib
 import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -38,6 +39,8 @@ app.add_typer(authority_app, name="authority")
 trace_app = typer.Typer(help="Find out who leaked.", no_args_is_help=True)
 app.add_typer(key_app, name="key")
 app.add_typer(trace_app, name="trace")
+bench_app = typer.Typer(help="Measure what the protection is worth.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 AuthorityArgument = Annotated[
     str, typer.Argument(help="The authority's file, or a database URL.", metavar="AUTHORITY")
@@ -415,6 +418,37 @@ def decode(
         typer.echo(decoder.class_names[label] if what is What.names else str(label))
 
 
+@bench_app.command("quick")
+def bench_quick() -> None:
+    """All suites on scikit-learn's digits, in minutes; results under benchmarks/results/quick."""
+    _benchmarks().main("quick")
+
+
+@bench_app.command("nightly")
+def bench_nightly(
+    suite: Annotated[list[str] | None, typer.Option(help="ladder, grid, …; repeatable.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="mnist or cifar10; repeatable.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Fewer seeds; repeatable.")] = None,
+) -> None:
+    """All suites on MNIST and CIFAR-10, through TFDS (TFDS_DATA_DIR), a night long; resumable."""
+    benchmarks = _benchmarks()
+    unknown = set(suite or ()) - set(benchmarks.SUITES)
+    if unknown:
+        raise ArgumentError(
+            f"`--suite` must be one of {', '.join(benchmarks.SUITES)}. "
+            f"Received: {', '.join(sorted(unknown))}"
+        )
+    benchmarks.main("nightly", tuple(suite or benchmarks.SUITES), data, seed)
+
+
+@bench_app.command("report")
+def bench_report(
+    quick: Annotated[bool, typer.Option("--quick", help="Of the quick run.")] = False,
+) -> None:
+    """Write docs/benchmarks.md and its figures from the results that exist."""
+    typer.echo(_benchmarks().report("quick" if quick else "nightly"))
+
+
 def main() -> None:
     """Entry point of the `encryip` command."""
     try:
@@ -432,6 +466,19 @@ def main() -> None:
             err=True,
         )
         sys.exit(1)
+
+
+def _benchmarks() -> Any:
+    """The benchmarks' main module, which lies in the repository beside this package."""
+    root = Path(__file__).parents[1]
+    if not (root / "benchmarks" / "main.py").exists():
+        raise ArgumentError(
+            "The benchmarks are not part of the installed package: clone the repository and "
+            "install it from there with pip install -e '.[all]'."
+        )
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+    return importlib.import_module("benchmarks.main")
 
 
 def _finish_trace(

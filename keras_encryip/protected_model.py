@@ -20,11 +20,12 @@ from keras_encryip.training.adapt import learn
 from keras_encryip.training.classifier import as_teacher
 from keras_encryip.training.data import check_labels, class_indices
 from keras_encryip.training.homophones import Homophones, TrainingState
+from keras_encryip.training.neutrality import exposure, labels_to_compare
 from keras_encryip.training.protection import MIN_TRACES, TRACE_SHARE, Protection
 
 CLUSTERED = "clustered"
 RANDOM = "random"
-TRACE_TERMS = ((0.1, 1.0), (0.3, 8.0))
+TRACE_TERMS = ((0.1, 1.0), (0.1, 8.0))
 """(weight, temperature) of the trace terms. The first learns the labels soon; the softened second
 goes on widening their margins for long, and these survive fine-tuning."""
 
@@ -34,6 +35,11 @@ class _Shared(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         return y_pred
+
+
+def _shared(value: Any) -> Any:
+    value = ops.reshape(value, (1,))
+    return _Shared(name="shared")(ops.zeros_like(value), value)
 
 
 @keras.saving.register_keras_serializable(package="keras_encryip")
@@ -46,8 +52,9 @@ class ProtectedModel(keras.Model):
     `(batch, N)`.
 
     The training loss is `(1−κ)·your loss + κ·distillation + confusion_weight · cross-entropy
-    of the target confused label + 0.1 · cross-entropy of the trace labels + 0.3 · the same at
-    temperature 8`, κ = 0 without a teacher. `val_loss` and `evaluate` report your loss alone.
+    of the target confused label + neutrality_weight · exposure of the classes + 0.1 ·
+    cross-entropy of the trace labels + 0.1 · the same at temperature 8`, κ = 0 without a
+    teacher. `val_loss` and `evaluate` report your loss alone.
 
     Args:
         backbone: inputs → features.
@@ -57,6 +64,8 @@ class ProtectedModel(keras.Model):
         strategy: `"clustered"` or `"random"`, how homophones are chosen.
         copies: homophones per cluster.
         confusion_weight: weight of the confused-label term, ≥ 0.
+        neutrality_weight: weight of the term against neighbouring homophones, ≥ 0; without
+            effect where a class has one cluster.
         teacher_weight: κ, 0 … 1; used only with a teacher.
         temperature: τ > 0 of the distillation.
         use_bias: whether the head has a bias.
@@ -77,6 +86,7 @@ class ProtectedModel(keras.Model):
         strategy: str = CLUSTERED,
         copies: int = 2,
         confusion_weight: float = 0.1,
+        neutrality_weight: float = 0.1,
         teacher_weight: float = 0.7,
         temperature: float = 2.0,
         use_bias: bool = True,
@@ -89,11 +99,12 @@ class ProtectedModel(keras.Model):
             )
         if not isinstance(copies, int) or copies < 1:
             raise ArgumentError(f"`copies` must be a positive integer. Received: copies={copies}")
-        if not 0 <= confusion_weight < math.inf:
-            raise ArgumentError(
-                "`confusion_weight` must be a number, not negative. "
-                f"Received: confusion_weight={confusion_weight}"
-            )
+        weights = {"confusion_weight": confusion_weight, "neutrality_weight": neutrality_weight}
+        for argument, weight in weights.items():
+            if not 0 <= weight < math.inf:
+                raise ArgumentError(
+                    f"`{argument}` must be a number, not negative. Received: {argument}={weight}"
+                )
         if not 0 <= teacher_weight <= 1:
             raise ArgumentError(
                 f"`teacher_weight` must be in 0 … 1. Received: teacher_weight={teacher_weight}"
@@ -109,6 +120,7 @@ class ProtectedModel(keras.Model):
         self.strategy = strategy
         self.copies = copies
         self.confusion_weight = confusion_weight
+        self.neutrality_weight = neutrality_weight
         self.teacher_weight = teacher_weight
         self.temperature = temperature
         self.use_bias = use_bias
@@ -163,8 +175,7 @@ class ProtectedModel(keras.Model):
         if protection.teacher is not None:
             own = loss
             if self.losses:
-                added = ops.reshape(sum(self.losses), (1,))
-                own = loss - _Shared(name="shared")(ops.zeros_like(added), added)
+                own = loss - _shared(sum(self.losses))
             distilled = Distillation(self.temperature)(
                 protection.teach(x), decoded, sample_weight=sample_weight
             )
@@ -174,6 +185,13 @@ class ProtectedModel(keras.Model):
             targets = protection.targets(x, classes, self._seed_generator)
             confusion = ConfusedLabelCrossentropy()(targets, y_pred, sample_weight=sample_weight)
             loss = loss + self.confusion_weight * confusion
+        if self.neutrality_weight and protection.training.homophones.starts.shape[1] > 1:
+            head = self.confused_labels
+            drawn = labels_to_compare(
+                protection.training.homophones, protection.assignment().labels, self._seed_generator
+            )
+            shown = exposure(head.kernel, head.bias, y_pred, drawn)
+            loss = loss + self.neutrality_weight * _shared(shown)
         return loss
 
     def compute_metrics(
@@ -352,6 +370,7 @@ class ProtectedModel(keras.Model):
             "strategy": self.strategy,
             "copies": self.copies,
             "confusion_weight": self.confusion_weight,
+            "neutrality_weight": self.neutrality_weight,
             "teacher_weight": self.teacher_weight,
             "temperature": self.temperature,
             "use_bias": self.use_bias,

@@ -1,0 +1,182 @@
+"""The peers beside ours and the unprotected twin: same data, backbone, cycles and optimiser.
+
+Accuracy, CPU time of training against the twin's, what a further user costs, what who holds
+the weights without a secret gets, whether the user of a copy is named, and what a forger
+achieves. Removal is in `removal`, through which the peers go as well.
+"""
+
+import statistics
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_encryip as ke
+
+from . import removal
+from .backbones import build
+from .cells import Cells
+from .data import Data, load
+from .ladder import Way, protected
+from .peers import PEERS, Passport, Peer
+from .sizes import Size
+from .training import Schedule, accuracy, augments, train
+
+COPIES = 5
+"""Personalised copies that are made of every peer's model."""
+
+ROUNDS = {1: 200, 64: 20}
+"""Batch size → rounds of the inference timing."""
+
+
+def run(size: Size, seed: int, cells: Cells, removals: Cells) -> None:
+    """The cells of one seed, and those of the peers' removal ladder."""
+    data = load(size.data, size.samples, size.others)
+    augment, prefix = augments(data), f"seed {seed}"
+    trained: list[keras.Model] = []
+
+    def twin() -> keras.Model:
+        """Trained at its first use, then kept: passports start from it, forgers attack it."""
+        if not trained:
+            keras.utils.set_random_seed(seed)
+            model = build(size.data, data.x.shape[1:])
+            model.spent = train(model, data.x, data.y, size.first, augment)
+            model.spent += train(model, data.x, data.y, size.second, augment)
+            trained.append(model)
+        return trained[0]
+
+    cells.get(
+        f"{prefix}: twin",
+        lambda: {"accuracy": accuracy(twin(), data), "cpu seconds": twin().spent},
+    )
+    for name, way in (("ours", Way()), ("ours from scratch", Way(scratch=True))):
+        cells.get(f"{prefix}: {name}", lambda way=way: ours(size, data, seed, way))
+    ladder = removal.ladder_of(size)
+    for kind in PEERS:
+        name = f"{prefix}: {kind.name}"
+        rungs = f"{kind.name}, {prefix}"
+        if name in cells and removal.survived(rungs, data, ladder, removals):
+            continue
+        peer, seconds = fitted(kind, size, data, seed, twin)
+        cells.get(name, lambda p=peer, s=seconds: about(p, data, twin(), s))
+        removal.survival(
+            rungs,
+            peer.model,
+            lambda: build(size.data, data.x.shape[1:]),
+            lambda model, p=peer: asdict(p.detect(model)),
+            data,
+            ladder,
+            removals,
+            seed,
+        )
+
+
+def fitted(kind: type[Peer], size: Size, data: Data, seed: int, twin: Any) -> tuple[Peer, float]:
+    peer = kind(seed)
+    if isinstance(peer, Passport):
+        return peer, peer.fit(data, size.first, size.second, pretrained=twin())
+    return peer, peer.fit(data, size.first, size.second)
+
+
+def ours(size: Size, data: Data, seed: int, way: Way) -> dict[str, Any]:
+    """Accuracy, cost, and the cost of users: 1,000 keys drawn, ten bundles written."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, seconds = protected(size, data, seed, way, folder)
+        authority = model._unlocked().authority
+        start = time.process_time()
+        authority.enroll(f"user {i}" for i in range(1000))
+        keys = (time.process_time() - start) / 1000
+        start = time.process_time()
+        for i in range(10):
+            authority.issue(f"bundle {i}", Path(folder) / f"{i}.keybundle", passphrase="benchmark")
+        bundles = (time.process_time() - start) / 10
+        return {
+            "accuracy": accuracy(model, data),
+            "cpu seconds": seconds,
+            "cpu seconds a key": keys,
+            "cpu seconds a bundle": bundles,
+        }
+
+
+def about(peer: Peer, data: Data, twin: keras.Model, seconds: float) -> dict[str, Any]:
+    """A peer's figures; `named` counts copies whose own user fits best of all, at p < 1e-6."""
+    users = [f"user {i}" for i in range(COPIES)]
+    found: dict[str, Any] = {
+        "accuracy": accuracy(peer.model, data),
+        "cpu seconds": seconds,
+        "without key": peer.without_key(data),
+        "own mark": asdict(peer.detect()),
+        "mark in the twin": asdict(peer.detect(twin)),
+        "forged in the twin": asdict(peer.forge(twin)),
+        "copies": [],
+    }
+    if isinstance(peer, Passport):
+        found["cpu seconds before"] = twin.spent
+        found["with a similar key"] = peer.with_similar_key(data)
+        folded = peer.folded()
+        folded.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        found["folded, no key"] = accuracy(folded, data)
+    for user in users:
+        copy, spent = peer.personalise(data, user)
+        copy.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        marks = {other: peer.detect(copy, user=other) for other in users}
+        first = max(marks, key=lambda other: marks[other].score)
+        found["copies"].append(
+            {
+                "accuracy": accuracy(copy, data),
+                "cpu seconds": spent,
+                "p_value": marks[user].p_value,
+                "named": first == user and marks[user].p_value < 1e-6,
+            }
+        )
+    return found
+
+
+def inference(size: Size) -> dict[str, Any]:
+    """CPU time of each SavedModel by that of the twin, in random order within each round.
+
+    Weights do not matter for it, so nothing is trained to the end.
+    """
+    data = load(size.data, 256, 0)
+    short = Schedule(1, 64)
+    few = Size(size.data, 256, 0, short, short)
+    with tempfile.TemporaryDirectory() as folder:
+        twin = build(size.data, data.x.shape[1:])
+        twin.export(f"{folder}/twin", verbose=False)
+        keras.utils.set_random_seed(0)
+        # Hardening and the trace set leave the served graph as it is.
+        model, _ = protected(few, data, 0, Way(), folder)
+        ke.export_saved_model(model, f"{folder}/ours")
+        for kind in PEERS:
+            peer, _ = fitted(kind, few, data, 0, lambda: twin)
+            peer.model.export(f"{folder}/{kind.name}", verbose=False)
+        names = ["twin", "ours", *(kind.name for kind in PEERS)]
+        loaded = {name: tf.saved_model.load(f"{folder}/{name}") for name in names}
+        calls = {name: model.signatures["serving_default"] for name, model in loaded.items()}
+        return {
+            f"batch {batch}": ratios(calls, data.x[:batch], rounds)
+            for batch, rounds in ROUNDS.items()
+        }
+
+
+def ratios(calls: dict[str, Any], x: np.ndarray, rounds: int) -> dict[str, Any]:
+    """Median of the rounds' ratios to the twin."""
+    random = np.random.default_rng(0)
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    inputs = tf.constant(x)
+    for call in calls.values():
+        call(inputs)
+    for _ in range(rounds):
+        for name in random.permutation(list(calls)):
+            start = time.process_time()
+            calls[name](inputs)
+            spent[name].append(time.process_time() - start)
+    return {
+        name: statistics.median(a / b for a, b in zip(times, spent["twin"], strict=True))
+        for name, times in spent.items()
+    }

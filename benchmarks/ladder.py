@@ -1,0 +1,124 @@
+"""What an outsider gets (P1, P2): every attack, on every way to protect.
+
+For each seed: the unprotected twin, then models protected in several ways, each attacked without
+labels and with n labelled samples per class. What needs no model is measured beside it on the
+same samples.
+"""
+
+import tempfile
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import keras
+
+import keras_encryip as ke
+
+from .attacks import Outsider, unlabelled_attacks, with_model, without_model
+from .backbones import build
+from .cells import Cells
+from .data import Data, load
+from .sizes import Size
+from .training import accuracy, augments, train
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model is protected.
+
+    Attributes:
+        options: of `protect`.
+        scratch: from the start, for both cycles; otherwise between them.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    scratch: bool = False
+
+
+PERMUTED = Way(
+    {"homophones": 1, "trace_labels": 0, "teacher": False, "confusion_weight": 0.0}, scratch=False
+)
+MAIN = {
+    "defaults": Way(),
+    "from scratch": Way(scratch=True),
+    "release 0.2": Way({"neutrality_weight": 0.0}),
+    "permuted only": PERMUTED,
+}
+"""Attacked with all n."""
+
+GRID = {
+    "neutrality 0.3": Way({"neutrality_weight": 0.3}),
+    "neutrality 3": Way({"neutrality_weight": 3.0}),
+    "confusion 0.3": Way({"confusion_weight": 0.3}),
+    "confusion 3": Way({"confusion_weight": 3.0}),
+    "teacher 0.3": Way({"teacher_weight": 0.3}),
+    "teacher 0.9": Way({"teacher_weight": 0.9}),
+    "h = 8": Way({"homophones": 8}),
+    "h = 16": Way({"homophones": 16}),
+    "one copy": Way({"copies": 1}),
+    "random homophones": Way({"strategy": "random"}),
+}
+"""The trade-off curve: attacked with the first two n only."""
+
+SAMPLES = (1, 5, 20, 100)
+
+
+def settings(size: Size) -> dict[str, Any]:
+    """What all cells of a results file share."""
+    return {k: v for k, v in asdict(size).items() if k != "seeds"}
+
+
+def run(
+    size: Size, seed: int, cells: Cells, ways: dict[str, Way], samples: tuple[int, ...]
+) -> None:
+    """The cells of one seed; a model is trained only if one of its cells is missing."""
+    data = load(size.data, size.samples, size.others)
+    augment = augments(data)
+    prefix = f"seed {seed}"
+
+    def twin() -> dict[str, Any]:
+        keras.utils.set_random_seed(seed)
+        model = build(size.data, data.x.shape[1:])
+        seconds = train(model, data.x, data.y, size.first, augment)
+        seconds += train(model, data.x, data.y, size.second, augment)
+        return {"accuracy": accuracy(model, data), "cpu seconds": seconds}
+
+    cells.get(f"{prefix}, twin", twin)
+    for n in samples:
+        cells.get(
+            f"{prefix}, no model, n = {n}",
+            lambda n=n: without_model(data, n, seed, augment),
+        )
+    for name, way in ways.items():
+        keys = [f"{prefix}, {name}, {part}" for part in ("model", "no labels")]
+        keys += [f"{prefix}, {name}, n = {n}" for n in samples]
+        if all(key in cells for key in keys):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            model, seconds = protected(size, data, seed, way, folder)
+            outsider = Outsider.of(model, data)
+
+            def about(model: ke.ProtectedModel = model, seconds: float = seconds) -> dict[str, Any]:
+                return {"accuracy": accuracy(model, data), "cpu seconds": seconds}
+
+            cells.get(keys[0], about)
+            cells.get(keys[1], lambda o=outsider: unlabelled_attacks(o, data, seed))
+            for n, key in zip(samples, keys[2:], strict=True):
+                cells.get(key, lambda o=outsider, n=n: with_model(o, data, n, seed, augment))
+
+
+def protected(
+    size: Size, data: Data, seed: int, way: Way, folder: str
+) -> tuple[ke.ProtectedModel, float]:
+    """A model protected in a way, trained for both cycles in all, and the CPU seconds."""
+    keras.utils.set_random_seed(seed)
+    augment = augments(data)
+    classifier = build(size.data, data.x.shape[1:])
+    seconds = 0.0
+    if not way.scratch:
+        seconds += train(classifier, data.x, data.y, size.first, augment)
+    authority = ke.Authority.create(f"sqlite:///{folder}/ledger", "benchmark", scrypt_log2_n=14)
+    model = ke.protect(classifier, authority, name=size.data, **way.options)
+    model.adapt(data.x, data.y)
+    for cycle in (size.first, size.second) if way.scratch else (size.second,):
+        seconds += train(model, data.x, data.y, cycle, augment)
+    return model, seconds

@@ -1,0 +1,64 @@
+"""What `encryip bench` runs: suites, each resumable, whose results the report reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .cells import RESULTS, Cells, console
+from .ladder import GRID, MAIN, SAMPLES, settings
+from .sizes import SIZES, Size
+
+SUITES = ("ladder", "grid", "peers", "removal", "forgery")
+
+
+def cells_of(suite: str, size: Size, name: str) -> Cells:
+    """The results file of a suite on one data set; quick runs have a folder of their own."""
+    folder = RESULTS / "quick" if name == "quick" else RESULTS
+    return Cells(folder / f"{suite}-{size.data}.json", settings(size))
+
+
+def run(suite: str, name: str, size: Size, seed: int) -> None:
+    """One suite on one data set with one seed."""
+    from . import compare, forgery, ladder, removal
+
+    cells = cells_of("ladder" if suite == "grid" else suite, size, name)
+    samples = SAMPLES[:2] if name == "quick" else SAMPLES
+    if suite == "ladder":
+        ladder.run(size, seed, cells, MAIN, samples)
+    elif suite == "grid":
+        ladder.run(size, seed, cells, GRID, SAMPLES[:2])
+    elif suite == "removal":
+        removal.run(size, seed, cells)
+    elif suite == "forgery":
+        forgery.run(size, seed, cells)
+    else:
+        cells.get("inference", lambda: compare.inference(size))
+        compare.run(size, seed, cells, cells_of("removal-peers", size, name))
+
+
+def main(
+    name: str,
+    suites: Sequence[str] = SUITES,
+    data: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> None:
+    """Suites of a size, one after another; what is there already is not run again.
+
+    Args:
+        name: `"quick"` (digits, minutes) or `"nightly"` (MNIST and CIFAR-10, through TFDS).
+        suites: which ones.
+        data, seeds: fewer than the size has.
+    """
+    for size in SIZES[name]:
+        if data is not None and size.data not in data:
+            continue
+        for seed in seeds or size.seeds:
+            for suite in suites:
+                console.rule(f"{suite}, {size.data}, seed {seed}")
+                run(suite, name, size, seed)
+
+
+def report(name: str) -> Path:
+    """Writes the report of a size, and returns its path."""
+    from .report import write
+
+    return write(name)

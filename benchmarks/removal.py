@@ -1,0 +1,337 @@
+"""What is left of each proof of theft after a thief has tampered with the weights.
+
+For each seed a classifier is trained for a cycle, protected, and trained for another. A
+traitor has a key bundle and a personalised copy, and tampers with it as `Ladder` says, with
+samples that nobody trained with. After each tampering: the traitor's own accuracy, and what
+the owner's tracers find among all users, every one of whom has a copy in the ledger. The
+trace of the decode table does not depend on weights, and is measured once.
+
+`survival` takes any other classifier, with any other method of detection, through the same.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_encryip as ke
+from keras_encryip.errors import ArgumentError
+from keras_encryip.labels.codebook import Codebook
+from keras_encryip.owner.weights import kernels_of, match, read_kernels
+from keras_encryip.tracing.commitments import kernels_digest
+from keras_encryip.tracing.fingerprint import score, whiten
+from keras_encryip.tracing.report import TraceReport
+from keras_encryip.tracing.statistics import binomial_tail, corrected
+from keras_encryip.tracing.trace_set import plurality
+
+from .backbones import build
+from .cells import Cells
+from .data import Data, load
+from .sizes import Size
+from .tampering import (
+    accuracy,
+    decoded_classifier,
+    distil,
+    finetune,
+    kernels,
+    predict,
+    prune,
+    quantise,
+    replace_head,
+)
+from .training import Schedule, augments, train
+
+USERS = 1000
+TRAITOR = "traitor"
+PASSPHRASE = "benchmark"
+SCRYPT = 14
+"""log2 of scrypt's N: bundles that need not withstand anybody."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Tamperings of growing strength.
+
+    Attributes:
+        tunings: of all weights, at constant rates.
+        shares: of every kernel's weights, set to 0.
+        distil, head: schedules of the student, and of the new head.
+    """
+
+    tunings: tuple[Schedule, ...]
+    shares: tuple[float, ...]
+    distil: Schedule
+    head: Schedule
+
+
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
+LADDERS = {
+    "quick": Ladder(
+        (Schedule(5, 32, 1e-3), Schedule(1, 32, 1e-2)),
+        SHARES,
+        Schedule(40, 32),
+        Schedule(20, 32, 1e-2),
+    ),
+    "nightly": Ladder(
+        tuple(Schedule(n, 128, rate) for rate in (1e-4, 1e-3, 1e-2) for n in (1, 5, 20)),
+        SHARES,
+        Schedule(20, 128),
+        Schedule(20, 128, 1e-2),
+    ),
+}
+
+
+def ladder_of(size: Size) -> Ladder:
+    return LADDERS["quick" if size.data == "digits" else "nightly"]
+
+
+# --- any classifier ----------------------------------------------------------------------
+
+Detect = Callable[[keras.Model], dict[str, Any]]
+"""What a method finds in a classifier that was tampered with."""
+
+
+def tamperings(
+    data: Data, ladder: Ladder, build: Callable[[], keras.Model]
+) -> dict[str, Callable[[keras.Model], keras.Model]]:
+    """Name → function that gives the tampered model: its argument, changed, or another."""
+    x, y, augment = data.x_other, data.y_other, augments(data)
+
+    def in_place(
+        change: Callable[..., None], *arguments: Any
+    ) -> Callable[[keras.Model], keras.Model]:
+        def changed(model: keras.Model) -> keras.Model:
+            change(model, *arguments)
+            return model
+
+        return changed
+
+    made = {"untouched": lambda model: model}
+    for schedule in ladder.tunings:
+        epochs = "1 epoch" if schedule.epochs == 1 else f"{schedule.epochs} epochs"
+        name = f"fine-tuned at {schedule.rate:g}, {epochs}"
+        made[name] = in_place(finetune, x, y, schedule, augment)
+    for share in ladder.shares:
+        made[f"pruned {share:.0%}"] = in_place(prune, share)
+    for kind in ("int8", "float16"):
+        made[kind] = in_place(quantise, kind)
+    made["distilled"] = lambda model: distil(model, x, ladder.distil, build, augment)
+    made["replaced head"] = lambda model: replace_head(model, x, ladder.head)
+    return made
+
+
+def survived(name: str, data: Data, ladder: Ladder, cells: Cells) -> bool:
+    """Whether all cells of `survival` are there, so that nothing need be trained."""
+    return all(f"{name}: {each}" in cells for each in tamperings(data, ladder, keras.Model))
+
+
+def survival(
+    name: str,
+    model: keras.Model,
+    build: Callable[[], keras.Model],
+    detect: Detect,
+    data: Data,
+    ladder: Ladder,
+    cells: Cells,
+    seed: int = 0,
+) -> None:
+    """One cell `"{name}: {tampering}"` for each rung: accuracy, and what `detect` gives.
+
+    Every rung starts from the model as it is now, and leaves it so. `trained` tells
+    trainings apart: cells that were measured after an interruption come from another one.
+
+    Args:
+        name: begins the cells' keys.
+        model: functional, inputs → `[n, K]` probabilities.
+        build: a fresh network of the same architecture, for the student.
+        detect: gets the tampered model; its figures join the cell.
+        data: `x_other` and `y_other` are the thief's.
+        seed: of every rung, whatever was measured before.
+    """
+    original = model.get_weights()
+    trained = kernels_digest([keras.ops.convert_to_numpy(k) for k in kernels(model)])[:8]
+
+    def measure(tamper: Callable[[keras.Model], keras.Model]) -> dict[str, Any]:
+        keras.utils.set_random_seed(seed)
+        try:
+            found = tamper(model)
+            right = accuracy(found, data.x_test, data.y_test)
+            return {"accuracy": right, "trained": trained, **detect(found)}
+        finally:
+            model.set_weights(original)
+
+    for tampering, tamper in tamperings(data, ladder, build).items():
+        cells.get(f"{name}: {tampering}", lambda tamper=tamper: measure(tamper))
+
+
+# --- our model ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """A protected model of which everybody has a copy, and the traitor's.
+
+    Attributes:
+        classifier: what was protected, after its first cycle.
+        model: the owner's.
+        copy: the traitor's, locked, with personalised weights.
+        table: what the traitor's key reads, int `[N]`.
+        others: users beside the traitor.
+    """
+
+    authority: ke.Authority
+    data: Data
+    classifier: keras.Model
+    model: ke.ProtectedModel
+    copy: ke.ProtectedModel
+    table: np.ndarray
+    others: int
+    folder: Path
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "traitor.keybundle"
+
+    @property
+    def codebook(self) -> Codebook:
+        return Codebook.from_bytes(self.model.codebook.encode("ascii"))
+
+
+@contextmanager
+def world(size: Size, seed: int, data: Data, users: int = USERS) -> Iterator[World]:
+    """Trains, protects, trains, and exports the traitor's copy.
+
+    Only the traitor's files are written. The other users' copies stand in the ledger, with
+    the marks that they would have.
+    """
+    keras.utils.set_random_seed(seed)
+    augment = augments(data)
+    classifier = build(size.data, data.x.shape[1:])
+    train(classifier, data.x, data.y, size.first, augment)
+    with TemporaryDirectory() as name:
+        folder, url = Path(name), f"sqlite:///{name}/owner.authority"
+        with ke.Authority.create(url, PASSPHRASE, scrypt_log2_n=SCRYPT) as authority:
+            bundle = folder / "traitor.keybundle"
+            authority.issue(TRAITOR, bundle, passphrase=PASSPHRASE, scrypt_log2_n=SCRYPT)
+            others = authority.enroll(f"user {i}" for i in range(users - 1))
+            model = ke.protect(classifier, authority, name=size.data)
+            model.adapt(data.x, data.y)
+            train(model, data.x, data.y, size.second, augment)
+            ke.export_saved_model(model, folder / "copy", recipient=TRAITOR)
+            codebook = Codebook.from_bytes(model.codebook.encode("ascii"))
+            originals = [keras.ops.convert_to_numpy(kernel) for kernel in kernels_of(model)]
+            for other in others:
+                authority.add_export(
+                    codebook, b"", folder="1", recipient=other.key_id, kernels=originals
+                )
+            copy = _loaded(model, folder, originals)
+            table = ke.Decoder.open(folder / "copy", bundle, PASSPHRASE).secret_table()
+            yield World(authority, data, classifier, model, copy, table, len(others), folder)
+
+
+def _loaded(
+    model: ke.ProtectedModel, folder: Path, originals: list[np.ndarray]
+) -> ke.ProtectedModel:
+    """The traitor's copy in Keras: all that the export marks are kernels."""
+    model.save(folder / "model.keras")
+    copy = keras.models.load_model(folder / "model.keras", compile=False)
+    found = match(read_kernels(folder / "copy"), originals)
+    for variable, kernel in zip(kernels_of(copy), found, strict=True):
+        variable.assign(kernel)
+    return copy
+
+
+def detect(world: World, classifier: keras.Model) -> dict[str, Any]:
+    """What the tracers of weights and of services find."""
+    return {"weights": by_weights(world, classifier), "service": by_service(world, classifier)}
+
+
+def by_table(world: World) -> dict[str, Any]:
+    report = world.authority.trace_table(world.table, model=world.model)
+    coincidences = report.suspects[0].score if report.suspects[0].subject == TRAITOR else None
+    return {"coincidences": coincidences, **_verdict(report)}
+
+
+def by_weights(world: World, classifier: keras.Model) -> dict[str, Any]:
+    """z of the traitor from the tracer's own parts: a report lists only the first users."""
+    try:
+        report = world.authority.trace_weights(classifier, model=world.model)
+    except ArgumentError as error:  # kernels of other shapes
+        return {"verdict": "refused", "message": str(error)}
+    record = report.exhibits["record"]
+    mark = world.authority.fingerprint_key(record.model_id, world.authority.recipient_of(TRAITOR))
+    residual = whiten(report.exhibits["suspect"], report.exhibits["reference"])
+    return {
+        "z": float(score(residual, mark)),
+        "threshold": report.threshold,
+        "kernels found": report.evidence["kernels found"],
+        **_verdict(report),
+    }
+
+
+def by_service(world: World, classifier: keras.Model) -> dict[str, Any]:
+    """Coincidences of the traitor recounted, since a report lists only the first users."""
+    report = world.authority.trace_service(
+        lambda batch: predict(classifier, batch), model=world.model, batch_size=256
+    )
+    (traces,), (answers,) = report.exhibits["sets"], report.exhibits["answers"]
+    trace = report.exhibits["record"].assignment.trace
+    said = plurality(traces, answers, trace)
+    hits, n = int((said == world.table[trace])[said >= 0].sum()), int((said >= 0).sum())
+    chance = float(binomial_tail(n, world.model.num_classes)[hits])
+    return {
+        "coincidences": hits,
+        "of": n,
+        "p_value": corrected(chance, report.tests),
+        "ownership": report.evidence["ordinary answers right"],
+        "ownership p_value": report.evidence["p-value of that"],
+        **_verdict(report),
+    }
+
+
+def _verdict(report: TraceReport) -> dict[str, Any]:
+    """Whether the traitor is guilty, and how near the others come."""
+    guilty = [s.subject for s in report.guilty]
+    found = {
+        "verdict": report.verdict,
+        "traitor guilty": TRAITOR in guilty,
+        "innocents guilty": sum(subject != TRAITOR for subject in guilty),
+        "best innocent": max(s.score for s in report.suspects if s.subject != TRAITOR),
+    }
+    return found if report.kind == "service" else {**found, "p_value": report.p_value}
+
+
+def run(
+    size: Size, seed: int, cells: Cells, ladder: Ladder | None = None, users: int = USERS
+) -> None:
+    """The cells of one seed; trains only if one of them is missing.
+
+    `"seed 0: model"` has the owner's accuracy and the trace of the decode table.
+    """
+    data, ladder = load(size.data, size.samples, size.others), ladder or ladder_of(size)
+    name = f"seed {seed}"
+    if f"{name}: model" in cells and survived(name, data, ladder, cells):
+        return
+    with world(size, seed, data, users) as made:
+
+        def model() -> dict[str, Any]:
+            own = decoded_classifier(made.model, made.table)
+            right = accuracy(own, data.x_test, data.y_test)
+            return {"accuracy": right, "users": made.others + 1, "table": by_table(made)}
+
+        cells.get(f"{name}: model", model)
+        survival(
+            name,
+            decoded_classifier(made.copy, made.table),
+            lambda: build(size.data, data.x.shape[1:]),
+            lambda classifier: detect(made, classifier),
+            data,
+            ladder,
+            cells,
+            seed,
+        )
