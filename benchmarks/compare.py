@@ -150,7 +150,7 @@ def inference(size: Size) -> dict[str, Any]:
         twin.export(f"{folder}/twin", verbose=False)
         keras.utils.set_random_seed(0)
         # Hardening and the trace set leave the served graph as it is.
-        model, _ = protected(few, data, 0, Way(), folder)
+        model, _ = protected(few, data, 0, Way(scratch=True), folder)
         ke.export_saved_model(model, f"{folder}/ours")
         for kind in PEERS:
             peer, _ = fitted(kind, few, data, 0, lambda: twin)

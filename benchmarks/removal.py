@@ -70,24 +70,38 @@ class Ladder:
 
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
-LADDERS = {
-    "quick": Ladder(
+LADDERS: dict[str, Ladder] = {
+    "digits": Ladder(
         (Schedule(5, 32, 1e-3), Schedule(1, 32, 1e-2)),
         SHARES,
         Schedule(40, 32),
         Schedule(20, 32, 1e-2),
     ),
-    "nightly": Ladder(
-        tuple(Schedule(n, 128, rate) for rate in (1e-4, 1e-3, 1e-2) for n in (1, 5, 20)),
+    "mnist": Ladder(
+        (
+            Schedule(20, 128, 1e-4),
+            *(Schedule(n, 128, 1e-3) for n in (1, 5, 20)),
+            *(Schedule(n, 128, 1e-2) for n in (1, 5)),
+        ),
         SHARES,
         Schedule(20, 128),
         Schedule(20, 128, 1e-2),
+    ),
+    "cifar10": Ladder(
+        (
+            Schedule(5, 128, 1e-4),
+            *(Schedule(n, 128, 1e-3) for n in (1, 5)),
+            Schedule(5, 128, 1e-2),
+        ),
+        SHARES,
+        Schedule(8, 128),
+        Schedule(10, 128, 1e-2),
     ),
 }
 
 
 def ladder_of(size: Size) -> Ladder:
-    return LADDERS["quick" if size.data == "digits" else "nightly"]
+    return LADDERS[size.data]
 
 
 # --- any classifier ----------------------------------------------------------------------

@@ -25,10 +25,7 @@ PROBES = {
     "linear probes": probing.linear_probes,
     "nearest means": probing.nearest_means,
     "named clusters": probing.named_clusters,
-    "label spreading": probing.label_spreading,
 }
-
-VOTES = {"spread inputs vote": reading.by_inputs, "respread inputs vote": reading.by_respreading}
 
 
 def ladder(
@@ -60,11 +57,16 @@ def with_model(
     for name, reader in reading.READERS.items():
         tried = reading.accuracies(reader(labels, mass), answers, y_test)
         found[name] = _best(tried, "reading", True)
-    for name, attack in VOTES.items():
-        tried = reading.accuracies(attack(labels, known, y), answers, y_test)
-        found[name] = _best(tried, "reading", True)
+    spreads = probing.spread_over(outsider.spaces, known, y)
+    votes = {
+        "spread inputs vote": reading.by_inputs(labels, spreads),
+        "respread inputs vote": reading.by_respreading(labels, known, y),
+    }
+    for name, readings in votes.items():
+        found[name] = _best(reading.accuracies(readings, answers, y_test), "reading", True)
     for name, attack in PROBES.items():
         found[name] = _best(attack(outsider.spaces, known, y, y_test), "layers", True)
+    found["label spreading"] = _best(probing.label_spreading(spreads, y_test), "layers", True)
     plan = training.Lessons(steps, augment, seed)
     trained = [
         *training.fine_tuned(outsider, x, y, y_test, plan),
@@ -83,7 +85,10 @@ def without_model(data: Data, n: int, seed: int, augment: bool, steps: int = STE
         f"{name} of raw inputs": _best(attack(spaces, known, y, data.y_test), "no model", False)
         for name, attack in PROBES.items()
     }
-    scores = probing.spread_scores(space, known["inputs"], y, NEIGHBOURS, 0.99)
+    spreads = probing.spread_over(spaces, known, y)
+    tried = probing.label_spreading(spreads, data.y_test)
+    found["label spreading of raw inputs"] = _best(tried, "no model", False)
+    scores = spreads[f"inputs, {NEIGHBOURS} neighbours, alpha = 0.99"]
     nearby = probing.rows(probing.balanced(scores))[: len(space.unlabelled)]
     plan = training.Lessons(steps, augment, seed)
     trained = training.alone(data, data.x[:UNLABELLED], x, y, nearby, plan)

@@ -14,6 +14,8 @@ from .outsider import NEIGHBOURS, SPREAD_TEST, Space
 
 Known = dict[str, np.ndarray]
 """The labelled inputs in every representation, `{space: [n·K, d]}`."""
+Spreads = dict[str, np.ndarray]
+"""{setting: class scores `[nodes, K]`}: of the unlabelled inputs, then of test inputs."""
 
 Accuracies = Iterator[tuple[str, float]]
 """(setting, accuracy on the test set)."""
@@ -127,15 +129,22 @@ def spread_scores(
     return spread(graph + graph.T, seeds, alpha)[:size]
 
 
-def label_spreading(
-    spaces: dict[str, Space], known: Known, y: np.ndarray, y_test: np.ndarray
-) -> Accuracies:
-    """Over every representation; accuracy on the first 4,000 test inputs."""
-    for name, space in spaces.items():
-        for neighbours in (7, NEIGHBOURS):
-            for alpha in (0.9, 0.99):
-                found = spread_scores(space, known[name], y, neighbours, alpha)
-                found = found[len(space.unlabelled) :]
-                setting = f"{name}, {neighbours} neighbours, alpha = {alpha}"
-                yield setting, score(found.argmax(1), y_test[:SPREAD_TEST])
-                yield f"{setting}, balanced", score(balanced(found).argmax(1), y_test[:SPREAD_TEST])
+def spread_over(spaces: dict[str, Space], known: Known, y: np.ndarray) -> Spreads:
+    """Label spreading over every representation."""
+    return {
+        f"{name}, {neighbours} neighbours, alpha = {alpha}": spread_scores(
+            space, known[name], y, neighbours, alpha
+        ).astype("float32")
+        for name, space in spaces.items()
+        for neighbours in (7, NEIGHBOURS)
+        for alpha in (0.9, 0.99)
+    }
+
+
+def label_spreading(spreads: Spreads, y_test: np.ndarray) -> Accuracies:
+    """Accuracy on the first 4,000 test inputs."""
+    seen = y_test[:SPREAD_TEST]
+    for setting, scores in spreads.items():
+        found = scores[-len(seen) :]
+        yield setting, score(found.argmax(1), seen)
+        yield f"{setting}, balanced", score(balanced(found).argmax(1), seen)

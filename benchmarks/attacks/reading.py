@@ -15,7 +15,17 @@ from scipy.spatial.distance import cdist
 
 from ..data import CLASSES
 from .outsider import NEIGHBOURS, Outsider, Space
-from .probing import Accuracies, Known, balanced, confident, rows, score, spread, spread_scores
+from .probing import (
+    Accuracies,
+    Known,
+    Spreads,
+    balanced,
+    confident,
+    rows,
+    score,
+    spread,
+    spread_scores,
+)
 
 BANDWIDTHS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 GROUPS = (CLASSES, CLASSES + 1, 2 * CLASSES, 4 * CLASSES, 100, 200)
@@ -193,15 +203,11 @@ def by_affinity(labels: Labels, mass: np.ndarray) -> Readings:
     yield from by_points("embeddings")(labels, mass)
 
 
-def by_inputs(labels: Labels, known: Known, y: np.ndarray) -> Readings:
+def by_inputs(labels: Labels, spreads: Spreads) -> Readings:
     """Label spreading names the unlabelled inputs, and they vote for the labels that they get."""
     answers = labels.outsider.answers.unlabelled
-    for name, space in labels.outsider.spaces.items():
-        for neighbours in (7, NEIGHBOURS):
-            for alpha in (0.9, 0.99):
-                found = spread_scores(space, known[name], y, neighbours, alpha)[: len(answers)]
-                setting = f"{name}, {neighbours} neighbours, alpha = {alpha}"
-                yield setting, answers.T @ rows(balanced(found))
+    for setting, scores in spreads.items():
+        yield setting, answers.T @ rows(balanced(scores[: len(answers)]))
 
 
 def respread(

@@ -1,0 +1,176 @@
+"""Made-up keys, claims and evidence are refused; where they are not, the figures say so."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import cells as cells_module
+from benchmarks import forgery
+from benchmarks.cells import Cells
+from benchmarks.data import Data
+from benchmarks.forgery import ACCEPTED, Pooled, opens, reads
+from benchmarks.sizes import QUICK
+from keras_encryip.crypto.field import ORDER
+from keras_encryip.errors import ArgumentError
+
+EXPECTED = "EvidenceError: The evidence was signed by another authority than expected."
+
+
+# --- keys --------------------------------------------------------------------------------
+
+
+def test_random_keys_are_nobodys() -> None:
+    found = forgery.random_keys(20)
+    assert (found["tried"], found["on the polynomial"], found["opened"]) == (20, 0, 0)
+    assert found["opened at most"] == pytest.approx(1 - 0.05 ** (1 / 20))
+    assert found["ordinary labels read"] < 0.4
+
+
+def test_real_keys_open_what_random_ones_do_not() -> None:
+    """The control: `opens` and `reads` do find keys."""
+    with forgery.authority(2) as (owner, folder):
+        key = forgery.issued(owner, "user", folder)
+        codebook, assignment = forgery.release(owner, "digits")
+        assert opens(codebook, key)
+        assert reads(codebook, assignment, key) == 1
+        pooled = Pooled([key], [1])
+        assert opens(codebook, pooled)
+        assert reads(codebook, assignment, pooled) == 1
+
+
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_random_shares(members: int) -> None:
+    shares = forgery.random_shares(members)
+    assert (len(shares), sum(shares) % ORDER) == (members, 1)
+
+
+@pytest.mark.parametrize("threshold", [1, 2, 4, 5])
+def test_pooled_keys(threshold: int) -> None:
+    """Exactly the owners up to ⌊t/2⌋; sharp at t + 1: one key more mints."""
+    runs = 2
+    found = forgery.pooled_keys(threshold, runs, seed=0)
+    most = max(1, threshold // 2)
+    assert list(found) == [f"{m} users" for m in range(1, threshold + 3)]
+    for m, row in enumerate(found.values(), start=1):
+        assert (row["opened"], row["read all"]) == (runs, runs), m
+        assert (row["innocents"], row["some"]) == (0, 0), m
+        named = runs if m <= most else 0
+        assert (row["all"], row["nobody"]) == (named, runs - named), m
+        minted = runs if m > threshold else 0
+        assert (row["minted"], row["on the polynomial"]) == (minted, minted), m
+        # The limit that `find_traitors` states, for who knows the z of innocents.
+        framed = runs if threshold + 2 - most <= m <= threshold + 1 else 0
+        assert row["framed"] == framed, m
+
+
+# --- claims ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(digits: Any) -> Data:
+    x, y = digits.x, digits.y
+    return Data("digits", x[:9], y[:9], digits.x_test, digits.y_test, x[9:], y[9:])
+
+
+def test_fitted_inputs_are_answered_as_wanted(
+    trained_classifier: Any, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forgery, "FITTING_STEPS", 100)
+    make = forgery.makers({"it": trained_classifier}, data, 0)
+    wanted = np.arange(40) % 10
+    found = {
+        kind: float((trained_classifier.predict(inputs, verbose=0).argmax(-1) == wanted).mean())
+        for kind in make
+        if (inputs := make[kind](wanted)).shape == (40, 8, 8, 1)
+        and 0 <= inputs.min() <= inputs.max() <= 1
+    }
+    assert set(found) == {"random", "natural", "fitted to it"}
+    assert found["random"] < 0.5
+    assert found["natural"] > 0.8
+    assert found["fitted to it"] > 0.9
+
+
+@pytest.mark.parametrize("kind", ["random", "natural"])
+def test_claims(trained_classifier: Any, data: Data, kind: str) -> None:
+    """What another authority makes up convinces nobody who knows the owner's signature."""
+    make = forgery.makers({}, data, 0)[kind]
+    with forgery.authority() as (owner, _), forgery.authority() as (forger, folder):
+        forgery.commit(owner, forgery.release(owner, "digits")[0])
+        key = forgery.issued(forger, "scapegoat", folder)
+        services = {"it": trained_classifier}
+        row = forgery.claim(forger, key, make, services, owner, folder)["it"]
+    if kind == "random":
+        assert (row["verdict"], row["accused"]) == ("inconclusive", [])
+        assert row["this is the model"] == "not shown"
+        assert row["not committed"].startswith("ArgumentError: An inconclusive report")
+        assert row["committed"] == row["not committed"]
+    else:
+        assert (row["verdict"], row["accused"]) == ("guilty", ["scapegoat"])
+        assert row["not committed"].startswith("EvidenceError: No signed event of an export")
+        assert row["the owner's signature expected"] == EXPECTED
+
+
+def test_outcomes() -> None:
+    def refuse() -> None:
+        raise ArgumentError("no")
+
+    assert forgery.outcome(lambda: None) == ACCEPTED
+    assert forgery.outcome(refuse) == "ArgumentError: no"
+    with pytest.raises(ZeroDivisionError):
+        forgery.outcome(lambda: 1 / 0)
+
+
+# --- evidence ----------------------------------------------------------------------------
+
+
+def test_changed_evidence_is_refused() -> None:
+    found = forgery.changed_evidence()
+    assert found["honest"] == ACCEPTED, "the control of all that follows"
+    assert found["honest, another issuer expected"] == EXPECTED
+    assert found["one byte"] == {"tried": 15, "refused": 15}
+    commitments = {"trace set": "trace_set", "codebook": "codebook_digest"}
+    for target, commitment in commitments.items():
+        rows = found[f"{target} replaced"]
+        assert rows["files alone"].startswith("EvidenceError: ")
+        signature = "SignatureError: The signature of the evidence is wrong"
+        assert rows["statement adapted"].startswith(signature)
+        event = "SignatureError: The signature of the event is wrong"
+        assert rows["signed by another authority"].startswith(event)
+        late = f"No signed event of an export before the trace commits to its {commitment}."
+        assert rows["signed by the owner"] == f"EvidenceError: {late}"
+
+
+# --- all ---------------------------------------------------------------------------------
+
+
+def test_cells_resume(
+    trained_classifier: Any, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is measured again, and nothing is trained for what is there."""
+
+    def none(*_: Any) -> Any:
+        raise AssertionError("measured again")
+
+    @contextmanager
+    def world(*_: Any) -> Iterator[Any]:
+        yield type("World", (), {"classifier": trained_classifier})
+
+    monkeypatch.setattr(cells_module, "machine", lambda: "here")
+    for name, value in {"KEYS": 2, "THRESHOLDS": (1, 2), "COALITIONS": 1}.items():
+        monkeypatch.setattr(forgery, name, value)
+    monkeypatch.setattr(forgery, "world", world)
+    monkeypatch.setattr(forgery, "train", lambda *_: None)
+    monkeypatch.setattr(forgery, "claims", lambda *_: {"who": {}})
+    cells = Cells(tmp_path / "forgery.json", {})
+    forgery.run(QUICK[0], 3, cells)
+    names = ("random keys", "pooled keys, t = 1", "pooled keys, t = 2", "evidence", "claims")
+    assert set(cells.saved["cells"]) == {f"seed 3: {name}" for name in names}
+    for name in ("random_keys", "pooled_keys", "changed_evidence", "claims", "world"):
+        monkeypatch.setattr(forgery, name, none)
+    again = Cells(cells.path, {})
+    forgery.run(QUICK[0], 3, again)
+    assert again.saved == cells.saved

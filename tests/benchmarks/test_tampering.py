@@ -1,0 +1,281 @@
+"""Tampering does what it says, and the ladder measures every rung once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import keras_encryip as ke
+from benchmarks import cells as cells_module
+from benchmarks import removal
+from benchmarks.backbones import build
+from benchmarks.cells import Cells
+from benchmarks.data import Data, load
+from benchmarks.removal import Ladder, World
+from benchmarks.sizes import QUICK
+from benchmarks.tampering import (
+    accuracy,
+    decoded_classifier,
+    distil,
+    finetune,
+    kernels,
+    predict,
+    prune,
+    quantise,
+    replace_head,
+)
+from benchmarks.training import Schedule
+from keras_encryip.training import hardening
+
+pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
+
+SIZE = replace(QUICK[0], first=Schedule(2, 32), second=Schedule(12, 32, 3e-3))
+LADDER = Ladder((Schedule(1, 32, 1e-2),), (0.5,), Schedule(1, 32), Schedule(1, 32))
+RUNGS = {
+    "untouched",
+    "fine-tuned at 0.01, 1 epoch",
+    "pruned 50%",
+    "int8",
+    "float16",
+    "distilled",
+    "replaced head",
+}
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load("digits", SIZE.samples, SIZE.others)
+
+
+@pytest.fixture(scope="module")
+def made(data: Data) -> Iterator[World]:
+    """Enough steps for the model to learn its trace labels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardening, "STEPS", 20)
+        with removal.world(SIZE, 0, data, users=40) as world:
+            yield world
+
+
+@pytest.fixture
+def stolen(made: World) -> Iterator[keras.Model]:
+    """The traitor's classifier; what was done to it is undone."""
+    weights = made.copy.get_weights()
+    yield decoded_classifier(made.copy, made.table)
+    made.copy.set_weights(weights)
+
+
+@pytest.fixture
+def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cells:
+    monkeypatch.setattr(cells_module, "machine", lambda: "here")
+    return Cells(tmp_path / "removal.json", {})
+
+
+def dense() -> keras.Model:
+    """A classifier of no particular method."""
+    inputs = keras.Input((8, 8, 1))
+    hidden = keras.layers.Dense(16, "relu")(keras.layers.Flatten()(inputs))
+    return keras.Model(inputs, keras.layers.Dense(10, "softmax")(hidden))
+
+
+def values(model: Any) -> list[np.ndarray]:
+    return [kernel.numpy() for kernel in kernels(model)]
+
+
+# --- the traitor's classifier ------------------------------------------------------------
+
+
+def test_the_classifier_decodes_as_the_traitors_decoder(made: World, stolen: keras.Model) -> None:
+    decoder = ke.Decoder.open(made.folder / "copy", made.bundle, removal.PASSPHRASE)
+    x = made.data.x_test
+    expected = decoder.probabilities(made.copy.predict(x, verbose=0))
+    np.testing.assert_allclose(predict(stolen, x), expected, atol=1e-6)
+    assert accuracy(stolen, x, made.data.y_test) > 0.95
+
+
+def test_the_copy_is_personalised_and_not_the_owners(made: World) -> None:
+    pairs = list(zip(values(made.copy), values(made.model), strict=True))
+    assert len(pairs) == 4
+    for own, original in pairs:
+        assert 0.02 < (own - original).std() / original.std() < 0.04
+
+
+def test_an_untouched_leaker_is_found_by_all_tracers(made: World, stolen: keras.Model) -> None:
+    reports = {"table": removal.by_table(made), **removal.detect(made, stolen)}
+    for name, found in reports.items():
+        assert (found["traitor guilty"], found["innocents guilty"]) == (True, 0), name
+        assert found["p_value"] < 1e-10, name
+    assert reports["table"]["coincidences"] == 64
+    assert reports["weights"]["z"] > 100 > 6 > reports["weights"]["best innocent"]
+    assert reports["service"]["coincidences"] > 28 > reports["service"]["best innocent"]
+    assert reports["service"]["ownership p_value"] < 1e-6
+
+
+def test_figures_recounted_are_the_reports(made: World, stolen: keras.Model) -> None:
+    """Where a report lists the traitor, it says the same."""
+    first = made.authority.trace_weights(stolen, model=made.model).suspects[0]
+    assert removal.by_weights(made, stolen)["z"] == pytest.approx(first.score, rel=1e-6)
+    report = made.authority.trace_service(lambda b: predict(stolen, b), model=made.model)
+    found = removal.by_service(made, stolen)
+    first = report.suspects[0]
+    assert (found["coincidences"], found["p_value"]) == (first.score, first.p_value)
+
+
+# --- in place ----------------------------------------------------------------------------
+
+
+def test_fine_tuning_at_a_constant_rate(made: World, stolen: keras.Model) -> None:
+    before, right = values(made.copy), accuracy(stolen, made.data.x_test, made.data.y_test)
+    finetune(stolen, made.data.x_other, made.data.y_other, Schedule(1, 32, 1e-2), False)
+    assert float(stolen.optimizer.learning_rate) == pytest.approx(1e-2)
+    assert accuracy(stolen, made.data.x_test, made.data.y_test) != right
+    for new, old in zip(values(made.copy), before, strict=True):
+        assert (new != old).any(), "the protected model holds the same variables"
+
+
+def test_fine_tuning_with_augmentation_sees_other_inputs(data: Data) -> None:
+    model, found = dense(), []
+    start = model.get_weights()
+    for augment in (False, True):
+        keras.utils.set_random_seed(0)
+        model.set_weights(start)
+        finetune(model, data.x_other, data.y_other, Schedule(1, 397, 1e-3), augment)
+        found.append(values(model)[0])
+    assert not np.allclose(*found)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_pruning(stolen: keras.Model, share: float) -> None:
+    before = values(stolen)
+    prune(stolen, share)
+    for new, old in zip(values(stolen), before, strict=True):
+        gone = new == 0
+        assert gone.sum() == round(share * old.size)
+        assert np.abs(old[gone]).max() <= np.abs(old[~gone]).min()
+        np.testing.assert_array_equal(new[~gone], old[~gone])
+
+
+def test_int8(stolen: keras.Model, made: World) -> None:
+    right, before = accuracy(stolen, made.data.x_test, made.data.y_test), values(stolen)
+    quantise(stolen, "int8")
+    for new, old in zip(values(stolen), before, strict=True):
+        columns, originals = new.reshape(-1, new.shape[-1]), old.reshape(-1, new.shape[-1])
+        scales = np.abs(originals).max(0) / 127
+        levels = columns / scales
+        np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
+        assert np.abs(np.rint(levels)).max() == 127
+        assert np.all(np.abs(columns - originals) <= 0.501 * scales)
+    assert accuracy(stolen, made.data.x_test, made.data.y_test) == pytest.approx(right, abs=0.02)
+
+
+def test_float16(stolen: keras.Model) -> None:
+    before = values(stolen)
+    quantise(stolen, "float16")
+    for new, old in zip(values(stolen), before, strict=True):
+        np.testing.assert_array_equal(new, old.astype(np.float16))
+        assert (new != old).any()
+
+
+# --- other weights -----------------------------------------------------------------------
+
+
+def test_distillation(stolen: keras.Model, made: World) -> None:
+    before = values(stolen)
+    x = made.data.x_test
+    schedule = Schedule(15, 32)
+    student = distil(stolen, made.data.x_other, schedule, lambda: build("digits", (8, 8, 1)), False)
+    assert (predict(student, x).argmax(-1) == predict(stolen, x).argmax(-1)).mean() > 0.9
+    for new, old in zip(values(stolen), before, strict=True):
+        np.testing.assert_array_equal(new, old)
+    found = removal.by_weights(made, student)
+    assert (found["verdict"], found["kernels found"]) == ("inconclusive", "3 of 4")
+    assert abs(found["z"]) < 6
+
+
+def test_a_student_of_another_architecture(made: World) -> None:
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    found = removal.by_weights(made, keras.Sequential(layers))
+    assert found["verdict"] == "refused"
+    assert "another architecture" in found["message"]
+
+
+def test_a_new_head(stolen: keras.Model, made: World) -> None:
+    before = values(stolen)
+    new = replace_head(stolen, made.data.x_other, Schedule(15, 32, 1e-2))
+    assert new.output_shape == (None, 10)
+    assert accuracy(new, made.data.x_test, made.data.y_test) > 0.9
+    assert [k.shape for k in values(new)] == [k.shape for k in before[:3]] + [(128, 10)]
+    for kept, old in zip(values(new)[:3], before[:3], strict=True):
+        np.testing.assert_array_equal(kept, old)
+    found = removal.detect(made, new)
+    assert found["weights"]["traitor guilty"]
+    assert found["service"]["traitor guilty"] is False
+
+
+# --- the ladder --------------------------------------------------------------------------
+
+
+def test_the_ladder_resumes(
+    made: World, cells: Cells, monkeypatch: pytest.MonkeyPatch, data: Data
+) -> None:
+    @contextmanager
+    def trained(*_: Any) -> Iterator[World]:
+        trainings.append(1)
+        yield made
+
+    trainings: list[int] = []
+    monkeypatch.setattr(removal, "world", trained)
+    before = made.copy.get_weights()
+    ladder = replace(LADDER, tunings=())
+    removal.run(SIZE, 0, cells, ladder)
+    rows = cells.saved["cells"]
+    rungs = RUNGS - {"fine-tuned at 0.01, 1 epoch"} | {"model"}
+    assert set(rows) == {f"seed 0: {rung}" for rung in rungs}
+    for old, new in zip(before, made.copy.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert rows["seed 0: untouched"]["accuracy"] > 0.95
+    assert rows["seed 0: model"]["table"]["traitor guilty"]
+    assert len({row["trained"] for row in rows.values() if "trained" in row}) == 1
+
+    measured: list[keras.Model] = []
+    detect = removal.detect
+    monkeypatch.setattr(
+        removal, "detect", lambda world, model: measured.append(model) or detect(world, model)
+    )
+    again = Cells(cells.path, {})
+    removal.run(SIZE, 0, again, ladder)
+    assert (len(trainings), measured, again.saved) == (1, [], cells.saved)
+    lost = again.saved["cells"].pop("seed 0: float16")
+    removal.run(SIZE, 0, again, ladder)
+    assert (len(trainings), len(measured)) == (2, 1)
+    found = again.saved["cells"]["seed 0: float16"]
+    assert (found["accuracy"], found["weights"]) == (lost["accuracy"], lost["weights"])
+
+
+def test_any_classifier_and_any_detection(cells: Cells, data: Data) -> None:
+    """Every rung starts from the model as it was given, and the model stays so."""
+
+    model = dense()
+    before = values(model)
+
+    def detect(found: keras.Model) -> dict[str, Any]:
+        return {"zeros": float(np.mean([(k == 0).mean() for k in values(found)]))}
+
+    def measure() -> None:
+        removal.survival("peer", model, dense, detect, data, LADDER, cells)
+
+    assert not removal.survived("peer", data, LADDER, cells)
+    measure()
+    assert removal.survived("peer", data, LADDER, cells)
+    rows = cells.saved["cells"]
+    assert set(rows) == {f"peer: {rung}" for rung in RUNGS}
+    assert rows["peer: pruned 50%"]["zeros"] == pytest.approx(0.5, abs=0.01)
+    assert all(rows[f"peer: {each}"]["zeros"] < 0.1 for each in RUNGS - {"pruned 50%"})
+    for new, old in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(new, old)
+    measure()
+    assert cells.saved["cells"] is rows

@@ -1,0 +1,52 @@
+"""`encryip bench`: what it starts, and what it refuses."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from keras_encryip import cli
+from keras_encryip.errors import ArgumentError
+
+main = importlib.import_module("benchmarks.main")
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, ["bench", *arguments])
+
+
+def test_quick_runs_every_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(main, "run", lambda suite, name, size, seed: started.append((suite, name)))
+    assert invoke("quick").exit_code == 0
+    assert started == [(suite, "quick") for suite in main.SUITES]
+
+
+def test_nightly_runs_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(
+        main, "run", lambda suite, name, size, seed: started.append((suite, size.data, seed))
+    )
+    assert invoke("nightly", "--suite", "peers", "--data", "mnist", "--seed", "2").exit_code == 0
+    assert started == [("peers", "mnist", 2)]
+    started.clear()
+    assert invoke("nightly").exit_code == 0
+    assert {data for _, data, _ in started} == {"mnist", "cifar10"}
+    assert {seed for *_, seed in started} == {0, 1, 2}
+
+
+def test_unknown_suite_is_refused() -> None:
+    error = invoke("nightly", "--suite", "peers", "--suite", "tables").exception
+    assert isinstance(error, ArgumentError)
+    assert "one of ladder, grid, peers" in str(error)
+    assert str(error).endswith("Received: tables")
+
+
+def test_without_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An installed wheel has no benchmarks beside it."""
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "keras_encryip" / "cli.py"))
+    error = invoke("quick").exception
+    assert isinstance(error, ArgumentError)
+    assert "clone the repository" in str(error)
