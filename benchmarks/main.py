@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_encryip.errors import ArgumentError
+
 from .cells import RESULTS, Cells, console
 from .ladder import GRID, MAIN, SAMPLES, settings
 from .sizes import SIZES, Size
@@ -37,7 +39,7 @@ def run(suite: str, name: str, size: Size, seed: int) -> None:
 
 def main(
     name: str,
-    suites: Sequence[str] = SUITES,
+    suites: Sequence[str] | None = None,
     data: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> None:
@@ -45,14 +47,15 @@ def main(
 
     Args:
         name: `"quick"` (digits, minutes) or `"nightly"` (MNIST and CIFAR-10, through TFDS).
-        suites: which ones.
-        data, seeds: fewer than the size has.
+        suites, data, seeds: fewer than there are.
     """
+    check("suite", suites, SUITES)
+    check("data", data, [size.data for size in SIZES[name]])
     for size in SIZES[name]:
-        if data is not None and size.data not in data:
+        if data and size.data not in data:
             continue
         for seed in seeds or size.seeds:
-            for suite in suites:
+            for suite in suites or SUITES:
                 console.rule(f"{suite}, {size.data}, seed {seed}")
                 run(suite, name, size, seed)
 
@@ -62,3 +65,11 @@ def report(name: str) -> Path:
     from .report import write
 
     return write(name)
+
+
+def check(argument: str, given: Sequence[str] | None, known: Sequence[str]) -> None:
+    unknown = sorted(set(given or ()) - set(known))
+    if unknown:
+        raise ArgumentError(
+            f"`--{argument}` must be one of {', '.join(known)}. Received: {', '.join(unknown)}"
+        )

@@ -44,6 +44,12 @@ def test_unknown_suite_is_refused() -> None:
     assert str(error).endswith("Received: tables")
 
 
+def test_unknown_data_are_refused() -> None:
+    error = invoke("nightly", "--data", "digits").exception
+    assert isinstance(error, ArgumentError)
+    assert str(error) == "`--data` must be one of mnist, cifar10. Received: digits"
+
+
 def test_without_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An installed wheel has no benchmarks beside it."""
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "keras_encryip" / "cli.py"))

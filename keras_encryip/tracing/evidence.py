@@ -155,7 +155,8 @@ class Verified(msgspec.Struct, frozen=True):
         issuer: the authority's Ed25519 key, in hexadecimal.
         p_values: subject → p-value, corrected for `tests`.
         tests: how many could have been named, as the owner states.
-        committed: date of the earliest event that binds the owner.
+        committed: date of the last event that this evidence rests on: since then, none of it could
+            be chosen to suit the accused.
     """
 
     kind: str
@@ -209,6 +210,7 @@ class _Case:
         self._check_files()
         self.events = [self._checked(signed_event) for signed_event in self.statement.events]
         self.report = TraceReport.from_bytes(self.file(REPORT, MAX_REPORT_BYTES))
+        self.bound: list[str] = []
 
     def verify(self) -> Verified:
         statement = self.statement
@@ -220,9 +222,9 @@ class _Case:
         if {s.key_id for s in self.report.guilty} != {a.key_id for a in statement.accused}:
             raise EvidenceError("The report names other users than the statement accuses.")
         found = {}
+        self.bound.append(min(event.at for event in created))
         for accused in statement.accused:
-            issued = self._issue_of(accused)
-            created.append(issued)
+            self.bound.append(self._issue_of(accused).at)
             chance = {
                 "bundle": self._bundle,
                 "key": self._key,
@@ -242,7 +244,7 @@ class _Case:
             self.issuer.hex(),
             found,
             statement.tests,
-            min(event.at for event in created),
+            max(self.bound),
         )
 
     # --- kinds -------------------------------------------------------------------
@@ -363,16 +365,18 @@ class _Case:
 
     def _export(self, **facts: str) -> None:
         """Check that an export with these facts came before the trace."""
-        for event in self.events:
-            if (
-                event.kind == "model exported"
-                and event.at <= self.report.at
-                and all(event.details.get(name) == value for name, value in facts.items())
-            ):
-                return
-        raise EvidenceError(
-            f"No signed event of an export before the trace commits to its {', '.join(facts)}."
-        )
+        dates = [
+            event.at
+            for event in self.events
+            if event.kind == "model exported"
+            and event.at <= self.report.at
+            and all(event.details.get(name) == value for name, value in facts.items())
+        ]
+        if not dates:
+            raise EvidenceError(
+                f"No signed event of an export before the trace commits to its {', '.join(facts)}."
+            )
+        self.bound.append(min(dates))
 
     def _issue_of(self, accused: Accused) -> Event:
         if key_id(self._z(accused)) != accused.key_id:
