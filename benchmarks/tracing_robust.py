@@ -1,14 +1,16 @@
 """What is left of a leaker's trace answers after attacks on the weights.
 
     TFDS_DATA_DIR=... python benchmarks/tracing_robust.py --data mnist
-    TFDS_DATA_DIR=... python benchmarks/tracing_robust.py --data cifar10 --variants default plain
+    TFDS_DATA_DIR=... python benchmarks/tracing_robust.py --data cifar10 --variants default 0.2
 
 A classifier is trained for one cosine cycle, protected, fitted for a second one (as
 `finetuned` in accuracy.py; `light` for cifar10), and exported. A traitor with a key
 bundle then attacks the weights, runs a service that answers labels only, and
 `Authority.trace_service` looks for him among all users of the ledger.
 
-default    trace labels, large margins, hardened inputs: the library as it is
+default    the library as it is
+0.2        as in release 0.2: softened trace term of weight 0.3, no neutrality term. The
+           following differ from it, each in what it says:
 plain      softened term and hardening off, as in release 0.1
 margin     hardening off            hardened   softened term off
 blended    blended inputs instead of scrambled ones
@@ -52,6 +54,7 @@ from keras_encryip.training import trace_inputs
 
 VARIANTS = (
     "default",
+    "0.2",
     "plain",
     "margin",
     "hardened",
@@ -74,13 +77,13 @@ def variant(name: str) -> Iterator[dict[str, Any]]:
     """Patches the library; gives the arguments of `protect`."""
     model, export = "keras_encryip.protected_model.", "keras_encryip.export."
     patches = []
-    if name in ("plain", "hardened"):
-        patches.append(patch(model + "TRACE_TERMS", ((0.1, 1.0),)))
+    weight = 0.3
     if name.startswith("weight"):
         weight = float(name.removeprefix("weight").split("-")[0])
-        patches.append(patch(model + "TRACE_TERMS", ((0.1, 1.0), (weight, 8.0))))
-    if name == "soft":
-        patches.append(patch(model + "TRACE_TERMS", ((0.3, 8.0),)))
+    terms = {"plain": ((0.1, 1.0),), "hardened": ((0.1, 1.0),), "soft": ((weight, 8.0),)}
+    if name != "default":
+        chosen = terms.get(name, ((0.1, 1.0), (weight, 8.0)))
+        patches.append(patch(model + "TRACE_TERMS", chosen))
     if name in ("plain", "margin"):
         patches.append(patch(export + "harden", lambda logits, kernels, traces, *rest: traces))
     if name == "blended":
@@ -92,7 +95,8 @@ def variant(name: str) -> Iterator[dict[str, Any]]:
     for each in patches:
         each.start()
     try:
-        yield {"trace_labels": int(name.split("labels")[1]) if "labels" in name else 64}
+        options = {} if name == "default" else {"neutrality_weight": 0.0}
+        yield {**options, "trace_labels": int(name.split("labels")[1]) if "labels" in name else 64}
     finally:
         for each in patches:
             each.stop()
