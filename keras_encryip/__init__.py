@@ -8,7 +8,7 @@ import TensorFlow.
 import importlib
 from typing import Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _LAZY = {
     "Authority": "keras_encryip.owner.authority",
