@@ -28,7 +28,7 @@ class Size:
 
 QUICK = (Size("digits", 1000, 397, Schedule(8, 32), Schedule(24, 32), (0,)),)
 NIGHTLY = (
-    Size("mnist", 20_000, 10_000, Schedule(4, 128), Schedule(12, 128)),
+    Size("mnist", 20_000, 10_000, Schedule(8, 128), Schedule(12, 128)),
     Size("cifar10", 20_000, 5_000, Schedule(5, 128), Schedule(4, 128)),
 )
 SIZES = {"quick": QUICK, "nightly": NIGHTLY}
