@@ -59,12 +59,10 @@ GRID = {
 }
 """The trade-off curve: attacked with the first two n only."""
 
-SAMPLES = (1, 5, 20, 100)
-
 
 def settings(size: Size) -> dict[str, Any]:
-    """What all cells of a results file share."""
-    return {k: v for k, v in asdict(size).items() if k != "seeds"}
+    """What all cells of a results file share; the rest of a size says which cells there are."""
+    return {k: v for k, v in asdict(size).items() if k not in ("seeds", "labelled", "ways")}
 
 
 def run(
@@ -86,7 +84,7 @@ def run(
     for n in samples:
         cells.get(
             f"{prefix}, no model, n = {n}",
-            lambda n=n: without_model(data, n, seed, augment),
+            lambda n=n: without_model(data, n, seed, augment, size.steps),
         )
     for name, way in ways.items():
         keys = [f"{prefix}, {name}, {part}" for part in ("model", "no labels")]
@@ -103,7 +101,10 @@ def run(
             cells.get(keys[0], about)
             cells.get(keys[1], lambda o=outsider: unlabelled_attacks(o, data, seed))
             for n, key in zip(samples, keys[2:], strict=True):
-                cells.get(key, lambda o=outsider, n=n: with_model(o, data, n, seed, augment))
+                cells.get(
+                    key,
+                    lambda o=outsider, n=n: with_model(o, data, n, seed, augment, size.steps),
+                )
 
 
 def protected(

@@ -6,10 +6,10 @@ from pathlib import Path
 from keras_encryip.errors import ArgumentError
 
 from .cells import RESULTS, Cells, console
-from .ladder import GRID, MAIN, SAMPLES, settings
+from .ladder import settings
 from .sizes import SIZES, Size
 
-SUITES = ("ladder", "grid", "peers", "removal", "forgery")
+SUITES = ("ladder", "peers", "removal", "forgery", "grid")
 
 
 def cells_of(suite: str, size: Size, name: str) -> Cells:
@@ -23,11 +23,8 @@ def run(suite: str, name: str, size: Size, seed: int) -> None:
     from . import compare, forgery, ladder, removal
 
     cells = cells_of("ladder" if suite == "grid" else suite, size, name)
-    samples = SAMPLES[:2] if name == "quick" else SAMPLES
-    if suite == "ladder":
-        ladder.run(size, seed, cells, MAIN, samples)
-    elif suite == "grid":
-        ladder.run(size, seed, cells, GRID, SAMPLES[:2])
+    if suite in ("ladder", "grid"):
+        ladder.run(size, seed, cells, suite == "grid")
     elif suite == "removal":
         removal.run(size, seed, cells)
     elif suite == "forgery":
@@ -55,7 +52,7 @@ def main(
         if data and size.data not in data:
             continue
         for seed in seeds or size.seeds:
-            for suite in suites or SUITES:
+            for suite in suites or (SUITES if name == "nightly" else SUITES[:-1]):
                 console.rule(f"{suite}, {size.data}, seed {seed}")
                 run(suite, name, size, seed)
 

@@ -16,6 +16,9 @@ class Size:
         first, second: the two cycles. The twin trains both; *train, protect, fit* protects
             between them.
         seeds: of the runs.
+        labelled: samples per class that an outsider has labels of.
+        steps: of every network that an outsider trains.
+        ways: to protect, by name, which outsiders attack; see `ladder`.
     """
 
     data: str
@@ -24,9 +27,24 @@ class Size:
     first: Schedule
     second: Schedule
     seeds: tuple[int, ...] = (0, 1, 2)
+    labelled: tuple[int, ...] = (1, 5, 20, 100)
+    steps: int = 300
+    ways: tuple[str, ...] = ("defaults", "from scratch", "release 0.2", "permuted only")
 
 
-QUICK = (Size("digits", 1000, 397, Schedule(8, 32), Schedule(24, 32), (0,)),)
+QUICK = (
+    Size(
+        "digits",
+        1000,
+        397,
+        Schedule(6, 32),
+        Schedule(18, 32),
+        seeds=(0,),
+        labelled=(1, 5),
+        steps=60,
+        ways=("defaults", "permuted only"),
+    ),
+)
 NIGHTLY = (
     Size("mnist", 20_000, 10_000, Schedule(8, 128), Schedule(12, 128)),
     Size("cifar10", 20_000, 5_000, Schedule(5, 128), Schedule(4, 128)),

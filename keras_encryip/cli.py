@@ -420,7 +420,7 @@ def decode(
 
 @bench_app.command("quick")
 def bench_quick() -> None:
-    """All suites on scikit-learn's digits, in minutes; results under benchmarks/results/quick."""
+    """Digits, in minutes, without the grid; results under benchmarks/results/quick."""
     _benchmarks().main("quick")
 
 

@@ -115,7 +115,7 @@ def header(every: Sequence[Results], quick: bool) -> str:
     command = "encryip bench quick" if quick else "TFDS_DATA_DIR=… encryip bench nightly"
     report = "encryip bench report" + (" --quick" if quick else "")
     machines = sorted({m for results in every for suite in results.suites for m in suite.machines})
-    covered = {results.data: coverage(results, quick) for results in every}
+    covered = {results.data: coverage(results) for results in every}
     suites = next(iter(covered.values()))
     rows = [[suite, *(found[suite] for found in covered.values())] for suite in suites]
     return "\n\n".join(

@@ -147,7 +147,7 @@ def claims(suite: Suite) -> str:
         "evidence, inputs not committed to",
         "evidence, committed to",
         "… the owner's signature expected",
-        "… authority or key older than the release",
+        "… dated before the release",
     ]
     return table(header, rows) if rows else ""
 

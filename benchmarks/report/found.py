@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import forgery, removal
 from ..data import Data
-from ..ladder import GRID, MAIN, SAMPLES
+from ..ladder import GRID, MAIN
 from ..peers import PEERS
 from ..sizes import Size
 
@@ -188,14 +188,14 @@ def tamperings(size: Size) -> list[str]:
     return list(removal.tamperings(data, removal.ladder_of(size), keras.Model))
 
 
-def coverage(results: Results, quick: bool) -> dict[str, str]:
+def coverage(results: Results) -> dict[str, str]:
     """Suite → which of its seeds are there, and what is missing."""
-    samples = SAMPLES[:2] if quick else SAMPLES
+    samples = results.size.labelled
     rungs = tamperings(results.size)
-    ladder = ["twin", *(f"no model, n = {n}" for n in samples), *_parts(MAIN, samples)]
+    ladder = ["twin", *(f"no model, n = {n}" for n in samples), *_parts(results.size.ways, samples)]
     keys = {
         "ladder": (results.ladder, ladder),
-        "grid": (results.ladder, _parts(GRID, SAMPLES[:2])),
+        "grid": (results.ladder, _parts(GRID, samples[:2])),
         "peers": (results.peers, ["twin", "ours", "ours from scratch", *METHODS]),
         "removal": (results.removal, ["model", *rungs]),
         "removal of peers": (

@@ -107,11 +107,11 @@ arithmetic, and the trials only show that the code does it.
 A trace alone proves nothing about who made the model. Anybody can invent a model, choose inputs
 that a service already answers as wanted, and commit to them: the statistics are then flawless and
 the accusation false. What stands against it is the owner's signature, which a judge must know
-from elsewhere, and commitments that are older than what is disputed. The column about the age of
-authority and key dates the key, not the trace inputs, and so does not say that these came first.
-Against the owner there is no such defence: who knows all keys and signs can frame anybody. So a
-defender may show evidence to whoever believes the owner about when inputs were committed and what
-was found, and to nobody else.
+from elsewhere, and commitments that are older than what is disputed: the last column says whether
+evidence that was accepted bears such a date. Dates are the authority's own, so against an owner
+who kept a log for the purpose there is no defence: who knows all keys and signs can frame anybody.
+A defender may show evidence to whoever believes the owner about when inputs were committed and
+what was found, and to nobody else.
 """,
     "comparison": """
 Only the cost of a further user, and that the classes need a key at all, set ours apart by kind:
