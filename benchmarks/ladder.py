@@ -65,10 +65,10 @@ def settings(size: Size) -> dict[str, Any]:
     return {k: v for k, v in asdict(size).items() if k not in ("seeds", "labelled", "ways")}
 
 
-def run(
-    size: Size, seed: int, cells: Cells, ways: dict[str, Way], samples: tuple[int, ...]
-) -> None:
+def run(size: Size, seed: int, cells: Cells, grid: bool) -> None:
     """The cells of one seed; a model is trained only if one of its cells is missing."""
+    ways = GRID if grid else {name: MAIN[name] for name in size.ways}
+    samples = size.labelled[:2] if grid else size.labelled
     data = load(size.data, size.samples, size.others)
     augment = augments(data)
     prefix = f"seed {seed}"
