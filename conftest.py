@@ -128,7 +128,12 @@ def shipped(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         model = ke.protect(build_classifier(), made, name="digits", **options)
         optimizer = keras.optimizers.Adam(0.01)
         model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
-        fitted = model.fit(digits.x, digits.y, batch_size=64, epochs=12, verbose=0)
+        # At the full rate one batch can undo a trace label; the last epochs are slower.
+        slower = keras.callbacks.LearningRateScheduler(lambda epoch: 0.01 if epoch < 16 else 0.002)
+        fitted = model.fit(
+            digits.x, digits.y, batch_size=64, epochs=20, callbacks=[slower], verbose=0
+        )
+        optimizer.learning_rate = 0.01  # for tests that go on training
         model.save(folder / "digits.keras")
         bundles = {user: folder / f"{user}.keybundle" for user in USERS}
         for user, path in bundles.items():

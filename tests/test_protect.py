@@ -144,14 +144,17 @@ def test_teacher_is_the_trained_classifier_by_default(
 
     trained = protect(trained_classifier)
     assert trained._protection.teacher is not None
-    assert trained.confusion_weight == 1.0
+    assert (trained.confusion_weight, trained.neutrality_weight) == (1.0, 1.0)
     fresh = protect(new_classifier())
     assert fresh._protection.teacher is None
-    assert fresh.confusion_weight == 0.1
+    assert (fresh.confusion_weight, fresh.neutrality_weight) == (0.1, 0.1)
     declined = protect(trained_classifier, teacher=False)
     assert declined._protection.teacher is None
-    assert declined.confusion_weight == 0.1
+    assert (declined.confusion_weight, declined.neutrality_weight) == (0.1, 0.1)
     other = protect(new_classifier(), teacher=trained_classifier)
+    assert (other.confusion_weight, other.neutrality_weight) == (1.0, 1.0)
+    told = protect(trained_classifier, neutrality_weight=0.3)
+    assert (told.confusion_weight, told.neutrality_weight) == (1.0, 0.3)
     x = X[:4]
     expected = trained_classifier.predict(x, verbose=0)
     np.testing.assert_allclose(np.asarray(other._protection.teach(x)), expected, atol=1e-6)
@@ -224,6 +227,9 @@ def test_defaults(new_classifier: Any, shared_authority: ke.Authority) -> None:
         ({"confusion_weight": -0.1}, "`confusion_weight` must be a number, not negative.*=-0.1"),
         ({"confusion_weight": float("nan")}, "`confusion_weight` must be a number.*=nan"),
         ({"confusion_weight": float("inf")}, "`confusion_weight` must be a number.*=inf"),
+        ({"neutrality_weight": -0.1}, "`neutrality_weight` must be a number, not negative.*=-0.1"),
+        ({"neutrality_weight": float("nan")}, "`neutrality_weight` must be a number.*=nan"),
+        ({"neutrality_weight": float("inf")}, "`neutrality_weight` must be a number.*=inf"),
         ({"teacher_weight": 1.1}, "`teacher_weight` must be in 0 … 1. .*=1.1"),
         ({"teacher_weight": -0.1}, "`teacher_weight` must be in 0 … 1. .*=-0.1"),
         ({"temperature": 0}, "`temperature` must be a positive number. .*=0"),

@@ -80,14 +80,14 @@ def test_authority_unlocks_all(
     shipped: Any, locked: ke.ProtectedModel, digits: Any, by_hand: Any
 ) -> None:
     steps = int(shipped.model.optimizer.iterations)
-    assert steps == 12 * 22  # epochs · ⌈1400 / 64⌉
+    assert steps == 20 * 22  # epochs · ⌈1400 / 64⌉
     assert locked.unlock(authority=shipped.authority) is locked
-    before = shipped.model.evaluate(digits.x_test, digits.y_test, verbose=0)
-    after = locked.evaluate(digits.x_test, digits.y_test, verbose=0)
+    # Faint, so that the model is unsure: a loss near 0 has no six digits in float32.
+    faint = 0.3 * digits.x_test
+    before = shipped.model.evaluate(faint, digits.y_test, verbose=0)
+    after = locked.evaluate(faint, digits.y_test, verbose=0)
     assert after == pytest.approx(before)
-    assert after[0] == pytest.approx(
-        by_hand(locked, digits.x_test, digits.y_test)["loss"], rel=1e-5
-    )
+    assert after[0] == pytest.approx(by_hand(locked, faint, digits.y_test)["loss"])
     assert int(locked.optimizer.iterations) == steps
     locked.fit(digits.x[:64], digits.y[:64], batch_size=32, verbose=0)
     assert int(locked.optimizer.iterations) == steps + 2
@@ -255,6 +255,7 @@ def test_every_argument_survives_the_config(
         "strategy": "random",
         "copies": 3,
         "confusion_weight": 0.5,
+        "neutrality_weight": 0.75,
         "teacher_weight": 0.25,
         "temperature": 3.0,
     }

@@ -23,6 +23,7 @@ import pytest
 import tensorflow as tf
 
 import keras_encryip as ke
+from keras_encryip.training.neutrality import labels_to_compare
 
 # --- the secrets, in every form -------------------------------------------------------
 
@@ -192,6 +193,8 @@ def search(folder: Path, secrets: dict[str, set[bytes]]) -> set[str]:
 def model(shipped: Any, digits: Any) -> ke.ProtectedModel:
     """Unlocked, and just trained and evaluated: its traced functions hold the secrets."""
     model = shipped.copy()
+    assert model.neutrality_weight > 0
+    assert model._unlocked().training.homophones.starts.shape[1] > 1, "all terms are at work"
     model.fit(digits.x[:64], digits.y[:64], verbose=0)
     model.evaluate(digits.x[:64], digits.y[:64], verbose=0)
     return model
@@ -314,6 +317,13 @@ def plant_training(world: World, folder: Path) -> None:
     export_endpoint(world, folder, lambda x: world.model(x, training=True))
 
 
+def plant_neutrality(world: World, folder: Path) -> None:
+    """An endpoint that compares labels holds the assignment as a constant."""
+    homophones, labels = world.state.homophones, world.assignment.labels
+    seed = keras.random.SeedGenerator(0)
+    export_endpoint(world, folder, lambda x: labels_to_compare(homophones, labels, seed)[0])
+
+
 def text(content: Callable[[World], str]) -> Callable[[World, Path], Any]:
     return lambda world, folder: (folder / "a.json").write_text(content(world))
 
@@ -335,6 +345,7 @@ CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
     "decoding-endpoint": ({"class table"}, plant_decoding),
     "matrix-endpoint": ({"decode matrix"}, plant_matrix),
     "training-endpoint": ({"trace inputs", "trace labels"}, plant_training),
+    "neutrality-endpoint": ({"assignment"}, plant_neutrality),
     "weight-in-keras": (
         {"decode matrix"},
         lambda w, folder: leaky_model(w.matrix).save(folder / "m.keras"),

@@ -69,24 +69,43 @@ def grouping(points: Any, classes: Any, clusters: Any) -> Any:
     twins = ops.logical_and(own, clusters[:, None] == clusters[None])
     same = ops.cast(ops.logical_and(own, ops.logical_not(twins)), "float32")
     others = ops.cast(ops.logical_not(twins), "float32")
-    points = points - ops.mean(points, axis=0, keepdims=True)
+    weights = 1.0 / ops.sum(ops.cast(twins, "float32"), axis=1)  # of a cluster: 1 in all
+    points = points - _mean(points, weights)
     products = ops.matmul(points, ops.transpose(points))
     squares = ops.diagonal(products)
     distances = ops.maximum(squares[:, None] + squares[None] - 2 * products, 0.0)
-    distances = distances / (ops.mean(distances) + _TINY)
-    counted = ops.sum(same, axis=1)
-    chance = ops.maximum(counted, 1.0) / ops.maximum(ops.sum(others, axis=1), 1.0)
+    average = _mean(ops.matmul(distances, weights[:, None]), weights) / ops.sum(weights)
+    distances = distances / (average + _TINY)
+    counted = ops.matmul(same, weights[:, None])[:, 0]
+    chance = ops.maximum(counted, 1.0) / ops.maximum(
+        ops.matmul(others, weights[:, None])[:, 0], 1.0
+    )
     total = 0.0
     for scale in SCALES:
-        near = ops.softmax(-distances / scale + ops.log(others + _TINY), axis=1)
+        near = ops.softmax(-distances / scale + ops.log(others * weights + _TINY), axis=1)
         share = ops.sum(near * same, axis=1)
         excess = ops.relu(ops.log(ops.maximum(share, _TINY) / chance))
-        total = total + ops.mean(excess) / len(SCALES)
-    member = ops.cast(own, "float32")
-    means = ops.matmul(member, points) / ops.sum(member, axis=1, keepdims=True)
-    between = ops.sum(ops.square(means)) / (ops.sum(squares) + _TINY)
-    expected = ops.mean(1.0 / ops.sum(member, axis=1))
-    return total + ops.relu(ops.log(ops.maximum(between, _TINY) / expected))
+        total = total + _mean(excess[:, None], weights)[0] / len(SCALES)
+    return total + _between(points, ops.cast(own, "float32"), weights)
+
+
+def _between(points: Any, own: Any, weights: Any) -> Any:
+    """`[log b − log chance]₊` over the classes of several clusters: others have nothing to hide."""
+    clusters = ops.matmul(own, weights[:, None])[:, 0]
+    weights = weights * ops.cast(clusters > 1.5, "float32")
+    points = points - _mean(points, weights)
+    means = ops.matmul(own * weights, points) / clusters[:, None]
+    variances = (ops.sum(ops.square(p), axis=1, keepdims=True) for p in (means, points))
+    between, everything = (_mean(v, weights)[0] for v in variances)
+    expected = _mean(1.0 / clusters[:, None], weights)[0]
+    share = between / (everything + _TINY)
+    return ops.relu(ops.log(ops.maximum(share, _TINY) / ops.maximum(expected, _TINY)))
+
+
+def _mean(values: Any, weights: Any) -> Any:
+    """Of the rows of `[n, d]`; 0 if no row has weight."""
+    total = ops.maximum(ops.sum(weights), _TINY)
+    return ops.matmul(weights[None], values)[0] / total
 
 
 def exposure(kernel: Any, bias: Any | None, confused: Any, drawn: Any) -> Any:

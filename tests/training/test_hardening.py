@@ -202,9 +202,11 @@ def test_export_hardens_once_for_each_weights(trained: Any, digits: Any, tmp_pat
         np.testing.assert_array_equal(after, before)
     assert sets_of(trained) == [hardened.digest], "the plain ones are in no export"
 
-    before, after = ([known(trained, t, p) for p in (0, 0.7)] for t in (plain, hardened))
+    # Pruned by 75 %, 12 trainings knew 0.03 … 0.34 of the plain labels and 0.81 … 1.0 of the
+    # hardened; by 85 % hardly any of either.
+    before, after = ([known(trained, t, p) for p in (0, 0.75)] for t in (plain, hardened))
     assert after[0] >= before[0]
-    assert after[1] >= before[1]
+    assert after[1] > before[1] + 0.1
     ordinary = ~np.isin(plain.labels, trained._unlocked().assignment().trace)
     assert ordinary.sum() == 32
     np.testing.assert_array_equal(hardened.inputs[ordinary], plain.inputs[ordinary])
