@@ -40,7 +40,7 @@ PERMUTED = Way(
 MAIN = {
     "defaults": Way(),
     "from scratch": Way(scratch=True),
-    "release 0.2": Way({"neutrality_weight": 0.0}),
+    "neutrality 1": Way({"neutrality_weight": 1.0}),
     "permuted only": PERMUTED,
 }
 """Attacked with all n."""

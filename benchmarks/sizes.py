@@ -29,7 +29,7 @@ class Size:
     seeds: tuple[int, ...] = (0, 1, 2)
     labelled: tuple[int, ...] = (1, 5, 20, 100)
     steps: int = 300
-    ways: tuple[str, ...] = ("defaults", "from scratch", "release 0.2", "permuted only")
+    ways: tuple[str, ...] = ("defaults", "from scratch", "neutrality 1", "permuted only")
 
 
 QUICK = (
@@ -40,9 +40,9 @@ QUICK = (
         Schedule(6, 32),
         Schedule(18, 32),
         seeds=(0,),
-        labelled=(1, 5),
+        labelled=(1,),
         steps=60,
-        ways=("defaults", "permuted only"),
+        ways=("defaults",),
     ),
 )
 NIGHTLY = (

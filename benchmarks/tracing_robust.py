@@ -9,8 +9,8 @@ bundle then attacks the weights, runs a service that answers labels only, and
 `Authority.trace_service` looks for him among all users of the ledger.
 
 default    the library as it is
-0.2        as in release 0.2: softened trace term of weight 0.3, no neutrality term. The
-           following differ from it, each in what it says:
+0.2        as in release 0.2: softened trace term of weight 0.3. The following differ
+           from it, each in what it says:
 plain      softened term and hardening off, as in release 0.1
 margin     hardening off            hardened   softened term off
 blended    blended inputs instead of scrambled ones
@@ -95,8 +95,7 @@ def variant(name: str) -> Iterator[dict[str, Any]]:
     for each in patches:
         each.start()
     try:
-        options = {} if name == "default" else {"neutrality_weight": 0.0}
-        yield {**options, "trace_labels": int(name.split("labels")[1]) if "labels" in name else 64}
+        yield {"trace_labels": int(name.split("labels")[1]) if "labels" in name else 64}
     finally:
         for each in patches:
             each.stop()

@@ -39,7 +39,7 @@ def protect(
     copies: int = 2,
     teacher: keras.Model | bool | None = None,
     confusion_weight: float | None = None,
-    neutrality_weight: float | None = None,
+    neutrality_weight: float = 0.0,
     teacher_weight: float = 0.7,
     temperature: float = 2.0,
     notes: str = "",
@@ -66,9 +66,9 @@ def protect(
             or another trained classifier.
         confusion_weight: by default 0.1, or 1.0 with a teacher. More hides the classes
             better from who labels samples, and costs accuracy.
-        neutrality_weight: by default 0.1, or 1.0 with a teacher. More keeps the labels of a
-            class from being recognised by their neighbourhood in the head and in the outputs,
-            and costs accuracy; takes some thousand training steps to work.
+        neutrality_weight: around 1 keeps the labels of a class from being recognised by their
+            neighbourhood in the head, and costs accuracy. Off by default, because the strongest
+            attack does without: docs/threat-model.md.
         teacher_weight: κ, the share of distillation in the loss, 0 … 1.
         temperature: τ of the distillation, > 0.
         notes: sealed for key holders.
@@ -112,8 +112,6 @@ def protect(
     source = classifier if distils is True else distils
     if confusion_weight is None:
         confusion_weight = 1.0 if source else 0.1
-    if neutrality_weight is None:
-        neutrality_weight = 1.0 if source else 0.1
     guide = as_teacher(source, split.num_classes) if source else None
     assignment = LabelAssignment.draw(split.num_classes, homophones, trace_labels)
     draft: dict[str, Any] = {

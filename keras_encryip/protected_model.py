@@ -86,7 +86,7 @@ class ProtectedModel(keras.Model):
         strategy: str = CLUSTERED,
         copies: int = 2,
         confusion_weight: float = 0.1,
-        neutrality_weight: float = 0.1,
+        neutrality_weight: float = 0.0,
         teacher_weight: float = 0.7,
         temperature: float = 2.0,
         use_bias: bool = True,

@@ -275,7 +275,6 @@ def test_refuses_copied_heads(
         "would show .* Train it with `fit` and a `confusion_weight` above 0"
     )
     options = {"homophones": 4, "trace_labels": 0, "confusion_weight": 0.0}
-    options["neutrality_weight"] = 0.0
     model = ke.protect(trained_classifier, shared_authority, name="copied", **options)
     with pytest.raises(ExportError, match=message):
         ke.export_saved_model(model, tmp_path / "1")

@@ -144,15 +144,15 @@ def test_teacher_is_the_trained_classifier_by_default(
 
     trained = protect(trained_classifier)
     assert trained._protection.teacher is not None
-    assert (trained.confusion_weight, trained.neutrality_weight) == (1.0, 1.0)
+    assert (trained.confusion_weight, trained.neutrality_weight) == (1.0, 0.0)
     fresh = protect(new_classifier())
     assert fresh._protection.teacher is None
-    assert (fresh.confusion_weight, fresh.neutrality_weight) == (0.1, 0.1)
+    assert (fresh.confusion_weight, fresh.neutrality_weight) == (0.1, 0.0)
     declined = protect(trained_classifier, teacher=False)
     assert declined._protection.teacher is None
-    assert (declined.confusion_weight, declined.neutrality_weight) == (0.1, 0.1)
+    assert (declined.confusion_weight, declined.neutrality_weight) == (0.1, 0.0)
     other = protect(new_classifier(), teacher=trained_classifier)
-    assert (other.confusion_weight, other.neutrality_weight) == (1.0, 1.0)
+    assert (other.confusion_weight, other.neutrality_weight) == (1.0, 0.0)
     told = protect(trained_classifier, neutrality_weight=0.3)
     assert (told.confusion_weight, told.neutrality_weight) == (1.0, 0.3)
     x = X[:4]

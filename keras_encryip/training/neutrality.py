@@ -2,10 +2,11 @@
 
 A head that is trained on decoded probabilities draws the homophones of a class together: their
 columns become neighbours, and their outputs rise and fall together. Whoever clusters either
-recovers the classes without a single label, and names them with one labelled sample each
-(benchmarks/ladder.py measured 98 % on MNIST). This term is that attack turned round:
-it is small when neighbours of a confused label belong to its own class no more often than chance,
-and when the means of the classes coincide.
+recovers the classes without a single label, and names them with one labelled sample each. This
+term is that attack turned round: it is small when neighbours of a confused label belong to its own
+class no more often than chance, and when the means of the classes coincide. It hides the classes
+from who looks at the head and at the *correlation* of the outputs' logarithms. Who clusters the
+outputs' co-activation still finds them (docs/threat-model.md has the figures).
 """
 
 from typing import Any
