@@ -417,7 +417,7 @@ def trained_from_a_copied_head(
 def test_training_takes_the_classes_from_the_head(
     trained_classifier: keras.Model, shared_authority: ke.Authority, digits: Any
 ) -> None:
-    """Six clusters of two homophones in each class; weights 1, the default, and 0.
+    """Six clusters of two homophones in each class; weight 1, and 0, the default.
 
     In 10 trainings of each: nearest 0.05 … 0.16 and 1.0, Ward 0.00 … 0.03 and 0.96 … 1.0.
     """
