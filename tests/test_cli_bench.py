@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from keras_encryip import cli
+from keras_encryip.cli import bench
 from keras_encryip.errors import ArgumentError
 
 main = importlib.import_module("benchmarks.main")
@@ -52,7 +53,7 @@ def test_unknown_data_are_refused() -> None:
 
 def test_without_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An installed wheel has no benchmarks beside it."""
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "keras_encryip" / "cli.py"))
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "keras_encryip" / "cli" / "bench.py"))
     error = invoke("quick").exception
     assert isinstance(error, ArgumentError)
     assert "clone the repository" in str(error)

@@ -19,7 +19,8 @@ import keras_encryip
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.errors import ArgumentError, FormatError, ServiceError
 from keras_encryip.owner import transcript as transcript_module
-from keras_encryip.owner.asking import UNANSWERED, StatusError, ask
+from keras_encryip.owner.asking import UNANSWERED, ask
+from keras_encryip.owner.served import StatusError
 
 NAMES = ["ant", "bee", "cicada", "Dragonfly"]
 INPUTS = np.arange(24, dtype=np.float32).reshape(12, 2)

@@ -16,7 +16,7 @@ import pytest
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.crypto.encoding import encode_base64
 from keras_encryip.errors import ArgumentError, ServiceError
-from keras_encryip.owner import asking
+from keras_encryip.owner import served
 from keras_encryip.owner.asking import UNANSWERED, ask
 
 NAMES = ["ant", "bee", "cicada", "Dragonfly"]
@@ -321,7 +321,7 @@ def test_outputs_of_other_width(server: Server, put: Any, width: int) -> None:
 
 
 def test_an_oversized_response(server: Server, put: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "_BASE_ANSWER_BYTES", 1 << 10)
+    monkeypatch.setattr(served, "_BASE_ANSWER_BYTES", 1 << 10)
     endless = Reply(b" " * (1 << 20), chunks=256)
     server.answer = lambda _: endless
     with pytest.raises(ServiceError, match="FormatError: The response is too large: more than 67"):
@@ -344,7 +344,7 @@ def test_nobody_there(put: Any, naps: list[float]) -> None:
 
 
 def test_a_hanging_server(put: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(served, "TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(ServiceError, match=r"TimeoutError: timed out\.$"):
@@ -367,7 +367,7 @@ def test_a_server_that_hangs_up(put: Any) -> None:
 
 def test_a_dripping_server(server: Server, put: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes within the timeout, but the whole does not."""
-    monkeypatch.setattr(asking, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(served, "TIMEOUT_S", 0.3)
     server.answer = lambda _: Reply(b" " * 1000, chunks=1000, pause=0.05)
     start = time.monotonic()
     with pytest.raises(ServiceError, match=r"TimeoutError: The response took more than 0.3 s"):
@@ -378,7 +378,7 @@ def test_a_dripping_server(server: Server, put: Any, monkeypatch: pytest.MonkeyP
 def test_a_timeout_and_then_an_answer(
     server: Server, put: Any, naps: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(served, "TIMEOUT_S", 0.5)
     server.replies = [Reply(b"late", pause=60)]
     assert put(server.url).tolist() == TRUTH.tolist()
     assert naps == [1.0]

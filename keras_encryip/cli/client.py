@@ -1,0 +1,104 @@
+"""What needs no TensorFlow: `encryip inspect`, `verify`, `decode` and `verify-evidence`."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_encryip.cli.shared import BundlePassphraseFile, ask_passphrase, hexadecimal, print_facts
+from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.client.decoder import Decoder, read_codebook
+from keras_encryip.client.manifest import verify_export
+from keras_encryip.client.responses import parse_response, read_outputs
+from keras_encryip.errors import ArgumentError
+from keras_encryip.tracing.evidence import verify_evidence
+
+
+class What(StrEnum):
+    """What `decode` prints."""
+
+    names = "names"
+    labels = "labels"
+    probabilities = "probabilities"
+
+
+def verify_evidence_command(
+    directory: Path,
+    bundle: Annotated[Path | None, typer.Option(help="Key bundle whose issuer must match.")] = None,
+    issuer: Annotated[str | None, typer.Option(help="Or the issuer's key in hexadecimal.")] = None,
+) -> None:
+    """Check a trace that an owner wrote as evidence; needs no key and no TensorFlow."""
+    expected = KeyBundle.read(bundle).issuer if bundle else None
+    if issuer is not None:
+        expected = hexadecimal(issuer, 32, "--issuer")
+    verified = verify_evidence(directory, issuer=expected)
+    for subject, p_value in verified.p_values.items():
+        typer.echo(
+            f"guilty: {subject}, {verified.kind}, p = {p_value:.1e} among {verified.tests:,} tested"
+        )
+    typer.echo(f"committed since {verified.committed}; signed by {verified.issuer}")
+    if expected is None:
+        typer.echo("Nobody was named who must have signed: pass --bundle or --issuer.")
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(help="An exported folder, or a codebook.json.")],
+) -> None:
+    """Show what a model's codebook says in public."""
+    codebook = read_codebook(model)
+    codebook.verify(codebook.issuer)
+    print_facts(
+        {
+            "codebook": codebook.codebook_id.hex(),
+            "authority": codebook.authority.hex(),
+            "issuer": codebook.issuer.hex(),
+            "classes": codebook.num_classes,
+            "confused labels": codebook.num_labels,
+            "blocks": len(codebook.headers),
+            "threshold": codebook.access_header.threshold,
+        }
+    )
+
+
+def verify(
+    directory: Path,
+    bundle: Annotated[Path | None, typer.Option(help="Key bundle whose issuer must match.")] = None,
+) -> None:
+    """Check that an exported folder is whole and unchanged, and who signed it."""
+    issuer = KeyBundle.read(bundle).issuer if bundle else None
+    manifest = verify_export(directory, issuer=issuer)
+    trust = (
+        "signed by the issuer of your key bundle"
+        if bundle
+        else "signed by the key it names itself; pass --bundle to check whose that is"
+    )
+    typer.echo(f"{directory}: {len(manifest.files)} files, whole and unchanged, {trust}.")
+
+
+def decode(
+    model: Annotated[Path, typer.Argument(help="An exported folder, or a codebook.json.")],
+    bundle: Path,
+    outputs: Annotated[
+        str, typer.Argument(help="A .npy or .csv file; - for TF Serving's JSON on stdin.")
+    ] = "-",
+    what: Annotated[What, typer.Option(help="What to print, one prediction a line.")] = What.names,
+    bundle_passphrase_file: BundlePassphraseFile = None,
+) -> None:
+    """Decode a protected model's outputs with a key bundle. Needs no TensorFlow."""
+    passphrase = ask_passphrase(bundle_passphrase_file, "key bundle", "BUNDLE")
+    decoder = Decoder.open(model, bundle, passphrase)
+    found = parse_response(sys.stdin.buffer.read()) if outputs == "-" else read_outputs(outputs)
+    if isinstance(found, list):
+        if what is What.probabilities:
+            raise ArgumentError("Label ciphertexts hold one label each, and no probabilities.")
+        classes = decoder.decrypt(found)
+    elif what is What.probabilities:
+        for row in decoder.probabilities(found).reshape(-1, len(decoder.class_names)):
+            typer.echo(",".join(f"{value:.6g}" for value in row))
+        return
+    else:
+        classes = decoder.labels(found).reshape(-1)
+    for label in classes:
+        typer.echo(decoder.class_names[label] if what is What.names else str(label))

@@ -1,0 +1,192 @@
+"""`encryip demo`, `authority`, `key` and `export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from keras_encryip.cli.shared import (
+    AuthorityArgument,
+    AuthorityPassphraseFile,
+    BundlePassphraseFile,
+    ask_passphrase,
+    database_url,
+    print_facts,
+    read_text,
+)
+from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.errors import ArgumentError
+
+authority_app = typer.Typer(help="The owner's secrets and ledger.", no_args_is_help=True)
+key_app = typer.Typer(help="Users' keys.", no_args_is_help=True)
+
+
+def demo(
+    directory: Annotated[
+        Path, typer.Option(help="New folder for everything the demo makes.")
+    ] = Path("encryip-demo"),
+) -> None:
+    """Protect, train, export, issue keys and decode, on embedded data."""
+    from keras_encryip.demo import run_demo
+
+    run_demo(directory, Console())
+
+
+@authority_app.command("create")
+def authority_create(
+    authority: AuthorityArgument,
+    threshold: Annotated[int, typer.Option(help="How many users can be revoked, 1 … 64.")] = 4,
+    name: Annotated[str | None, typer.Option(help="Shown to users in their bundles.")] = None,
+    authority_passphrase_file: AuthorityPassphraseFile = None,
+) -> None:
+    """Draw new secrets and write them, sealed, into a new file."""
+    from keras_encryip.owner import Authority
+
+    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY", new=True)
+    with Authority.create(
+        database_url(authority), passphrase, threshold=threshold, name=name
+    ) as made:
+        typer.echo(f"Created {authority}, public key {made.public_key.digest.hex()[:16]}.")
+
+
+@authority_app.command("info")
+def authority_info(
+    authority: AuthorityArgument, authority_passphrase_file: AuthorityPassphraseFile = None
+) -> None:
+    """Check an authority's file, and show its public facts and its log."""
+    from keras_encryip.owner import Authority
+
+    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
+    with Authority.open(database_url(authority), passphrase) as opened:
+        users = opened.users()
+        revoked = sum(user.status == "revoked" for user in users)
+        print_facts(
+            {
+                "name": opened.name,
+                "public key": opened.public_key.digest.hex(),
+                "issuer": opened.issuer.hex(),
+                "users": f"{len(users)}, {revoked} of at most {opened.threshold} revoked",
+                "models": ", ".join(opened.models()) or "none",
+            }
+        )
+        table = Table("", "when (UTC)", "what", "details")
+        for event in opened.events():
+            details = ", ".join(f"{k}={v}" for k, v in event.details.items())
+            table.add_row(str(event.number), event.at, event.kind, details)
+        Console().print(table)
+
+
+@key_app.command("issue")
+def key_issue(
+    authority: AuthorityArgument,
+    subject: Annotated[str, typer.Argument(help="Who gets the key.")],
+    out: Annotated[Path | None, typer.Option(help="Default: SUBJECT.keybundle.")] = None,
+    days: Annotated[float, typer.Option(help="Until the bundle expires.")] = 365,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model it is meant for; repeatable; default any.")
+    ] = None,
+    authority_passphrase_file: AuthorityPassphraseFile = None,
+    bundle_passphrase_file: BundlePassphraseFile = None,
+) -> None:
+    """Issue a key and write its bundle."""
+    from keras_encryip.owner import Authority
+
+    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
+    path = out or Path(f"{subject}.keybundle")
+    with Authority.open(database_url(authority), passphrase) as opened:
+        bundle_passphrase = ask_passphrase(bundle_passphrase_file, "new bundle", "BUNDLE", new=True)
+        user = opened.issue(subject, path, passphrase=bundle_passphrase, days=days, models=model)
+    typer.echo(f"Wrote {path}, key {user.key_id}, valid to {user.not_after}.")
+
+
+@key_app.command("revoke")
+def key_revoke(
+    authority: AuthorityArgument,
+    subject: str,
+    authority_passphrase_file: AuthorityPassphraseFile = None,
+) -> None:
+    """Shut a user out of every later export."""
+    from keras_encryip.owner import Authority
+
+    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
+    with Authority.open(database_url(authority), passphrase) as opened:
+        user = opened.revoke(subject)
+    typer.echo(f"Revoked {subject} ({user.key_id}). Export again to shut the key out.")
+
+
+@key_app.command("list")
+def key_list(
+    authority: AuthorityArgument, authority_passphrase_file: AuthorityPassphraseFile = None
+) -> None:
+    """List the users and their keys."""
+    from keras_encryip.owner import Authority
+
+    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
+    with Authority.open(database_url(authority), passphrase) as opened:
+        table = Table("subject", "key", "status", "models", "issued", "expires")
+        for user in opened.users():
+            table.add_row(
+                user.subject,
+                user.key_id,
+                user.status,
+                ", ".join(user.scope),
+                user.issued_at[:10],
+                user.not_after[:10],
+            )
+    Console().print(table)
+
+
+@key_app.command("inspect")
+def key_inspect(bundle: Path) -> None:
+    """Show what a key bundle says in the clear, its signature checked."""
+    header = KeyBundle.read(bundle).header
+    print_facts({field: getattr(header, field) for field in header.__struct_fields__})
+
+
+@key_app.command("enroll")
+def key_enroll(
+    authority: AuthorityArgument,
+    subjects: Annotated[Path, typer.Argument(help="A text file with one name a line.")],
+    authority_passphrase_file: AuthorityPassphraseFile = None,
+) -> None:
+    """Draw keys for many users at once; `issue` writes a user's bundle when it is wanted."""
+    from keras_encryip.owner import Authority
+
+    names = [
+        line.strip()
+        for line in read_text(subjects, "list of names", max_bytes=1 << 28).splitlines()
+    ]
+    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
+    with Authority.open(database_url(authority), passphrase) as opened:
+        users = opened.enroll(name for name in names if name)
+    typer.echo(f"Enrolled {len(users)} users.")
+
+
+def export(
+    authority: AuthorityArgument,
+    model: Annotated[Path, typer.Argument(help="A protected model saved as `.keras`.")],
+    directory: Annotated[Path, typer.Argument(help="New version folder, e.g. served/digits/2.")],
+    recipient: Annotated[
+        str | None, typer.Option(help="User whose mark the weights of this copy carry.")
+    ] = None,
+    authority_passphrase_file: AuthorityPassphraseFile = None,
+) -> None:
+    """Export a saved protected model for TF Serving, under today's revocations."""
+    import keras
+
+    from keras_encryip.export import export_saved_model
+    from keras_encryip.models import ProtectedModel
+    from keras_encryip.owner import Authority
+
+    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
+    with Authority.open(database_url(authority), passphrase) as opened:
+        try:
+            loaded = keras.models.load_model(model)
+        except (ValueError, OSError, TypeError) as error:
+            raise ArgumentError(f"Cannot load {str(model)!r}: {error}") from None
+        if not isinstance(loaded, ProtectedModel):
+            raise ArgumentError(f"{str(model)!r} is not a protected model.")
+        export_saved_model(loaded.unlock(authority=opened), directory, recipient=recipient)
+    typer.echo(f"Exported {directory}.")
