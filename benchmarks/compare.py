@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,64 +23,54 @@ from . import removal
 from .backbones import build
 from .cells import Cells
 from .data import Data, load
-from .ladder import Way, protected
+from .ladder import MAIN, Way, about_twin, protected, twin
 from .peers import PEERS, Passport, Peer
 from .sizes import Size
-from .training import Schedule, accuracy, augments, train
-
-COPIES = 5
-"""Personalised copies that are made of every peer's model."""
+from .training import Schedule, accuracy
 
 ROUNDS = {1: 200, 64: 20}
 """Batch size → rounds of the inference timing."""
 
 
-def run(size: Size, seed: int, cells: Cells, removals: Cells) -> None:
-    """The cells of one seed, and those of the peers' removal ladder."""
+def run(size: Size, seed: int, cells: Cells) -> None:
+    """The cells of one seed."""
     data = load(size.data, size.samples, size.others)
-    augment, prefix = augments(data), f"seed {seed}"
-    trained: list[keras.Model] = []
+    prefix = f"seed {seed}"
+    cells.get(f"{prefix}: twin", lambda: about_twin(size, seed, data))
+    for name, way in (("ours", "defaults"), ("ours from scratch", "from scratch")):
+        if way in size.ways:
+            cells.get(f"{prefix}: {name}", lambda way=way: ours(size, data, seed, MAIN[way]))
+    for kind in PEERS:
+        cells.get(f"{prefix}: {kind.name}", lambda kind=kind: about(kind, size, data, seed))
 
-    def twin() -> keras.Model:
-        """Trained at its first use, then kept: passports start from it, forgers attack it."""
-        if not trained:
-            keras.utils.set_random_seed(seed)
-            model = build(size.data, data.x.shape[1:])
-            model.spent = train(model, data.x, data.y, size.first, augment)
-            model.spent += train(model, data.x, data.y, size.second, augment)
-            trained.append(model)
-        return trained[0]
 
-    cells.get(
-        f"{prefix}: twin",
-        lambda: {"accuracy": accuracy(twin(), data), "cpu seconds": twin().spent},
-    )
-    for name, way in (("ours", Way()), ("ours from scratch", Way(scratch=True))):
-        cells.get(f"{prefix}: {name}", lambda way=way: ours(size, data, seed, way))
+def run_removal(size: Size, seed: int, cells: Cells) -> None:
+    """The peers through the ladder that our model goes through in `removal`."""
+    data = load(size.data, size.samples, size.others)
     ladder = removal.ladder_of(size)
     for kind in PEERS:
-        name = f"{prefix}: {kind.name}"
-        rungs = f"{kind.name}, {prefix}"
-        if name in cells and removal.survived(rungs, data, ladder, removals):
+        name = f"{kind.name}, seed {seed}"
+        if removal.survived(name, data, ladder, cells):
             continue
-        peer, seconds = fitted(kind, size, data, seed, twin)
-        cells.get(name, lambda p=peer, s=seconds: about(p, data, twin(), s))
+        peer, _ = fitted(kind, size, seed)
         removal.survival(
-            rungs,
+            name,
             peer.model,
             lambda: build(size.data, data.x.shape[1:]),
             lambda model, p=peer: asdict(p.detect(model)),
             data,
             ladder,
-            removals,
+            cells,
             seed,
         )
 
 
-def fitted(kind: type[Peer], size: Size, data: Data, seed: int, twin: Any) -> tuple[Peer, float]:
-    peer = kind(seed)
+@lru_cache(maxsize=len(PEERS))
+def fitted(kind: type[Peer], size: Size, seed: int) -> tuple[Peer, float]:
+    """A peer, trained, and the CPU seconds; kept for the next suite."""
+    data, peer = load(size.data, size.samples, size.others), kind(seed)
     if isinstance(peer, Passport):
-        return peer, peer.fit(data, size.first, size.second, pretrained=twin())
+        return peer, peer.fit(data, size.first, size.second, pretrained=twin(size, seed)[0])
     return peer, peer.fit(data, size.first, size.second)
 
 
@@ -103,20 +94,21 @@ def ours(size: Size, data: Data, seed: int, way: Way) -> dict[str, Any]:
         }
 
 
-def about(peer: Peer, data: Data, twin: keras.Model, seconds: float) -> dict[str, Any]:
+def about(kind: type[Peer], size: Size, data: Data, seed: int) -> dict[str, Any]:
     """A peer's figures; `named` counts copies whose own user fits best of all, at p < 1e-6."""
-    users = [f"user {i}" for i in range(COPIES)]
+    (peer, seconds), (unprotected, before) = fitted(kind, size, seed), twin(size, seed)
+    users = [f"user {i}" for i in range(size.copies)]
     found: dict[str, Any] = {
         "accuracy": accuracy(peer.model, data),
         "cpu seconds": seconds,
         "without key": peer.without_key(data),
         "own mark": asdict(peer.detect()),
-        "mark in the twin": asdict(peer.detect(twin)),
-        "forged in the twin": asdict(peer.forge(twin)),
+        "mark in the twin": asdict(peer.detect(unprotected)),
+        "forged in the twin": asdict(peer.forge(unprotected)),
         "copies": [],
     }
     if isinstance(peer, Passport):
-        found["cpu seconds before"] = twin.spent
+        found["cpu seconds before"] = before
         found["with a similar key"] = peer.with_similar_key(data)
         folded = peer.folded()
         folded.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -146,14 +138,13 @@ def inference(size: Size) -> dict[str, Any]:
     short = Schedule(1, 64)
     few = Size(size.data, 256, 0, short, short)
     with tempfile.TemporaryDirectory() as folder:
-        twin = build(size.data, data.x.shape[1:])
-        twin.export(f"{folder}/twin", verbose=False)
+        twin(few, 0)[0].export(f"{folder}/twin", verbose=False)
         keras.utils.set_random_seed(0)
         # Hardening and the trace set leave the served graph as it is.
         model, _ = protected(few, data, 0, Way(scratch=True), folder)
         ke.export_saved_model(model, f"{folder}/ours")
         for kind in PEERS:
-            peer, _ = fitted(kind, few, data, 0, lambda: twin)
+            peer, _ = fitted(kind, few, 0)
             peer.model.export(f"{folder}/{kind.name}", verbose=False)
         names = ["twin", "ours", *(kind.name for kind in PEERS)]
         loaded = {name: tf.saved_model.load(f"{folder}/{name}") for name in names}

@@ -1,6 +1,7 @@
 """What `encryip bench` runs: suites, each resumable, whose results the report reads."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from keras_encryip.errors import ArgumentError
@@ -9,7 +10,10 @@ from .cells import RESULTS, Cells, console
 from .ladder import settings
 from .sizes import SIZES, Size
 
-SUITES = ("ladder", "peers", "removal", "forgery", "grid")
+SUITES = ("ladder", "peers", "inference", "removal", "removal-peers", "forgery", "claims", "grid")
+QUICK_SUITES = ("ladder", "peers", "removal", "forgery")
+FILES = {"grid": "ladder", "inference": "peers", "claims": "forgery"}
+"""Suites whose cells join the file of another one."""
 
 
 def cells_of(suite: str, size: Size, name: str) -> Cells:
@@ -22,16 +26,19 @@ def run(suite: str, name: str, size: Size, seed: int) -> None:
     """One suite on one data set with one seed."""
     from . import compare, forgery, ladder, removal
 
-    cells = cells_of("ladder" if suite == "grid" else suite, size, name)
-    if suite in ("ladder", "grid"):
-        ladder.run(size, seed, cells, suite == "grid")
-    elif suite == "removal":
-        removal.run(size, seed, cells)
-    elif suite == "forgery":
-        forgery.run(size, seed, cells)
-    else:
+    cells = cells_of(FILES.get(suite, suite), size, name)
+    if suite == "inference":
         cells.get("inference", lambda: compare.inference(size))
-        compare.run(size, seed, cells, cells_of("removal-peers", size, name))
+        return
+    {
+        "ladder": partial(ladder.run, grid=False),
+        "grid": partial(ladder.run, grid=True),
+        "peers": compare.run,
+        "removal": removal.run,
+        "removal-peers": compare.run_removal,
+        "forgery": forgery.run,
+        "claims": forgery.run_claims,
+    }[suite](size, seed, cells)
 
 
 def main(
@@ -52,7 +59,7 @@ def main(
         if data and size.data not in data:
             continue
         for seed in seeds or size.seeds:
-            for suite in suites or (SUITES if name == "nightly" else SUITES[:-1]):
+            for suite in suites or (QUICK_SUITES if name == "quick" else SUITES):
                 console.rule(f"{suite}, {size.data}, seed {seed}")
                 run(suite, name, size, seed)
 

@@ -74,7 +74,7 @@ LADDERS: dict[str, Ladder] = {
     "digits": Ladder(
         (Schedule(5, 32, 1e-3), Schedule(1, 32, 1e-2)),
         SHARES,
-        Schedule(40, 32),
+        Schedule(20, 32),
         Schedule(20, 32, 1e-2),
     ),
     "mnist": Ladder(

@@ -19,6 +19,7 @@ class Size:
         labelled: samples per class that an outsider has labels of.
         steps: of every network that an outsider trains.
         ways: to protect, by name, which outsiders attack; see `ladder`.
+        copies: personalised copies that are made of every peer's model.
     """
 
     data: str
@@ -30,6 +31,7 @@ class Size:
     labelled: tuple[int, ...] = (1, 5, 20, 100)
     steps: int = 300
     ways: tuple[str, ...] = ("defaults", "from scratch", "neutrality 1", "permuted only")
+    copies: int = 5
 
 
 QUICK = (
@@ -37,12 +39,13 @@ QUICK = (
         "digits",
         1000,
         397,
-        Schedule(6, 32),
-        Schedule(18, 32),
+        Schedule(5, 32),
+        Schedule(16, 32),
         seeds=(0,),
         labelled=(1,),
-        steps=60,
+        steps=40,
         ways=("defaults",),
+        copies=2,
     ),
 )
 NIGHTLY = (

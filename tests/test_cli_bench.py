@@ -18,11 +18,11 @@ def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(cli.app, ["bench", *arguments])
 
 
-def test_quick_runs_all_but_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_runs_the_short_suites(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     monkeypatch.setattr(main, "run", lambda suite, name, size, seed: started.append((suite, name)))
     assert invoke("quick").exit_code == 0
-    assert started == [(suite, "quick") for suite in ("ladder", "peers", "removal", "forgery")]
+    assert started == [(suite, "quick") for suite in main.QUICK_SUITES]
 
 
 def test_nightly_runs_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_nightly_runs_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
 def test_unknown_suite_is_refused() -> None:
     error = invoke("nightly", "--suite", "peers", "--suite", "tables").exception
     assert isinstance(error, ArgumentError)
-    assert "one of ladder, peers, removal" in str(error)
+    assert "one of ladder, peers, inference" in str(error)
     assert str(error).endswith("Received: tables")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from keras_encryip.tracing.statistics import SIGNIFICANCE
 
-from ..forgery import ACCEPTED
+from ..forgery.ground import ACCEPTED
 from . import forgeries, outsiders, removals
 from .accuracy import METHODS
 from .formats import NONE, minus, of_seeds, over_seeds, p_value, seconds, table, times

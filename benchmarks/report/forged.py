@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..forgery import ACCEPTED
+from ..forgery.ground import ACCEPTED
 from . import forgeries
 from .formats import count, listed
 from .found import Results

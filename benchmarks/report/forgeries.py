@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..forgery import ACCEPTED, OUTCOMES
+from ..forgery.ground import ACCEPTED
+from ..forgery.keys import OUTCOMES
 from .formats import NONE, of_seeds, p_value, percent, table
 from .found import Results, Suite
 

@@ -14,7 +14,7 @@ app = typer.Typer(help="Measure what the protection is worth.", no_args_is_help=
 
 @app.command("quick")
 def bench_quick() -> None:
-    """Digits, in minutes, without the grid; results under benchmarks/results/quick."""
+    """Digits, in minutes; results under benchmarks/results/quick."""
     _benchmarks().main("quick")
 
 

@@ -12,7 +12,9 @@ from benchmarks import cells as cells_module
 from benchmarks import forgery
 from benchmarks.cells import Cells
 from benchmarks.data import Data
-from benchmarks.forgery import ACCEPTED, Pooled, opens, reads
+from benchmarks.forgery import changes, claiming, ground, keys
+from benchmarks.forgery.ground import ACCEPTED
+from benchmarks.forgery.keys import Pooled, opens, reads
 from benchmarks.sizes import QUICK
 from keras_encryip.crypto.field import ORDER
 from keras_encryip.errors import ArgumentError
@@ -24,7 +26,7 @@ EXPECTED = "EvidenceError: The evidence was signed by another authority than exp
 
 
 def test_random_keys_are_nobodys() -> None:
-    found = forgery.random_keys(20)
+    found = keys.random_keys(20)
     assert (found["tried"], found["on the polynomial"], found["opened"]) == (20, 0, 0)
     assert found["opened at most"] == pytest.approx(1 - 0.05 ** (1 / 20))
     assert found["ordinary labels read"] < 0.4
@@ -32,9 +34,9 @@ def test_random_keys_are_nobodys() -> None:
 
 def test_real_keys_open_what_random_ones_do_not() -> None:
     """The control: `opens` and `reads` do find keys."""
-    with forgery.authority(2) as (owner, folder):
-        key = forgery.issued(owner, "user", folder)
-        codebook, assignment = forgery.release(owner, "digits")
+    with ground.authority(2) as (owner, folder):
+        key = ground.issued(owner, "user", folder)
+        codebook, assignment = ground.release(owner, "digits")
         assert opens(codebook, key)
         assert reads(codebook, assignment, key) == 1
         pooled = Pooled([key], [1])
@@ -44,7 +46,7 @@ def test_real_keys_open_what_random_ones_do_not() -> None:
 
 @pytest.mark.parametrize("members", [1, 2, 5])
 def test_random_shares(members: int) -> None:
-    shares = forgery.random_shares(members)
+    shares = keys.random_shares(members)
     assert (len(shares), sum(shares) % ORDER) == (members, 1)
 
 
@@ -52,7 +54,7 @@ def test_random_shares(members: int) -> None:
 def test_pooled_keys(threshold: int) -> None:
     """Exactly the owners up to ⌊t/2⌋; sharp at t + 1: one key more mints."""
     runs = 2
-    found = forgery.pooled_keys(threshold, runs, seed=0)
+    found = keys.pooled_keys(threshold, runs, seed=0)
     most = max(1, threshold // 2)
     assert list(found) == [f"{m} users" for m in range(1, threshold + 3)]
     for m, row in enumerate(found.values(), start=1):
@@ -79,8 +81,8 @@ def data(digits: Any) -> Data:
 def test_fitted_inputs_are_answered_as_wanted(
     trained_classifier: Any, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forgery, "FITTING_STEPS", 100)
-    make = forgery.makers({"it": trained_classifier}, data, 0)
+    monkeypatch.setattr(claiming, "FITTING_STEPS", 100)
+    make = claiming.makers({"it": trained_classifier}, data, 0)
     wanted = np.arange(40) % 10
     found = {
         kind: float((trained_classifier.predict(inputs, verbose=0).argmax(-1) == wanted).mean())
@@ -97,12 +99,12 @@ def test_fitted_inputs_are_answered_as_wanted(
 @pytest.mark.parametrize("kind", ["random", "natural"])
 def test_claims(trained_classifier: Any, data: Data, kind: str) -> None:
     """What another authority makes up convinces nobody who knows the owner's signature."""
-    make = forgery.makers({}, data, 0)[kind]
-    with forgery.authority() as (owner, _), forgery.authority() as (forger, folder):
-        forgery.commit(owner, forgery.release(owner, "digits")[0])
-        key = forgery.issued(forger, "scapegoat", folder)
+    make = claiming.makers({}, data, 0)[kind]
+    with ground.authority() as (owner, _), ground.authority() as (forger, folder):
+        ground.commit(owner, ground.release(owner, "digits")[0])
+        key = ground.issued(forger, "scapegoat", folder)
         services = {"it": trained_classifier}
-        row = forgery.claim(forger, key, make, services, owner, folder)["it"]
+        row = claiming.claim(forger, key, make, services, owner, folder)["it"]
     if kind == "random":
         assert (row["verdict"], row["accused"]) == ("inconclusive", [])
         assert row["this is the model"] == "not shown"
@@ -118,17 +120,17 @@ def test_outcomes() -> None:
     def refuse() -> None:
         raise ArgumentError("no")
 
-    assert forgery.outcome(lambda: None) == ACCEPTED
-    assert forgery.outcome(refuse) == "ArgumentError: no"
+    assert ground.outcome(lambda: None) == ACCEPTED
+    assert ground.outcome(refuse) == "ArgumentError: no"
     with pytest.raises(ZeroDivisionError):
-        forgery.outcome(lambda: 1 / 0)
+        ground.outcome(lambda: 1 / 0)
 
 
 # --- evidence ----------------------------------------------------------------------------
 
 
 def test_changed_evidence_is_refused() -> None:
-    found = forgery.changed_evidence()
+    found = changes.changed_evidence()
     assert found["honest"] == ACCEPTED, "the control of all that follows"
     assert found["honest, another issuer expected"] == EXPECTED
     assert found["one byte"] == {"tried": 15, "refused": 15}
@@ -166,11 +168,13 @@ def test_cells_resume(
     monkeypatch.setattr(forgery, "train", lambda *_: None)
     monkeypatch.setattr(forgery, "claims", lambda *_: {"who": {}})
     cells = Cells(tmp_path / "forgery.json", {})
-    forgery.run(QUICK[0], 3, cells)
+    for suite in (forgery.run, forgery.run_claims):
+        suite(QUICK[0], 3, cells)
     names = ("random keys", "pooled keys, t = 1", "pooled keys, t = 2", "evidence", "claims")
     assert set(cells.saved["cells"]) == {f"seed 3: {name}" for name in names}
     for name in ("random_keys", "pooled_keys", "changed_evidence", "claims", "world"):
         monkeypatch.setattr(forgery, name, none)
     again = Cells(cells.path, {})
-    forgery.run(QUICK[0], 3, again)
+    for suite in (forgery.run, forgery.run_claims):
+        suite(QUICK[0], 3, again)
     assert again.saved == cells.saved
