@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from .data import CLASSES
 
@@ -14,12 +15,32 @@ Unit = Callable[..., Any]
 activation. `late` says that it belongs to the last stage, where passports sit."""
 
 
+@keras.saving.register_keras_serializable(package="benchmarks")
+class BatchNormalization(layers.BatchNormalization):
+    """Keras's, but for TensorFlow's fused operation in training: ResNet-20 then trains half
+    again as fast on 2 cores. Of all methods, so that it changes no comparison."""
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        if not (training and self.trainable):
+            return super().call(inputs, training=training)
+        channels = inputs.shape[-1]
+        outputs, mean, variance, *_ = tf.compat.v1.nn.fused_batch_norm(
+            inputs,
+            keras.ops.convert_to_tensor(self.gamma) if self.scale else tf.ones(channels),
+            keras.ops.convert_to_tensor(self.beta) if self.center else tf.zeros(channels),
+            epsilon=self.epsilon,
+        )
+        for moving, seen in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(self.momentum * moving + (1 - self.momentum) * seen)
+        return outputs
+
+
 def conv_norm(x: Any, filters: int, size: int, strides: int, late: bool) -> Any:
     """Convolution without bias, then BatchNormalization."""
     x = layers.Conv2D(
         filters, size, strides, padding="same", use_bias=False, kernel_initializer="he_normal"
     )(x)
-    return layers.BatchNormalization(momentum=0.9)(x)
+    return BatchNormalization(momentum=0.9)(x)
 
 
 def build(data: str, shape: tuple[int, ...], unit: Unit = conv_norm) -> keras.Model:

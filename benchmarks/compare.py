@@ -9,106 +9,96 @@ import statistics
 import tempfile
 import time
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 import keras_encryip as ke
 
 from . import removal
-from .backbones import build
 from .cells import Cells
-from .data import Data, load
-from .ladder import MAIN, Way, about_twin, protected, twin
+from .ladder import about_twin
 from .peers import PEERS, Passport, Peer
 from .sizes import Size
 from .training import Schedule, accuracy
+from .trainings import DEFAULTS, SCRATCH, Trainings
 
 ROUNDS = {1: 200, 64: 20}
 """Batch size → rounds of the inference timing."""
 
 
-def run(size: Size, seed: int, cells: Cells) -> None:
+def run(trainings: Trainings, cells: Cells) -> None:
     """The cells of one seed."""
-    data = load(size.data, size.samples, size.others)
-    prefix = f"seed {seed}"
-    cells.get(f"{prefix}: twin", lambda: about_twin(size, seed, data))
-    for name, way in (("ours", "defaults"), ("ours from scratch", "from scratch")):
-        if way in size.ways:
-            cells.get(f"{prefix}: {name}", lambda way=way: ours(size, data, seed, MAIN[way]))
+    prefix = f"seed {trainings.seed}"
+    cells.get(f"{prefix}: twin", lambda: about_twin(trainings))
+    for name, way in (("ours", DEFAULTS), ("ours from scratch", SCRATCH)):
+        if way in trainings.size.ways:
+            cells.get(f"{prefix}: {name}", lambda way=way: ours(trainings, way))
     for kind in PEERS:
-        cells.get(f"{prefix}: {kind.name}", lambda kind=kind: about(kind, size, data, seed))
+        cells.get(f"{prefix}: {kind.name}", lambda kind=kind: about(kind, trainings))
 
 
-def run_removal(size: Size, seed: int, cells: Cells) -> None:
+def run_removal(trainings: Trainings, cells: Cells) -> None:
     """The peers through the ladder that our model goes through in `removal`."""
-    data = load(size.data, size.samples, size.others)
-    ladder = removal.ladder_of(size)
+    data, ladder = trainings.data, removal.ladder_of(trainings.size)
     for kind in PEERS:
-        name = f"{kind.name}, seed {seed}"
+        name = f"{kind.name}, seed {trainings.seed}"
         if removal.survived(name, data, ladder, cells):
             continue
-        peer, _ = fitted(kind, size, seed)
+        peer, _ = trainings.peer(kind)
         removal.survival(
             name,
             peer.model,
-            lambda: build(size.data, data.x.shape[1:]),
+            trainings.build,
             lambda model, p=peer: asdict(p.detect(model)),
             data,
             ladder,
             cells,
-            seed,
+            trainings.seed,
         )
 
 
-@lru_cache(maxsize=len(PEERS))
-def fitted(kind: type[Peer], size: Size, seed: int) -> tuple[Peer, float]:
-    """A peer, trained, and the CPU seconds; kept for the next suite."""
-    data, peer = load(size.data, size.samples, size.others), kind(seed)
-    if isinstance(peer, Passport):
-        return peer, peer.fit(data, size.first, size.second, pretrained=twin(size, seed)[0])
-    return peer, peer.fit(data, size.first, size.second)
-
-
-def ours(size: Size, data: Data, seed: int, way: Way) -> dict[str, Any]:
+def ours(trainings: Trainings, way: str) -> dict[str, Any]:
     """Accuracy, cost, and the cost of users: 1,000 keys drawn, ten bundles written."""
-    with tempfile.TemporaryDirectory() as folder:
-        model, seconds = protected(size, data, seed, way, folder)
-        authority = model._unlocked().authority
+    made = trainings.main(way)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        # An authority of its own: the model's has the users of the removal suite.
+        ke.Authority.create(f"sqlite:///{folder}/ledger", "benchmark") as authority,
+    ):
         start = time.process_time()
         authority.enroll(f"user {i}" for i in range(1000))
         keys = (time.process_time() - start) / 1000
         start = time.process_time()
         for i in range(10):
-            authority.issue(f"bundle {i}", Path(folder) / f"{i}.keybundle", passphrase="benchmark")
+            path = Path(folder) / f"{i}.keybundle"
+            authority.issue(f"bundle {i}", path, passphrase="benchmark")
         bundles = (time.process_time() - start) / 10
-        return {
-            "accuracy": accuracy(model, data),
-            "cpu seconds": seconds,
-            "cpu seconds a key": keys,
-            "cpu seconds a bundle": bundles,
-        }
+    return {
+        "accuracy": accuracy(made.model, trainings.data),
+        "cpu seconds": made.seconds,
+        "cpu seconds a key": keys,
+        "cpu seconds a bundle": bundles,
+    }
 
 
-def about(kind: type[Peer], size: Size, data: Data, seed: int) -> dict[str, Any]:
+def about(kind: type[Peer], trainings: Trainings) -> dict[str, Any]:
     """A peer's figures; `named` counts copies whose own user fits best of all, at p < 1e-6."""
-    (peer, seconds), (unprotected, before) = fitted(kind, size, seed), twin(size, seed)
-    users = [f"user {i}" for i in range(size.copies)]
+    (peer, seconds), twin, data = trainings.peer(kind), trainings.twin, trainings.data
+    users = [f"user {i}" for i in range(trainings.size.copies)]
     found: dict[str, Any] = {
         "accuracy": accuracy(peer.model, data),
         "cpu seconds": seconds,
         "without key": peer.without_key(data),
         "own mark": asdict(peer.detect()),
-        "mark in the twin": asdict(peer.detect(unprotected)),
-        "forged in the twin": asdict(peer.forge(unprotected)),
+        "mark in the twin": asdict(peer.detect(twin.model)),
+        "forged in the twin": asdict(peer.forge(twin.model)),
         "copies": [],
     }
     if isinstance(peer, Passport):
-        found["cpu seconds before"] = before
+        found["cpu seconds before"] = twin.seconds
         found["with a similar key"] = peer.with_similar_key(data)
         folded = peer.folded()
         folded.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -134,17 +124,15 @@ def inference(size: Size) -> dict[str, Any]:
 
     Weights do not matter for it, so nothing is trained to the end.
     """
-    data = load(size.data, 256, 0)
     short = Schedule(1, 64)
     few = Size(size.data, 256, 0, short, short)
-    with tempfile.TemporaryDirectory() as folder:
-        twin(few, 0)[0].export(f"{folder}/twin", verbose=False)
-        keras.utils.set_random_seed(0)
+    with Trainings(few, 0) as trainings, tempfile.TemporaryDirectory() as folder:
+        data = trainings.data
+        trainings.twin.model.export(f"{folder}/twin", verbose=False)
         # Hardening and the trace set leave the served graph as it is.
-        model, _ = protected(few, data, 0, Way(scratch=True), folder)
-        ke.export_saved_model(model, f"{folder}/ours")
+        ke.export_saved_model(trainings.main(SCRATCH).model, f"{folder}/ours")
         for kind in PEERS:
-            peer, _ = fitted(kind, few, 0)
+            peer, _ = trainings.peer(kind)
             peer.model.export(f"{folder}/{kind.name}", verbose=False)
         names = ["twin", "ours", *(kind.name for kind in PEERS)]
         loaded = {name: tf.saved_model.load(f"{folder}/{name}") for name in names}

@@ -5,51 +5,19 @@ labels and with n labelled samples per class. What needs no model is measured be
 same samples.
 """
 
-import tempfile
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from dataclasses import asdict
 from typing import Any
 
-import keras
-
-import keras_encryip as ke
-
 from .attacks import Outsider, unlabelled_attacks, with_model, without_model
-from .backbones import build
 from .cells import Cells
-from .data import Data, load
 from .sizes import Size
-from .training import accuracy, augments, train
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a model is protected.
-
-    Attributes:
-        options: of `protect`.
-        scratch: from the start, for both cycles; otherwise between them.
-    """
-
-    options: dict[str, Any] = field(default_factory=dict)
-    scratch: bool = False
-
-
-PERMUTED = Way(
-    {"homophones": 1, "trace_labels": 0, "teacher": False, "confusion_weight": 0.0}, scratch=False
-)
-MAIN = {
-    "defaults": Way(),
-    "from scratch": Way(scratch=True),
-    "neutrality 1": Way({"neutrality_weight": 1.0}),
-    "permuted only": PERMUTED,
-}
-"""Attacked with all n."""
+from .training import accuracy, augments
+from .trainings import MAIN, Protected, Trainings, Way
 
 GRID = {
-    "neutrality 0.3": Way({"neutrality_weight": 0.3}),
-    "neutrality 3": Way({"neutrality_weight": 3.0}),
-    "confusion 0.3": Way({"confusion_weight": 0.3}),
+    "neutrality 1": Way({"neutrality_weight": 1.0}),
+    "confusion 0": Way({"confusion_weight": 0.0}),
+    "confusion 0.1": Way({"confusion_weight": 0.1}),
     "confusion 3": Way({"confusion_weight": 3.0}),
     "teacher 0.3": Way({"teacher_weight": 0.3}),
     "teacher 0.9": Way({"teacher_weight": 0.9}),
@@ -67,15 +35,16 @@ def settings(size: Size) -> dict[str, Any]:
     return {k: v for k, v in asdict(size).items() if k in shared}
 
 
-def run(size: Size, seed: int, cells: Cells, grid: bool) -> None:
+def run(trainings: Trainings, cells: Cells, grid: bool) -> None:
     """The cells of one seed; a model is trained only if one of its cells is missing."""
+    size, seed = trainings.size, trainings.seed
     ways = GRID if grid else {name: MAIN[name] for name in size.ways}
     samples = size.labelled[:2] if grid else size.labelled
-    data = load(size.data, size.samples, size.others)
+    data = trainings.data
     augment = augments(data)
     prefix = f"seed {seed}"
 
-    cells.get(f"{prefix}, twin", lambda: about_twin(size, seed, data))
+    cells.get(f"{prefix}, twin", lambda: about_twin(trainings))
     for n in samples:
         cells.get(
             f"{prefix}, no model, n = {n}",
@@ -86,52 +55,21 @@ def run(size: Size, seed: int, cells: Cells, grid: bool) -> None:
         keys += [f"{prefix}, {name}, n = {n}" for n in samples]
         if all(key in cells for key in keys):
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            model, seconds = protected(size, data, seed, way, folder)
-            outsider = Outsider.of(model, data)
-
-            def about(model: ke.ProtectedModel = model, seconds: float = seconds) -> dict[str, Any]:
-                return {"accuracy": accuracy(model, data), "cpu seconds": seconds}
-
-            cells.get(keys[0], about)
-            cells.get(keys[1], lambda o=outsider: unlabelled_attacks(o, data, seed))
-            for n, key in zip(samples, keys[2:], strict=True):
-                cells.get(
-                    key,
-                    lambda o=outsider, n=n: with_model(o, data, n, seed, augment, size.steps),
-                )
+        made = trainings.protected(way) if grid else trainings.main(name)
+        outsider = Outsider.of(made.model, data)
+        cells.get(keys[0], lambda made=made: about(made, trainings))
+        cells.get(keys[1], lambda o=outsider: unlabelled_attacks(o, data, seed))
+        for n, key in zip(samples, keys[2:], strict=True):
+            cells.get(
+                key,
+                lambda o=outsider, n=n: with_model(o, data, n, seed, augment, size.steps),
+            )
 
 
-@lru_cache(maxsize=1)
-def twin(size: Size, seed: int) -> tuple[keras.Model, float]:
-    """The unprotected classifier after both cycles, and CPU seconds; kept for the next suite."""
-    data = load(size.data, size.samples, size.others)
-    keras.utils.set_random_seed(seed)
-    model = build(size.data, data.x.shape[1:])
-    seconds = sum(
-        train(model, data.x, data.y, cycle, augments(data)) for cycle in (size.first, size.second)
-    )
-    return model, seconds
+def about_twin(trainings: Trainings) -> dict[str, Any]:
+    found = trainings.twin
+    return {"accuracy": accuracy(found.model, trainings.data), "cpu seconds": found.seconds}
 
 
-def about_twin(size: Size, seed: int, data: Data) -> dict[str, Any]:
-    model, seconds = twin(size, seed)
-    return {"accuracy": accuracy(model, data), "cpu seconds": seconds}
-
-
-def protected(
-    size: Size, data: Data, seed: int, way: Way, folder: str
-) -> tuple[ke.ProtectedModel, float]:
-    """A model protected in a way, trained for both cycles in all, and the CPU seconds."""
-    keras.utils.set_random_seed(seed)
-    augment = augments(data)
-    classifier = build(size.data, data.x.shape[1:])
-    seconds = 0.0
-    if not way.scratch:
-        seconds += train(classifier, data.x, data.y, size.first, augment)
-    authority = ke.Authority.create(f"sqlite:///{folder}/ledger", "benchmark", scrypt_log2_n=14)
-    model = ke.protect(classifier, authority, name=size.data, **way.options)
-    model.adapt(data.x, data.y)
-    for cycle in (size.first, size.second) if way.scratch else (size.second,):
-        seconds += train(model, data.x, data.y, cycle, augment)
-    return model, seconds
+def about(made: Protected, trainings: Trainings) -> dict[str, Any]:
+    return {"accuracy": accuracy(made.model, trainings.data), "cpu seconds": made.seconds}

@@ -9,6 +9,7 @@ from keras_encryip.errors import ArgumentError
 from .cells import RESULTS, Cells, console
 from .ladder import settings
 from .sizes import SIZES, Size
+from .trainings import Trainings
 
 SUITES = ("ladder", "peers", "inference", "removal", "removal-peers", "forgery", "claims", "grid")
 QUICK_SUITES = ("ladder", "peers", "removal", "forgery")
@@ -22,10 +23,11 @@ def cells_of(suite: str, size: Size, name: str) -> Cells:
     return Cells(folder / f"{suite}-{size.data}.json", settings(size))
 
 
-def run(suite: str, name: str, size: Size, seed: int) -> None:
+def run(suite: str, name: str, trainings: Trainings) -> None:
     """One suite on one data set with one seed."""
     from . import compare, forgery, ladder, removal
 
+    size = trainings.size
     cells = cells_of(FILES.get(suite, suite), size, name)
     if suite == "inference":
         cells.get("inference", lambda: compare.inference(size))
@@ -38,7 +40,7 @@ def run(suite: str, name: str, size: Size, seed: int) -> None:
         "removal-peers": compare.run_removal,
         "forgery": forgery.run,
         "claims": forgery.run_claims,
-    }[suite](size, seed, cells)
+    }[suite](trainings, cells)
 
 
 def main(
@@ -59,9 +61,10 @@ def main(
         if data and size.data not in data:
             continue
         for seed in seeds or size.seeds:
-            for suite in suites or (QUICK_SUITES if name == "quick" else SUITES):
-                console.rule(f"{suite}, {size.data}, seed {seed}")
-                run(suite, name, size, seed)
+            with Trainings(size, seed) as trainings:
+                for suite in suites or (QUICK_SUITES if name == "quick" else SUITES):
+                    console.rule(f"{suite}, {size.data}, seed {seed}")
+                    run(suite, name, trainings)
 
 
 def report(name: str) -> Path:

@@ -9,11 +9,9 @@ trace of the decode table does not depend on weights, and is measured once.
 `survival` takes any other classifier, with any other method of detection, through the same.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import keras
@@ -29,9 +27,8 @@ from keras_encryip.tracing.report import TraceReport
 from keras_encryip.tracing.statistics import binomial_tail, corrected
 from keras_encryip.tracing.trace_set import plurality
 
-from .backbones import build
 from .cells import Cells
-from .data import Data, load
+from .data import Data
 from .sizes import Size
 from .tampering import (
     accuracy,
@@ -44,13 +41,11 @@ from .tampering import (
     quantise,
     replace_head,
 )
-from .training import Schedule, augments, train
+from .training import Schedule, augments
+from .trainings import DEFAULTS, PASSPHRASE, SCRYPT, Trainings
 
 USERS = 1000
 TRAITOR = "traitor"
-PASSPHRASE = "benchmark"
-SCRYPT = 14
-"""log2 of scrypt's N: bundles that need not withstand anybody."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +186,6 @@ class World:
     """A protected model of which everybody has a copy, and the traitor's.
 
     Attributes:
-        classifier: what was protected, after its first cycle.
         model: the owner's.
         copy: the traitor's, locked, with personalised weights.
         table: what the traitor's key reads, int `[N]`.
@@ -200,7 +194,6 @@ class World:
 
     authority: ke.Authority
     data: Data
-    classifier: keras.Model
     model: ke.ProtectedModel
     copy: ke.ProtectedModel
     table: np.ndarray
@@ -216,36 +209,31 @@ class World:
         return Codebook.from_bytes(self.model.codebook.encode("ascii"))
 
 
-@contextmanager
-def world(size: Size, seed: int, data: Data, users: int = USERS) -> Iterator[World]:
-    """Trains, protects, trains, and exports the traitor's copy.
+def world(trainings: Trainings, users: int = USERS) -> World:
+    """Gives the model that the defaults protect its users, and exports the traitor's copy.
 
     Only the traitor's files are written. The other users' copies stand in the ledger, with
     the marks that they would have.
     """
-    keras.utils.set_random_seed(seed)
-    augment = augments(data)
-    classifier = build(size.data, data.x.shape[1:])
-    train(classifier, data.x, data.y, size.first, augment)
-    with TemporaryDirectory() as name:
-        folder, url = Path(name), f"sqlite:///{name}/owner.authority"
-        with ke.Authority.create(url, PASSPHRASE, scrypt_log2_n=SCRYPT) as authority:
-            bundle = folder / "traitor.keybundle"
-            authority.issue(TRAITOR, bundle, passphrase=PASSPHRASE, scrypt_log2_n=SCRYPT)
-            others = authority.enroll(f"user {i}" for i in range(users - 1))
-            model = ke.protect(classifier, authority, name=size.data)
-            model.adapt(data.x, data.y)
-            train(model, data.x, data.y, size.second, augment)
-            ke.export_saved_model(model, folder / "copy", recipient=TRAITOR)
-            codebook = Codebook.from_bytes(model.codebook.encode("ascii"))
-            originals = [keras.ops.convert_to_numpy(kernel) for kernel in kernels_of(model)]
-            for other in others:
-                authority.add_export(
-                    codebook, b"", folder="1", recipient=other.key_id, kernels=originals
-                )
-            copy = _loaded(model, folder, originals)
-            table = ke.Decoder.open(folder / "copy", bundle, PASSPHRASE).secret_table()
-            yield World(authority, data, classifier, model, copy, table, len(others), folder)
+
+    def make() -> World:
+        made, folder = trainings.main(DEFAULTS), trainings.folder()
+        model, authority = made.model, made.authority
+        bundle = folder / "traitor.keybundle"
+        authority.issue(TRAITOR, bundle, passphrase=PASSPHRASE, scrypt_log2_n=SCRYPT)
+        others = authority.enroll(f"user {i}" for i in range(users - 1))
+        ke.export_saved_model(model, folder / "copy", recipient=TRAITOR)
+        codebook = Codebook.from_bytes(model.codebook.encode("ascii"))
+        originals = [keras.ops.convert_to_numpy(kernel) for kernel in kernels_of(model)]
+        for other in others:
+            authority.add_export(
+                codebook, b"", folder="1", recipient=other.key_id, kernels=originals
+            )
+        copy = _loaded(model, folder, originals)
+        table = ke.Decoder.open(folder / "copy", bundle, PASSPHRASE).secret_table()
+        return World(authority, trainings.data, model, copy, table, len(others), folder)
+
+    return trainings.once("world", make)
 
 
 def _loaded(
@@ -321,31 +309,31 @@ def _verdict(report: TraceReport) -> dict[str, Any]:
 
 
 def run(
-    size: Size, seed: int, cells: Cells, ladder: Ladder | None = None, users: int = USERS
+    trainings: Trainings, cells: Cells, ladder: Ladder | None = None, users: int = USERS
 ) -> None:
     """The cells of one seed; trains only if one of them is missing.
 
     `"seed 0: model"` has the owner's accuracy and the trace of the decode table.
     """
-    data, ladder = load(size.data, size.samples, size.others), ladder or ladder_of(size)
-    name = f"seed {seed}"
+    data, ladder = trainings.data, ladder or ladder_of(trainings.size)
+    name = f"seed {trainings.seed}"
     if f"{name}: model" in cells and survived(name, data, ladder, cells):
         return
-    with world(size, seed, data, users) as made:
+    made = world(trainings, users)
 
-        def model() -> dict[str, Any]:
-            own = decoded_classifier(made.model, made.table)
-            right = accuracy(own, data.x_test, data.y_test)
-            return {"accuracy": right, "users": made.others + 1, "table": by_table(made)}
+    def model() -> dict[str, Any]:
+        own = decoded_classifier(made.model, made.table)
+        right = accuracy(own, data.x_test, data.y_test)
+        return {"accuracy": right, "users": made.others + 1, "table": by_table(made)}
 
-        cells.get(f"{name}: model", model)
-        survival(
-            name,
-            decoded_classifier(made.copy, made.table),
-            lambda: build(size.data, data.x.shape[1:]),
-            lambda classifier: detect(made, classifier),
-            data,
-            ladder,
-            cells,
-            seed,
-        )
+    cells.get(f"{name}: model", model)
+    survival(
+        name,
+        decoded_classifier(made.copy, made.table),
+        trainings.build,
+        lambda classifier: detect(made, classifier),
+        data,
+        ladder,
+        cells,
+        trainings.seed,
+    )

@@ -18,7 +18,7 @@ class Size:
         seeds: of the runs.
         labelled: samples per class that an outsider has labels of.
         steps: of every network that an outsider trains.
-        ways: to protect, by name, which outsiders attack; see `ladder`.
+        ways: to protect, by name, which outsiders attack; see `trainings`.
         copies: personalised copies that are made of every peer's model.
     """
 
@@ -30,7 +30,7 @@ class Size:
     seeds: tuple[int, ...] = (0, 1, 2)
     labelled: tuple[int, ...] = (1, 5, 20, 100)
     steps: int = 300
-    ways: tuple[str, ...] = ("defaults", "from scratch", "neutrality 1", "permuted only")
+    ways: tuple[str, ...] = ("defaults", "from scratch", "permuted only")
     copies: int = 5
 
 

@@ -20,16 +20,18 @@ def invoke(*arguments: str) -> Any:
 
 def test_quick_runs_the_short_suites(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    monkeypatch.setattr(main, "run", lambda suite, name, size, seed: started.append((suite, name)))
+    monkeypatch.setattr(main, "run", lambda suite, name, _: started.append((suite, name)))
     assert invoke("quick").exit_code == 0
     assert started == [(suite, "quick") for suite in main.QUICK_SUITES]
 
 
 def test_nightly_runs_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    monkeypatch.setattr(
-        main, "run", lambda suite, name, size, seed: started.append((suite, size.data, seed))
-    )
+
+    def run(suite: str, name: str, trainings: Any) -> None:
+        started.append((suite, trainings.size.data, trainings.seed))
+
+    monkeypatch.setattr(main, "run", run)
     assert invoke("nightly", "--suite", "peers", "--data", "mnist", "--seed", "2").exit_code == 0
     assert started == [("peers", "mnist", 2)]
     started.clear()

@@ -180,16 +180,28 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _boundaries(backbone: keras.Model) -> keras.Model:
-    """The backbone with the outputs of all layers that end in an activation, and the features."""
-    outputs = {"features": backbone.outputs[0]}
-    for layer in backbone.layers:
+    """The backbone with the features, and the outputs of all activations that everything passes
+    through: in a residual network, those between its blocks. Numbered from the inputs."""
+    found = {}
+    for layer in _bridges(backbone):
         rectified = isinstance(layer, keras.layers.ReLU | keras.layers.Activation)
         activation = getattr(layer, "activation", None)
         if rectified or activation not in (None, keras.activations.linear):
-            outputs.setdefault(layer.name, layer.output)
-    last = {name for name, output in outputs.items() if output is backbone.outputs[0]}
-    kept = {n: output for n, output in outputs.items() if n == "features" or n not in last}
-    return keras.Model(backbone.input, kept)
+            found[f"layer {len(found) + 1}"] = layer.output
+    kept = {n: output for n, output in found.items() if output is not backbone.outputs[0]}
+    return keras.Model(backbone.input, {**kept, "features": backbone.outputs[0]})
+
+
+def _bridges(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers that no path from the inputs to the outputs avoids."""
+    places = {id(layer): place for place, layer in enumerate(model.layers)}
+    free = [True] * len(places)
+    for layer in model.layers:
+        for tensor in keras.tree.flatten(layer.input):
+            before = places[id(tensor._keras_history.operation)]
+            for place in range(before + 1, places[id(layer)]):
+                free[place] = False
+    return [layer for layer, alone in zip(model.layers, free, strict=True) if alone]
 
 
 def _flat(x: np.ndarray) -> np.ndarray:

@@ -12,16 +12,11 @@ evidence       an honest folder of evidence after changes
 Nothing but the claims needs a trained model.
 """
 
-from typing import Any
-
 from ..cells import Cells
-from ..data import load
 from ..removal import world
-from ..sizes import Size
-from ..training import augments, train
+from ..trainings import Trainings
 from .changes import changed_evidence
 from .claiming import claims
-from .ground import USERS
 from .keys import pooled_keys, random_keys
 
 KEYS = 1000
@@ -30,8 +25,9 @@ COALITIONS = 10
 """Of each number of members."""
 
 
-def run(size: Size, seed: int, cells: Cells) -> None:
+def run(trainings: Trainings, cells: Cells) -> None:
     """The cells of one seed that need no trained model."""
+    seed = trainings.seed
     name = f"seed {seed}"
     cells.get(f"{name}: random keys", lambda: random_keys(KEYS))
     for t in THRESHOLDS:
@@ -40,14 +36,7 @@ def run(size: Size, seed: int, cells: Cells) -> None:
     cells.get(f"{name}: evidence", changed_evidence)
 
 
-def run_claims(size: Size, seed: int, cells: Cells) -> None:
+def run_claims(trainings: Trainings, cells: Cells) -> None:
     """The one cell that needs a trained model, and a twin."""
-
-    def measured() -> dict[str, Any]:
-        data = load(size.data, size.samples, size.others)
-        with world(size, seed, data, USERS) as made:
-            twin = made.classifier
-            train(twin, data.x, data.y, size.second, augments(data))
-            return claims(made, twin, seed)
-
-    cells.get(f"seed {seed}: claims", measured)
+    seed = trainings.seed
+    cells.get(f"seed {seed}: claims", lambda: claims(world(trainings), trainings.twin.model, seed))

@@ -17,7 +17,7 @@ from keras_encryip.labels.codebook import Codebook, ModelMetadata
 from keras_encryip.tracing.trace_set import TraceSet
 
 from ..data import CLASSES
-from ..removal import PASSPHRASE, SCRYPT
+from ..trainings import PASSPHRASE, SCRYPT
 
 USERS = 100
 HOMOPHONES, TRACE_LABELS, OWNERSHIP_INPUTS = 4, 64, 32

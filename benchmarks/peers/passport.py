@@ -61,7 +61,7 @@ class PassportConv2D(keras.layers.Conv2D):
         super().build(input_shape)
         options = {"shape": (2, *input_shape[1:]), "initializer": "zeros", "trainable": False}
         self.passport = self.add_weight(name="passport", **options)
-        self.norm = keras.layers.BatchNormalization(momentum=0.9, center=False, scale=False)
+        self.norm = backbones.BatchNormalization(momentum=0.9, center=False, scale=False)
         self.norm.build(self.compute_output_shape(input_shape))
 
     def scale_and_bias(self) -> Any:

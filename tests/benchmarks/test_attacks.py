@@ -103,10 +103,10 @@ def test_layers_are_all_boundaries_in_at_most_256_dimensions(
 ) -> None:
     found = permuted.layers(digits.x_test[:20])
     assert {name: values.shape for name, values in found.items()} == {
-        "re_lu, pooled": (20, 32),
-        "re_lu": (20, 256),
-        "re_lu_1, pooled": (20, 64),
-        "re_lu_1": (20, 256),
+        "layer 1, pooled": (20, 32),
+        "layer 1": (20, 256),
+        "layer 2, pooled": (20, 64),
+        "layer 2": (20, 256),
         "features": (20, 128),
         "logits": (20, 10),
         "answers": (20, 10),

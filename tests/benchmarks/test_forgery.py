@@ -1,7 +1,5 @@
 """Made-up keys, claims and evidence are refused; where they are not, the figures say so."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from benchmarks.forgery import changes, claiming, ground, keys
 from benchmarks.forgery.ground import ACCEPTED
 from benchmarks.forgery.keys import Pooled, opens, reads
 from benchmarks.sizes import QUICK
+from benchmarks.trainings import Trained, Trainings
 from keras_encryip.crypto.field import ORDER
 from keras_encryip.errors import ArgumentError
 
@@ -150,31 +149,34 @@ def test_changed_evidence_is_refused() -> None:
 
 
 def test_cells_resume(
-    trained_classifier: Any, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_classifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is measured again, and nothing is trained for what is there."""
 
     def none(*_: Any) -> Any:
         raise AssertionError("measured again")
 
-    @contextmanager
-    def world(*_: Any) -> Iterator[Any]:
-        yield type("World", (), {"classifier": trained_classifier})
-
+    twin = Trained(trained_classifier, 1.0)
     monkeypatch.setattr(cells_module, "machine", lambda: "here")
     for name, value in {"KEYS": 2, "THRESHOLDS": (1, 2), "COALITIONS": 1}.items():
         monkeypatch.setattr(forgery, name, value)
-    monkeypatch.setattr(forgery, "world", world)
-    monkeypatch.setattr(forgery, "train", lambda *_: None)
-    monkeypatch.setattr(forgery, "claims", lambda *_: {"who": {}})
+    monkeypatch.setattr(forgery, "world", lambda *_: "world")
+    monkeypatch.setattr(forgery, "claims", lambda *given: {"given": [*map(str, given)]})
+    trainings = Trainings(QUICK[0], 3)
+    trainings.once("twin", lambda: twin)
     cells = Cells(tmp_path / "forgery.json", {})
     for suite in (forgery.run, forgery.run_claims):
-        suite(QUICK[0], 3, cells)
+        suite(trainings, cells)
+    assert cells.saved["cells"]["seed 3: claims"]["given"] == [
+        "world",
+        str(trained_classifier),
+        "3",
+    ]
     names = ("random keys", "pooled keys, t = 1", "pooled keys, t = 2", "evidence", "claims")
     assert set(cells.saved["cells"]) == {f"seed 3: {name}" for name in names}
     for name in ("random_keys", "pooled_keys", "changed_evidence", "claims", "world"):
         monkeypatch.setattr(forgery, name, none)
     again = Cells(cells.path, {})
     for suite in (forgery.run, forgery.run_claims):
-        suite(QUICK[0], 3, again)
+        suite(trainings, again)
     assert again.saved == cells.saved

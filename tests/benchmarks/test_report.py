@@ -337,7 +337,7 @@ def test_a_partial_seed_is_marked_and_its_cells_listed(three: Files) -> None:
         del files["ladder"][key]
     files["ladder"]["seed 1, twin"] = three["ladder"]["seed 1, twin"]
     text = text_of(files)
-    assert "seed 1: 1 of 29 cells, without `no model, n = 1`, `no model, n = 5`" in text
+    assert "seed 1: 1 of 23 cells, without `no model, n = 1`, `no model, n = 5`" in text
     assert "seed 2: 28 of 29 cells, without `defaults, n = 1`" in text
     assert re.search(r"centroids +\| \*\*93.00 \[1\]\*\* +\| \*\*93.01 \(0.01\) \[2\]", text)
 

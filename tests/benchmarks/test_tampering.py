@@ -1,7 +1,6 @@
 """Tampering does what it says, and the ladder measures every rung once."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from benchmarks.tampering import (
     replace_head,
 )
 from benchmarks.training import Schedule
+from benchmarks.trainings import PASSPHRASE, Trainings
 from keras_encryip.training import hardening
 
 pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
@@ -53,12 +53,17 @@ def data() -> Data:
 
 
 @pytest.fixture(scope="module")
-def made(data: Data) -> Iterator[World]:
+def trainings() -> Iterator[Trainings]:
+    with Trainings(SIZE, 0) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def made(trainings: Trainings) -> Iterator[World]:
     """Enough steps for the model to learn its trace labels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardening, "STEPS", 20)
-        with removal.world(SIZE, 0, data, users=40) as world:
-            yield world
+        yield removal.world(trainings, users=40)
 
 
 @pytest.fixture
@@ -90,7 +95,7 @@ def values(model: Any) -> list[np.ndarray]:
 
 
 def test_the_classifier_decodes_as_the_traitors_decoder(made: World, stolen: keras.Model) -> None:
-    decoder = ke.Decoder.open(made.folder / "copy", made.bundle, removal.PASSPHRASE)
+    decoder = ke.Decoder.open(made.folder / "copy", made.bundle, PASSPHRASE)
     x = made.data.x_test
     expected = decoder.probabilities(made.copy.predict(x, verbose=0))
     np.testing.assert_allclose(predict(stolen, x), expected, atol=1e-6)
@@ -220,18 +225,13 @@ def test_a_new_head(stolen: keras.Model, made: World) -> None:
 
 
 def test_the_ladder_resumes(
-    made: World, cells: Cells, monkeypatch: pytest.MonkeyPatch, data: Data
+    made: World, trainings: Trainings, cells: Cells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @contextmanager
-    def trained(*_: Any) -> Iterator[World]:
-        trainings.append(1)
-        yield made
-
-    trainings: list[int] = []
-    monkeypatch.setattr(removal, "world", trained)
+    trained: list[int] = []
+    monkeypatch.setattr(removal, "world", lambda *_: trained.append(1) or made)
     before = made.copy.get_weights()
     ladder = replace(LADDER, tunings=())
-    removal.run(SIZE, 0, cells, ladder)
+    removal.run(trainings, cells, ladder)
     rows = cells.saved["cells"]
     rungs = RUNGS - {"fine-tuned at 0.01, 1 epoch"} | {"model"}
     assert set(rows) == {f"seed 0: {rung}" for rung in rungs}
@@ -247,11 +247,11 @@ def test_the_ladder_resumes(
         removal, "detect", lambda world, model: measured.append(model) or detect(world, model)
     )
     again = Cells(cells.path, {})
-    removal.run(SIZE, 0, again, ladder)
-    assert (len(trainings), measured, again.saved) == (1, [], cells.saved)
+    removal.run(trainings, again, ladder)
+    assert (len(trained), measured, again.saved) == (1, [], cells.saved)
     lost = again.saved["cells"].pop("seed 0: float16")
-    removal.run(SIZE, 0, again, ladder)
-    assert (len(trainings), len(measured)) == (2, 1)
+    removal.run(trainings, again, ladder)
+    assert (len(trained), len(measured)) == (2, 1)
     found = again.saved["cells"]["seed 0: float16"]
     assert (found["accuracy"], found["weights"]) == (lost["accuracy"], lost["weights"])
 
