@@ -34,8 +34,7 @@ def run(trainings: Trainings, cells: Cells) -> None:
     prefix = f"seed {trainings.seed}"
     cells.get(f"{prefix}: twin", lambda: about_twin(trainings))
     for name, way in (("ours", DEFAULTS), ("ours from scratch", SCRATCH)):
-        if way in trainings.size.ways:
-            cells.get(f"{prefix}: {name}", lambda way=way: ours(trainings, way))
+        cells.get(f"{prefix}: {name}", lambda way=way: ours(trainings, way))
     for kind in PEERS:
         cells.get(f"{prefix}: {kind.name}", lambda kind=kind: about(kind, trainings))
 

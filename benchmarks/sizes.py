@@ -30,7 +30,7 @@ class Size:
     seeds: tuple[int, ...] = (0, 1, 2)
     labelled: tuple[int, ...] = (1, 5, 20, 100)
     steps: int = 300
-    ways: tuple[str, ...] = ("defaults", "from scratch", "permuted only")
+    ways: tuple[str, ...] = ("defaults", "from scratch")
     copies: int = 5
 
 
@@ -49,7 +49,23 @@ QUICK = (
     ),
 )
 NIGHTLY = (
-    Size("mnist", 20_000, 10_000, Schedule(8, 128), Schedule(12, 128)),
-    Size("cifar10", 20_000, 5_000, Schedule(5, 128), Schedule(4, 128)),
+    Size(
+        "mnist",
+        10_000,
+        5_000,
+        Schedule(8, 64),
+        Schedule(4, 32),
+    ),
+    Size(
+        "cifar10",
+        10_000,
+        5_000,
+        Schedule(5, 64, 3e-3),
+        Schedule(3, 32),
+        labelled=(1, 5, 20),
+        steps=100,
+        ways=("defaults",),
+        copies=1,
+    ),
 )
 SIZES = {"quick": QUICK, "nightly": NIGHTLY}

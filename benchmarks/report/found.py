@@ -192,12 +192,11 @@ def coverage(results: Results) -> dict[str, str]:
     """Suite → which of its seeds are there, and what is missing."""
     samples = results.size.labelled
     rungs = tamperings(results.size)
-    ours = ["ours", "ours from scratch"] if "from scratch" in results.size.ways else ["ours"]
     ladder = ["twin", *(f"no model, n = {n}" for n in samples), *_parts(results.size.ways, samples)]
     keys = {
         "ladder": (results.ladder, ladder),
         "grid": (results.ladder, _parts(GRID, samples[:2])),
-        "peers": (results.peers, ["twin", *ours, *METHODS]),
+        "peers": (results.peers, ["twin", "ours", "ours from scratch", *METHODS]),
         "removal": (results.removal, ["model", *rungs]),
         "removal of peers": (
             results.peer_removal,
