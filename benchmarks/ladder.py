@@ -5,7 +5,7 @@ labels and with n labelled samples per class. What needs no model is measured be
 same samples.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from .attacks import Outsider, unlabelled_attacks, with_model, without_model
@@ -31,7 +31,7 @@ GRID = {
 
 def settings(size: Size) -> dict[str, Any]:
     """What all cells of a results file share; the rest of a size says which cells there are."""
-    shared = ("data", "samples", "others", "first", "second", "steps")
+    shared = ("data", "samples", "others", "first", "second", "steps", "tests")
     return {k: v for k, v in asdict(size).items() if k in shared}
 
 
@@ -40,7 +40,8 @@ def run(trainings: Trainings, cells: Cells, grid: bool) -> None:
     size, seed = trainings.size, trainings.seed
     ways = GRID if grid else {name: MAIN[name] for name in size.ways}
     samples = size.labelled[:2] if grid else size.labelled
-    data = trainings.data
+    every, most = trainings.data, size.tests
+    data = replace(every, x_test=every.x_test[:most], y_test=every.y_test[:most])
     augment = augments(data)
     prefix = f"seed {seed}"
 

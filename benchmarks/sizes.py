@@ -18,6 +18,7 @@ class Size:
         seeds: of the runs.
         labelled: samples per class that an outsider has labels of.
         steps: of every network that an outsider trains.
+        tests: test inputs that attacks are measured on, at most.
         ways: to protect, by name, which outsiders attack; see `trainings`.
         copies: personalised copies that are made of every peer's model.
     """
@@ -30,6 +31,7 @@ class Size:
     seeds: tuple[int, ...] = (0, 1, 2)
     labelled: tuple[int, ...] = (1, 5, 20, 100)
     steps: int = 300
+    tests: int = 10_000
     ways: tuple[str, ...] = ("defaults", "from scratch")
     copies: int = 5
 
@@ -64,6 +66,7 @@ NIGHTLY = (
         Schedule(3, 32),
         labelled=(1, 5, 20),
         steps=100,
+        tests=4_000,
         ways=("defaults",),
         copies=1,
     ),

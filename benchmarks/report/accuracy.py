@@ -13,6 +13,9 @@ METHODS = {
 }
 """Cells of the comparison → names."""
 
+BEFORE = "classifier after one cycle"
+"""What *defaults* protect."""
+
 
 def tables(results: Results) -> list[str]:
     """Of the comparison with peers, and of the models that the outsider ladder attacks."""
@@ -21,10 +24,11 @@ def tables(results: Results) -> list[str]:
     if peers.cells:
         names = in_order(peers.cells, (*METHODS, *results.methods))
         rows = {METHODS.get(name, name): peers.figures(name, "accuracy") for name in names}
+        rows[BEFORE] = peers.figures("twin", "accuracy before")
         found.append("Ours and peers:\n\n" + _table(rows, peers.figures("twin", "accuracy")))
     if ladder.cells:
         twin = ladder.figures("twin", "accuracy")
-        rows = {"twin": twin}
+        rows = {"twin": twin, BEFORE: ladder.figures("twin", "accuracy before")}
         rows |= {way: ladder.figures(f"{way}, model", "accuracy") for way in results.ways}
         found.append("Every way to protect, of the ladder and the grid:\n\n" + _table(rows, twin))
     return found

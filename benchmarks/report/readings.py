@@ -58,8 +58,9 @@ not shown needs more seeds before anybody should lean on it.
 A defender may take the difference as the price of protection for these backbones, data and
 schedules. The interval covers the choice of the seed and nothing else: all seeds share one test
 set and one choice of training samples, so a difference smaller than what a few test samples make
-is none, even with a narrow interval. Nor does it carry over to longer schedules: a twin that goes
-on gaining in its second cycle leaves a copy behind that is held to its teacher. With few seeds
+is none, even with a narrow interval. Nor does it carry over to other schedules: a twin that goes
+on gaining in its second cycle leaves a copy behind that is held to its teacher, the *classifier
+after one cycle*. Who protects a classifier that has stopped gaining loses less. With few seeds
 Student's interval is wide; that it contains zero does not show that nothing is lost. Where a peer
 differs by much, its short schedule here may be the reason, and its paper's figures are for longer
 ones.
