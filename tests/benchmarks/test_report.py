@@ -341,9 +341,14 @@ def test_a_partial_seed_is_marked_and_its_cells_listed(three: Files) -> None:
         del files["ladder"][key]
     files["ladder"]["seed 1, twin"] = three["ladder"]["seed 1, twin"]
     text = text_of(files)
-    assert "seed 1: 1 of 23 cells, without `no model, n = 1`, `no model, n = 5`" in text
-    assert "seed 2: 28 of 29 cells, without `defaults, n = 1`" in text
+    assert "seed 1: 1 of 17 cells, without `no model, n = 1`, `no model, n = 5`" in text
+    assert "seed 2: 16 of 17 cells, without `defaults, n = 1`" in text
     assert re.search(r"centroids +\| \*\*93.00 \[1\]\*\* +\| \*\*93.01 \(0.01\) \[2\]", text)
+
+
+def test_the_classifier_that_was_protected_is_shown(three: Files) -> None:
+    row = r"\| classifier after one cycle +\| 96\.00 +\| 96\.01 +\| 96\.02 +\| 96\.01 "
+    assert len(re.findall(row, text_of(three))) == 1  # of the ladder; the comparison has none
 
 
 def test_one_seed_has_no_interval() -> None:
@@ -537,9 +542,9 @@ def test_trade_off_names_the_ways_that_meet_both_aims(three: Files) -> None:
         if key.endswith(", model"):
             cell["accuracy"] = 0.97
     assert "none meets" in found(files, "Trade-off")[Verdict.MISSED][0]
-    files = every_seed(files, "ladder", ", h = 16, model", lambda cell: cell.update(accuracy=0.99))
+    files = every_seed(files, "ladder", ", h = 8, model", lambda cell: cell.update(accuracy=0.99))
     assert "1 on average meet both" in (text := found(files, "Trade-off")[Verdict.OPEN][0])
-    assert text.endswith("`h = 16`.")
+    assert text.endswith("`h = 8`.")
 
 
 @pytest.mark.parametrize(
