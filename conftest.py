@@ -179,7 +179,12 @@ def by_hand() -> Callable[..., dict[str, float]]:
 
 # --- docstring examples ------------------------------------------------------------
 
-_SERVED = ("keras_encryip.client", "keras_encryip.client.bundle", "keras_encryip.client.decoder")
+_SERVED = tuple(f"keras_encryip.client{m}" for m in ("", ".bundle", ".decoder", ".sealed"))
+
+
+def _sealed(shipped: Shipped, folder: Path) -> dict[str, Any]:
+    ke.seal_folder(shipped.authority, shipped.exported, folder / "digits.sealed", model="digits")
+    return {"bundle": shipped.bundles["alice"], "verify_export": ke.verify_export}
 
 
 @pytest.fixture(autouse=True)
@@ -202,6 +207,12 @@ def docstring_names(
         shutil.copytree(shipped.exported, names["folder"] / "digits" / "1")
         shutil.copy(shipped.bundles["alice"], names["folder"])
         names["confused"] = get("confused")
+        if module.startswith("keras_encryip.client.sealed"):
+            names |= _sealed(shipped, names["folder"])
+    elif module.startswith("keras_encryip.owner.sealing"):
+        shipped = get("shipped")
+        shutil.copytree(shipped.exported, names["folder"] / "digits" / "1")
+        names["authority"] = shipped.authority
     elif module.startswith("keras_encryip.export"):
         names["model"] = get("shipped").model
     elif module.startswith(("keras_encryip.owner.tracing", "keras_encryip.tracing.report")):

@@ -22,6 +22,8 @@ _LAZY = {
     "export_saved_model": "keras_encryip.export",
     "protect": "keras_encryip.models",
     "rotate_codebook": "keras_encryip.models",
+    "seal_folder": "keras_encryip.owner.sealing",
+    "unseal_folder": "keras_encryip.client.sealed",
     "verify_evidence": "keras_encryip.tracing.evidence",
     "verify_export": "keras_encryip.client.manifest",
 }

@@ -14,12 +14,12 @@ from keras_encryip.client.decoder import ASSETS
 from keras_encryip.client.files import sync_folder, write_new_file
 from keras_encryip.client.manifest import FILE_NAME as MANIFEST
 from keras_encryip.client.manifest import make_manifest, verify_export
+from keras_encryip.client.progress import progress_bar
 from keras_encryip.errors import ArgumentError, ExportError, LockedModelError
 from keras_encryip.labels.assignment import TRACE, LabelAssignment
 from keras_encryip.labels.codebook import FILE_NAME as CODEBOOK
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.models import ProtectedModel
-from keras_encryip.owner.progress import progress_bar
 from keras_encryip.owner.weights import kernels_of
 from keras_encryip.tracing.fingerprint import mark
 from keras_encryip.training.hardening import STEPS, harden

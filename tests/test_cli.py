@@ -183,6 +183,23 @@ def test_passphrase_from_file_and_prompt(workplace: Path, tmp_path: Path) -> Non
     assert "owner" not in prompted.stdout + prompted.stderr
 
 
+def test_seal_and_unseal(workplace: Path, tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"graph")
+    options = ("--authority", workplace / "a.authority", "--model", "pets")
+    sealed = tmp_path / "pets.sealed"
+    assert "Sealed" in ok(encryip("seal", tmp_path / "1", sealed, *options))
+    for user, code in (("alice", 0), ("bob", 1)):
+        target = tmp_path / user
+        finished = encryip("unseal", sealed, target, workplace / f"{user}.keybundle")
+        assert finished.returncode == code
+        assert target.exists() is (code == 0)
+    assert (tmp_path / "alice" / "saved_model.pb").read_bytes() == b"graph"
+    assert finished.stderr.startswith("Error: Key ")
+    assert "was revoked before" in finished.stderr
+    assert "is never overwritten" in encryip("seal", tmp_path / "1", sealed, *options).stderr
+
+
 def test_wrong_usage_exits_with_2() -> None:
     assert encryip("decode").returncode == 2
     assert encryip("no-such-command").returncode == 2

@@ -1,4 +1,4 @@
-"""What needs no TensorFlow: `encryip inspect`, `verify`, `decode` and `verify-evidence`."""
+"""What needs no TensorFlow: `encryip inspect`, `verify`, `unseal`, `decode`, `verify-evidence`."""
 
 import sys
 from enum import StrEnum
@@ -12,6 +12,7 @@ from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder, read_codebook
 from keras_encryip.client.manifest import verify_export
 from keras_encryip.client.responses import parse_response, read_outputs
+from keras_encryip.client.sealed import unseal_folder
 from keras_encryip.errors import ArgumentError
 from keras_encryip.tracing.evidence import verify_evidence
 
@@ -75,6 +76,18 @@ def verify(
         else "signed by the key it names itself; pass --bundle to check whose that is"
     )
     typer.echo(f"{directory}: {len(manifest.files)} files, whole and unchanged, {trust}.")
+
+
+def unseal(
+    file: Annotated[Path, typer.Argument(help="What `encryip seal` made.")],
+    directory: Annotated[Path, typer.Argument(help="New folder.")],
+    bundle: Path,
+    bundle_passphrase_file: BundlePassphraseFile = None,
+) -> None:
+    """Open a sealed file into a new folder. Needs no TensorFlow."""
+    passphrase = ask_passphrase(bundle_passphrase_file, "key bundle", "BUNDLE")
+    unseal_folder(file, directory, bundle, passphrase)
+    typer.echo(f"Opened {directory}, signed by the issuer of your key bundle.")
 
 
 def decode(

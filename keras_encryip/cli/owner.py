@@ -190,3 +190,20 @@ def export(
             raise ArgumentError(f"{str(model)!r} is not a protected model.")
         export_saved_model(loaded.unlock(authority=opened), directory, recipient=recipient)
     typer.echo(f"Exported {directory}.")
+
+
+def seal(
+    directory: Annotated[Path, typer.Argument(help="Any folder, e.g. served/digits/2.")],
+    file: Annotated[Path, typer.Argument(help="New file, e.g. digits.sealed.")],
+    authority: Annotated[str, typer.Option(help="The authority's file, or a database URL.")],
+    model: Annotated[str, typer.Option(help="Name of the protected model it belongs to.")],
+    authority_passphrase_file: AuthorityPassphraseFile = None,
+) -> None:
+    """Seal a folder into one file for all users but the revoked ones."""
+    from keras_encryip.owner import Authority
+    from keras_encryip.owner.sealing import seal_folder
+
+    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
+    with Authority.open(database_url(authority), passphrase) as opened:
+        seal_folder(opened, directory, file, model=model)
+    typer.echo(f"Sealed {directory} as {file}.")

@@ -8,5 +8,6 @@ array([7, 2, 1])
 
 from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder
+from keras_encryip.client.sealed import unseal_folder
 
-__all__ = ["Decoder", "KeyBundle"]
+__all__ = ["Decoder", "KeyBundle", "unseal_folder"]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,36 @@ def write_new_file(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o6
             os.fsync(file.fileno())
 
     make_new_file(path, fill, mode=mode)
+
+
+def make_new_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -> None:
+    """Make a folder that must not exist yet: whole, under its name, or not at all.
+
+    Args:
+        path: its name, given at the end by a rename.
+        fill: fills a new temporary folder beside it, which goes again on any error.
+
+    Raises:
+        ArgumentError: the folder exists (it is left as it is), or cannot be written.
+    """
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    problem = ""
+    try:
+        if target.exists():
+            raise FileExistsError
+        draft.mkdir(parents=True)
+        fill(draft)
+        draft.rename(target)
+        sync_folder(target.parent)
+    except FileExistsError:
+        problem = "it exists already, and is never overwritten. Choose another path"
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    if problem:
+        raise ArgumentError(f"Cannot write {os.fspath(path)!r}: {problem}.")
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,8 +1,6 @@
 """Write what a third party needs to check a trace, and no secret beyond it."""
 
 import io
-import secrets
-import shutil
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ import numpy as np
 import sqlalchemy as sa
 from Crypto.Hash import SHA256
 
-from keras_encryip.client.files import sync_folder, write_new_file
+from keras_encryip.client.files import make_new_folder, write_new_file
 from keras_encryip.crypto.encoding import decode_scalar, encode_base64, encode_point, encode_scalar
 from keras_encryip.crypto.kem import GENERATOR, UserKey
 from keras_encryip.crypto.opening import open_header
@@ -71,22 +69,14 @@ def write_evidence(
         events=_events(authority, [s.key_id for s in report.guilty], commitments, report.at),
         **facts,
     )
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    problem = ""
-    try:
-        draft.mkdir(parents=True)
+
+    def fill(draft: Path) -> None:
         for name, data in files.items():
             write_new_file(draft / name, data)
         write_new_file(draft / STATEMENT, sign_statement(statement, authority.sign))
         verify_evidence(draft, issuer=authority.issuer)
-        draft.rename(target)
-    except OSError as error:
-        problem = error.strerror or type(error).__name__
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    if problem:
-        raise ArgumentError(f"Cannot write {str(target)!r}: {problem}.")
-    sync_folder(target.parent)
+
+    make_new_folder(target, fill)
 
 
 def _exhibits(

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder
+from keras_encryip.client.progress import progress_bar
 from keras_encryip.crypto.encoding import decode_scalar
 from keras_encryip.crypto.kem import UserKey, key_id
 from keras_encryip.crypto.traitors import CombinedKey, find_traitors
@@ -21,7 +22,6 @@ from keras_encryip.owner.catalog import Catalog, ModelRecord, now_text
 from keras_encryip.owner.consistency import REVOKED
 from keras_encryip.owner.evidence import write_evidence
 from keras_encryip.owner.ledger import codebooks_table, exports_table, users_table
-from keras_encryip.owner.progress import progress_bar
 from keras_encryip.owner.weights import align, kernels_of, match, read_kernels
 from keras_encryip.tracing.commitments import kernels_digest
 from keras_encryip.tracing.fingerprint import p_value, score, whiten

@@ -94,7 +94,7 @@ BELOW["client"] = {"client", "labels", "crypto"}
 LIBRARIES = {
     "crypto": {"msgspec", "Crypto"},
     "labels": {"msgspec", "Crypto", "numpy"},
-    "client": {"msgspec", "Crypto", "numpy"},
+    "client": {"msgspec", "Crypto", "numpy", "rich"},  # rich, when there is progress to show
 }
 FILES = [path for part in BELOW for path in sorted((PACKAGE / part).rglob("*.py"))]
 
