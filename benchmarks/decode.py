@@ -68,7 +68,9 @@ def decode(repeats: int) -> list[Row]:
         random.shuffle(table)
         names = [str(i) for i in range(classes)]
         codebook: Any = SimpleNamespace(num_labels=labels)
-        decoder = Decoder(codebook, ModelMetadata(model="m", class_names=names), table, "0" * 16)
+        decoder = Decoder(
+            codebook, ModelMetadata(model="m", class_names=names), table, "0" * 16, bytes(32)
+        )
         batch = max(1, min(8192, (1 << 22) // labels))
         confused = random.random((batch, labels), np.float32)
         took = seconds(lambda d=decoder, c=confused: d.probabilities(c), repeats=repeats)

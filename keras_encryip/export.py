@@ -12,10 +12,12 @@ import tensorflow as tf
 
 from keras_encryip.client.decoder import ASSETS
 from keras_encryip.client.files import sync_folder, write_new_file
+from keras_encryip.client.hosted import open_responses
 from keras_encryip.client.manifest import FILE_NAME as MANIFEST
 from keras_encryip.client.manifest import make_manifest, verify_export
 from keras_encryip.client.progress import progress_bar
 from keras_encryip.errors import ArgumentError, ExportError, LockedModelError
+from keras_encryip.hosted import encrypt
 from keras_encryip.labels.assignment import TRACE, LabelAssignment
 from keras_encryip.labels.codebook import FILE_NAME as CODEBOOK
 from keras_encryip.labels.codebook import Codebook
@@ -25,6 +27,13 @@ from keras_encryip.tracing.fingerprint import mark
 from keras_encryip.training.hardening import STEPS, harden
 from keras_encryip.training.homophones import TrainingState
 from keras_encryip.training.protection import Protection
+
+CONFUSED = "confused"
+ENCRYPTED = "encrypted"
+WARNING = (
+    "THIS FOLDER HOLDS THE RESPONSE KEY. IT IS FOR THE OWNER'S SERVER ALONE: WHOEVER READS IT CAN "
+    "DECRYPT ALL RESPONSES OF THIS VERSION."
+)
 
 SHARPNESS = 8.0
 """`encrypted_label` draws from the probabilities to this power, renormalised."""
@@ -40,6 +49,7 @@ def export_saved_model(
     directory: str | PathLike[str],
     *,
     recipient: str | None = None,
+    responses: str = CONFUSED,
 ) -> None:
     """Export a protected model for TF Serving and any other runtime.
 
@@ -48,8 +58,13 @@ def export_saved_model(
         `encrypted_label`: inputs → `ciphertext_bytes`, string `[b]`: one label, drawn
             anew at every call, as a `LabelCiphertext`.
 
+    With `responses="encrypted"` there is one signature, `serving_default`: inputs →
+    `encrypted`, int32 `[b, N + 10]`, which is noise to whoever has no key: for owners who host
+    the model themselves (docs/serving.md).
+
     The folder also holds `assets.extra/encryip/codebook.json`, made anew if users were
-    revoked since the last one, and `manifest.json`. It holds no key and no assignment.
+    revoked since the last one, and `manifest.json`. It holds no key and no assignment, BUT WITH
+    `responses="encrypted"` IT HOLDS THE RESPONSE KEY, AND IS FOR THE OWNER'S SERVER ALONE.
 
     Args:
         model: built, and unlocked with its authority.
@@ -59,6 +74,8 @@ def export_saved_model(
             that user's noise, of 3 % of its standard deviation, which `Authority.trace_weights`
             finds again; docs/tracing.md has what that costs in accuracy. Give every copy that
             leaves the house a recipient: the difference to an unmarked copy is the mark.
+        responses: `"confused"`, or `"encrypted"` under a key of this export, which all users
+            but the revoked ones can derive from its codebook.
 
     What is about to be released is committed to in the authority's event log: digests of
     the codebook, the manifest, the trace inputs, the public key and the mark.
@@ -79,6 +96,10 @@ def export_saved_model(
             "`model` must be a ProtectedModel: only `protect(...)` makes an export safe. "
             f"Received: {type(model).__name__}"
         )
+    if responses not in (CONFUSED, ENCRYPTED):
+        raise ArgumentError(
+            f"`responses` must be 'confused' or 'encrypted'. Received: responses={responses!r}"
+        )
     protection = model._unlocked()
     if protection.authority is None or protection.record is None:
         raise LockedModelError(
@@ -94,7 +115,9 @@ def export_saved_model(
     marked = None if recipient is None else authority.recipient_of(recipient)
     _check_spread(model, protection.record.assignment)
     own = Codebook.from_bytes(model.codebook.encode("ascii"))
-    codebook = authority.current_codebook(own.codebook_id)
+    # Every encrypted export has a codebook, and with it a response key, of its own.
+    codebook = authority.current_codebook(own.codebook_id, fresh=responses == ENCRYPTED)
+    key = authority.response_key(codebook) if responses == ENCRYPTED else None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -105,14 +128,15 @@ def export_saved_model(
     draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
         if marked is not None:
-            key = authority.fingerprint_key(protection.record.model_id, marked)
-            _assign(kernels, mark(originals, key))
-        _write(model, codebook, draft)
-        _compare(model, draft)
+            own_mark = authority.fingerprint_key(protection.record.model_id, marked)
+            _assign(kernels, mark(originals, own_mark))
+        _write(model, codebook, key, draft)
+        _compare(model, codebook, key, draft)
         assets = draft / ASSETS
         assets.mkdir(parents=True)
         write_new_file(assets / CODEBOOK, codebook.to_bytes())
-        manifest = make_manifest(draft, codebook, authority.sign)
+        warning = None if key is None else WARNING
+        manifest = make_manifest(draft, codebook, authority.sign, warning)
         write_new_file(assets / MANIFEST, manifest)
         verify_export(draft, issuer=authority.issuer)
         authority.add_export(
@@ -203,8 +227,8 @@ def _check_spread(model: ProtectedModel, assignment: LabelAssignment) -> None:
         )
 
 
-def _write(model: ProtectedModel, codebook: Codebook, directory: Path) -> None:
-    """The SavedModel. Endpoints close over the model and public bytes only."""
+def _write(model: ProtectedModel, codebook: Codebook, key: bytes | None, directory: Path) -> None:
+    """The SavedModel. Endpoints close over the model and public bytes, and the response key."""
     signature = _input_signature(model)
 
     def confused(inputs: Any) -> dict[str, tf.Tensor]:
@@ -223,9 +247,16 @@ def _write(model: ProtectedModel, codebook: Codebook, directory: Path) -> None:
         joined = tf.strings.join([tf.gather(prefixes, block), tf.gather(suffixes, label)])
         return {"ciphertext_bytes": joined}
 
+    def encrypted(inputs: Any) -> dict[str, tf.Tensor]:
+        outputs = model(inputs, training=False)
+        return {"encrypted": encrypt(outputs, key or b"", codebook.codebook_id)}
+
     archive = keras.export.ExportArchive()
-    archive.add_endpoint("serving_default", confused, input_signature=[signature])
-    archive.add_endpoint("encrypted_label", encrypted_label, input_signature=[signature])
+    if key is None:
+        archive.add_endpoint("serving_default", confused, input_signature=[signature])
+        archive.add_endpoint("encrypted_label", encrypted_label, input_signature=[signature])
+    else:
+        archive.add_endpoint("serving_default", encrypted, input_signature=[signature])
     archive.write_out(str(directory), verbose=False)
 
 
@@ -248,7 +279,7 @@ def _input_signature(model: ProtectedModel) -> Any:
     return tf.TensorSpec((None, *specs.shape[1:]), specs.dtype, name="inputs")
 
 
-def _compare(model: ProtectedModel, directory: Path) -> None:
+def _compare(model: ProtectedModel, codebook: Codebook, key: bytes | None, directory: Path) -> None:
     """Re-open what was written, and compare it with the model at two batch sizes."""
     loaded = tf.saved_model.load(str(directory))
     random = np.random.default_rng(0)
@@ -260,7 +291,13 @@ def _compare(model: ProtectedModel, directory: Path) -> None:
             _input_signature(model),
         )
         feed = probe if isinstance(probe, dict) else {"inputs": probe}
-        written = loaded.signatures["serving_default"](**feed)["confused"].numpy()
+        found = loaded.signatures["serving_default"](**feed)
+        if key is None:
+            written = found["confused"].numpy()
+        else:
+            written = open_responses(
+                found["encrypted"].numpy(), key, codebook.codebook_id, codebook.num_labels
+            )
         expected = keras.ops.convert_to_numpy(model(probe, training=False))
         if not np.allclose(written, expected, atol=1e-5):
             raise ExportError(

@@ -76,6 +76,8 @@ def verify(
         else "signed by the key it names itself; pass --bundle to check whose that is"
     )
     typer.echo(f"{directory}: {len(manifest.files)} files, whole and unchanged, {trust}.")
+    if manifest.warning:
+        typer.echo(manifest.warning)
 
 
 def unseal(

@@ -1,5 +1,6 @@
 """`encryip demo`, `authority`, `key` and `export`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -164,6 +165,13 @@ def key_enroll(
     typer.echo(f"Enrolled {len(users)} users.")
 
 
+class Responses(StrEnum):
+    """What an exported model answers with."""
+
+    confused = "confused"
+    encrypted = "encrypted"
+
+
 def export(
     authority: AuthorityArgument,
     model: Annotated[Path, typer.Argument(help="A protected model saved as `.keras`.")],
@@ -171,6 +179,9 @@ def export(
     recipient: Annotated[
         str | None, typer.Option(help="User whose mark the weights of this copy carry.")
     ] = None,
+    responses: Annotated[
+        Responses, typer.Option(help="encrypted: for your own server; the folder holds a key.")
+    ] = Responses.confused,
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Export a saved protected model for TF Serving, under today's revocations."""
@@ -188,7 +199,8 @@ def export(
             raise ArgumentError(f"Cannot load {str(model)!r}: {error}") from None
         if not isinstance(loaded, ProtectedModel):
             raise ArgumentError(f"{str(model)!r} is not a protected model.")
-        export_saved_model(loaded.unlock(authority=opened), directory, recipient=recipient)
+        loaded.unlock(authority=opened)
+        export_saved_model(loaded, directory, recipient=recipient, responses=responses.value)
     typer.echo(f"Exported {directory}.")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.files import read_bounded
+from keras_encryip.client.hosted import EXTRA_WORDS, open_responses
 from keras_encryip.crypto.opaque import Opaque
 from keras_encryip.errors import ArgumentError, ForeignKeyError, WrongModelError
 from keras_encryip.labels.ciphertext import LabelCiphertext
@@ -48,6 +49,7 @@ class Decoder(Opaque):
         "_matrix",
         "_order",
         "_present",
+        "_response_key",
         "_starts",
         "_table",
         "class_names",
@@ -56,13 +58,19 @@ class Decoder(Opaque):
     )
 
     def __init__(
-        self, codebook: Codebook, metadata: ModelMetadata, table: np.ndarray, key_id: str
+        self,
+        codebook: Codebook,
+        metadata: ModelMetadata,
+        table: np.ndarray,
+        key_id: str,
+        response_key: bytes,
     ) -> None:
         self.model = metadata.model
         self.class_names = list(metadata.class_names)
         self.num_labels = codebook.num_labels
         self._codebook = codebook
         self._key_id = key_id
+        self._response_key = response_key
         self._table = table
         self._matrix: np.ndarray | None = None
         classes = len(self.class_names)
@@ -116,7 +124,8 @@ class Decoder(Opaque):
                 f"Key bundle {bundle.header.key_id} is for model(s) "
                 f"{', '.join(bundle.header.scope)}, not for {metadata.model!r}."
             )
-        return cls(codebook, metadata, codebook.decode_table(key), key.key_id)
+        table, response_key = codebook.decode_table(key), codebook.response_key(key)
+        return cls(codebook, metadata, table, key.key_id, response_key)
 
     def secret_table(self) -> np.ndarray:
         """int32 `[N]`: the class of each confused label, to this key. Secret."""
@@ -126,12 +135,23 @@ class Decoder(Opaque):
         """Class probabilities: the sum over each class's confused labels.
 
         Args:
-            confused: floats `[..., N]`, any leading axes.
+            confused: floats `[..., N]`, any leading axes; or integers `[..., N + 10]`, the
+                encrypted responses of an export with `responses="encrypted"`.
 
         Returns:
             `[..., K]`, float64 for float64 input, else float32.
+
+        Raises:
+            ArgumentError: another shape or type.
+            SignatureError: an encrypted response was changed, or is of another version.
         """
         confused = np.asarray(confused)
+        if np.issubdtype(confused.dtype, np.integer) and confused.shape[-1:] == (
+            self.num_labels + EXTRA_WORDS,
+        ):
+            confused = open_responses(
+                confused, self._response_key, self._codebook.codebook_id, self.num_labels
+            )
         if confused.ndim == 0 or confused.shape[-1] != self.num_labels:
             raise ArgumentError(
                 f"`confused` must have a last axis of {self.num_labels}, the outputs of model "

@@ -47,6 +47,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         files: every file of the folder but the manifest, sorted by path.
         format, version: `"encryip-manifest"`, 1.
         issuer: base64 Ed25519 key of the authority.
+        warning: of a folder that holds a secret; absent from others.
     """
 
     codebook_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
@@ -55,6 +56,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     format: Literal["encryip-manifest"]
     issuer: str
     version: Literal[1]
+    warning: Annotated[str, msgspec.Meta(max_length=1024)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,7 +65,10 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def make_manifest(
-    directory: Path, codebook: Codebook, sign: Callable[[str, bytes], bytes]
+    directory: Path,
+    codebook: Codebook,
+    sign: Callable[[str, bytes], bytes],
+    warning: str | None = None,
 ) -> bytes:
     """The bytes of `manifest.json` for all files now in a folder.
 
@@ -71,6 +76,7 @@ def make_manifest(
         directory: the version folder, its codebook already inside.
         codebook: that codebook.
         sign: (domain, message) → 64-byte signature of the authority.
+        warning: to whoever looks at the folder.
     """
     manifest = Manifest(
         codebook_id=codebook.codebook_id.hex(),
@@ -82,6 +88,7 @@ def make_manifest(
         format=FORMAT,
         issuer=encode_base64(codebook.issuer),
         version=VERSION,
+        warning=msgspec.UNSET if warning is None else warning,
     )
     signature = sign(_DOMAIN, canonical_json(manifest))
     return canonical_json(_File(manifest, encode_base64(signature)))

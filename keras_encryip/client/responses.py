@@ -16,7 +16,7 @@ def read_outputs(path: str | os.PathLike[str]) -> np.ndarray:
     """Confused labels from a `.npy` file, or a `.csv` file with one prediction a line.
 
     Returns:
-        float `[..., N]`.
+        float `[..., N]`, or int64 `[..., N + 10]` of encrypted responses.
 
     Raises:
         FormatError: unknown ending, missing or malformed file.
@@ -36,20 +36,21 @@ def read_outputs(path: str | os.PathLike[str]) -> np.ndarray:
         problem = str(error)
     if problem:
         raise FormatError(f"Cannot read model outputs from {name!r}: {problem}.")
-    return np.asarray(outputs)
+    return _typed(np.asarray(outputs))
 
 
 def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
     """Read the JSON that TF Serving's REST API answers to `:predict`.
 
     Row format (`predictions`) and column format (`outputs`) are understood, with
-    the plain tensor or the named outputs `confused` and `ciphertext_bytes`.
+    the plain tensor or one of the named outputs `confused`, `encrypted`, `ciphertext_bytes`.
 
     Args:
         data: the response's body.
 
     Returns:
-        float32 `[..., N]` of confused labels, or a list of label ciphertexts.
+        float32 `[..., N]` of confused labels, int64 `[..., N + 10]` of encrypted responses, or
+        a list of label ciphertexts.
 
     Raises:
         FormatError: not such a response; TF Serving's own error is quoted.
@@ -82,7 +83,8 @@ def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
             raise FormatError("The response mixes ciphertexts with something else.")
         return [decode_base64(row["b64"], what="b64") for row in rows]
     try:
-        return np.array(rows, np.float32)
+        found = _typed(np.array(rows, np.float64))
+        return found if found.dtype == np.int64 else found.astype(np.float32)
     except (ValueError, TypeError):
         pass
     raise FormatError("The predictions in the response are not a table of numbers.")
@@ -90,11 +92,20 @@ def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
 
 def _named(outputs: Any) -> Any:
     """The one output of ours among named ones."""
-    known = ("confused", "ciphertext_bytes")
+    known = ("confused", "encrypted", "ciphertext_bytes")
     found = [v for k, v in outputs.items() if k in known] if isinstance(outputs, dict) else []
     if len(found) != 1:
         raise FormatError(
-            "The response must hold the output `confused` or `ciphertext_bytes` of a protected "
-            "model."
+            "The response must hold the output `confused`, `encrypted` or `ciphertext_bytes` of a "
+            "protected model."
         )
     return found[0]
+
+
+def _typed(numbers: np.ndarray) -> np.ndarray:
+    """Encrypted responses, as they are: whole numbers far beyond any probability."""
+    if numbers.dtype == np.float64 and numbers.size and np.abs(numbers).max() > 1:
+        whole = numbers.astype(np.int64)
+        if np.array_equal(whole, numbers):
+            return whole
+    return numbers

@@ -49,6 +49,7 @@ MAX_CODEBOOK_BYTES: Final = 256 << 20
 FILE_NAME: Final = "codebook.json"
 _DOMAIN: Final = "codebook v1"
 _ACCESS_PURPOSE: Final = "access metadata v1"
+_RESPONSE_PURPOSE: Final = "hosted responses v1"
 
 _Name = Annotated[str, msgspec.Meta(max_length=256)]
 
@@ -289,6 +290,16 @@ class Codebook:
         if len(metadata.class_names) != self.num_classes:
             raise FormatError("The model metadata names another number of classes.")
         return metadata
+
+    def response_key(self, key: UserKey) -> bytes:
+        """What a host encrypts its responses with, 32 bytes: the access header's secret.
+
+        Access is not checked here: a foreign key gets other bytes.
+
+        Raises:
+            RevokedKeyError: the key was revoked before the codebook was made.
+        """
+        return key.decapsulate(self.access_header).derive(_RESPONSE_PURPOSE)
 
     def decode_table(self, key: UserKey) -> np.ndarray:
         """int32 `[N]`: the class that each confused label stands for, to this key.

@@ -224,6 +224,10 @@ class Catalog(Opaque):
                 connection, record.model_id, record.metadata, record.assignment
             )
 
+    def response_key(self, codebook: Codebook) -> bytes:
+        """What this codebook's key holders can decrypt: for an encrypted export. Secret."""
+        return codebook.response_key(self._master.issue())
+
     def tracing_headers(self, codebook: Codebook) -> tuple[TracingHeader, ...]:
         """The tracing headers of one of this authority's codebooks, with their exponents."""
         record = self.model_of(codebook.codebook_id)

@@ -40,7 +40,9 @@ def decoder_of(table: np.ndarray, classes: int) -> Decoder:
     """A decoder of a table as it is, without any key."""
     names = [f"class {i}" for i in range(classes)]
     codebook: Any = SimpleNamespace(num_labels=len(table))
-    return Decoder(codebook, ModelMetadata(model="m", class_names=names), table, "0" * 16)
+    return Decoder(
+        codebook, ModelMetadata(model="m", class_names=names), table, "0" * 16, bytes(32)
+    )
 
 
 # --- opening -----------------------------------------------------------------
@@ -368,6 +370,6 @@ def test_the_callers_list_of_names_is_not_the_decoders(decoder: Decoder) -> None
     names = ["a", "b"]
     metadata = ModelMetadata(model="m", class_names=names)
     codebook: Any = SimpleNamespace(num_labels=2)
-    own = Decoder(codebook, metadata, np.array([0, 1], np.int32), "0" * 16)
+    own = Decoder(codebook, metadata, np.array([0, 1], np.int32), "0" * 16, bytes(32))
     names.append("c")
     assert own.class_names == ["a", "b"]
