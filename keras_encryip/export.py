@@ -14,7 +14,7 @@ from keras_encryip.client.decoder import ASSETS
 from keras_encryip.client.files import sync_folder, write_new_file
 from keras_encryip.client.hosted import open_responses
 from keras_encryip.client.manifest import FILE_NAME as MANIFEST
-from keras_encryip.client.manifest import make_manifest, verify_export
+from keras_encryip.client.manifest import RESPONSE_KEY_INSIDE, make_manifest, verify_export
 from keras_encryip.client.progress import progress_bar
 from keras_encryip.errors import ArgumentError, ExportError, LockedModelError
 from keras_encryip.hosted import encrypt
@@ -30,11 +30,6 @@ from keras_encryip.training.protection import Protection
 
 CONFUSED = "confused"
 ENCRYPTED = "encrypted"
-WARNING = (
-    "THIS FOLDER HOLDS THE RESPONSE KEY. IT IS FOR THE OWNER'S SERVER ALONE: WHOEVER READS IT CAN "
-    "DECRYPT ALL RESPONSES OF THIS VERSION."
-)
-
 SHARPNESS = 8.0
 """`encrypted_label` draws from the probabilities to this power, renormalised."""
 
@@ -60,7 +55,7 @@ def export_saved_model(
 
     With `responses="encrypted"` there is one signature, `serving_default`: inputs →
     `encrypted`, int32 `[b, N + 10]`, which is noise to whoever has no key: for owners who host
-    the model themselves (docs/serving.md).
+    the model themselves (docs/serving.md). Only the owner may enter such a folder (mode 0700).
 
     The folder also holds `assets.extra/encryip/codebook.json`, made anew if users were
     revoked since the last one, and `manifest.json`. It holds no key and no assignment, BUT WITH
@@ -115,7 +110,7 @@ def export_saved_model(
     marked = None if recipient is None else authority.recipient_of(recipient)
     _check_spread(model, protection.record.assignment)
     own = Codebook.from_bytes(model.codebook.encode("ascii"))
-    # Every encrypted export has a codebook, and with it a response key, of its own.
+    # Every encrypted export makes a new codebook, and with it a new response key.
     codebook = authority.current_codebook(own.codebook_id, fresh=responses == ENCRYPTED)
     key = authority.response_key(codebook) if responses == ENCRYPTED else None
     try:
@@ -131,11 +126,13 @@ def export_saved_model(
             own_mark = authority.fingerprint_key(protection.record.model_id, marked)
             _assign(kernels, mark(originals, own_mark))
         _write(model, codebook, key, draft)
+        if key is not None:
+            draft.chmod(0o700)
         _compare(model, codebook, key, draft)
         assets = draft / ASSETS
         assets.mkdir(parents=True)
         write_new_file(assets / CODEBOOK, codebook.to_bytes())
-        warning = None if key is None else WARNING
+        warning = None if key is None else RESPONSE_KEY_INSIDE
         manifest = make_manifest(draft, codebook, authority.sign, warning)
         write_new_file(assets / MANIFEST, manifest)
         verify_export(draft, issuer=authority.issuer)

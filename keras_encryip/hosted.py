@@ -4,11 +4,10 @@ Arciszewski, *XChaCha: eXtended-nonce ChaCha and AEAD_XChaCha20_Poly1305*,
 draft-irtf-cfrg-xchacha-03, over RFC 8439; the extended nonce is Bernstein's (*Extending the
 Salsa20 nonce*, 2011). Nothing is needed of a runtime but TensorFlow's own kernels for integers.
 
-Secrecy rests on the key alone. A nonce must not repeat under it, and rests on three sources, any
-one of which is enough for it: the server's clock in microseconds, 96 bits of the server's
-generator for each row, and the row's number in its batch (the only one needed inside a batch).
-TensorFlow seeds its generator with few bits, so two servers may draw alike: they would have to do
-so in the same microsecond.
+Secrecy rests on the key alone. A nonce must not repeat under it: within a batch the row's number
+keeps nonces apart; between batches the server's clock in microseconds or 96 bits of its generator
+for each row, either of which is enough. TensorFlow seeds its generator with few bits, and forked
+processes share its state; docs/serving.md has the argument and its limits.
 """
 
 import math

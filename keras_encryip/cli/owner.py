@@ -18,6 +18,7 @@ from keras_encryip.cli.shared import (
     read_text,
 )
 from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.client.manifest import RESPONSE_KEY_INSIDE
 from keras_encryip.errors import ArgumentError
 
 authority_app = typer.Typer(help="The owner's secrets and ledger.", no_args_is_help=True)
@@ -202,6 +203,8 @@ def export(
         loaded.unlock(authority=opened)
         export_saved_model(loaded, directory, recipient=recipient, responses=responses.value)
     typer.echo(f"Exported {directory}.")
+    if responses is Responses.encrypted:
+        typer.echo(RESPONSE_KEY_INSIDE, err=True)
 
 
 def seal(

@@ -78,7 +78,8 @@ def make_new_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) 
 
     Args:
         path: its name, given at the end by a rename.
-        fill: fills a new temporary folder beside it, which goes again on any error.
+        fill: fills a new temporary folder beside it, which goes again on any error. Folders
+            above it are made, and stay.
 
     Raises:
         ArgumentError: the folder exists (it is left as it is), or cannot be written.
@@ -88,13 +89,14 @@ def make_new_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) 
     problem = ""
     try:
         if target.exists():
-            raise FileExistsError
-        draft.mkdir(parents=True)
-        fill(draft)
-        draft.rename(target)
-        sync_folder(target.parent)
-    except FileExistsError:
-        problem = "it exists already, and is never overwritten. Choose another path"
+            problem = "it exists already, and is never overwritten. Choose another path"
+        else:
+            draft.mkdir(parents=True)
+            fill(draft)
+            for folder in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
+                sync_folder(folder)
+            draft.rename(target)
+            sync_folder(target.parent)
     except OSError as error:
         problem = error.strerror or type(error).__name__
     finally:

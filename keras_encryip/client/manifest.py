@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
 from Crypto.Hash import SHA256
@@ -28,6 +28,13 @@ FILE_NAME: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 8 << 20
 _DOMAIN: Final = "manifest v1"
 _CHUNK: Final = 1 << 20
+
+
+FolderWarning: TypeAlias = Literal[  # the one text, so that a forged manifest cannot say another
+    "THIS FOLDER HOLDS THE RESPONSE KEY. IT IS FOR THE OWNER'S SERVER ALONE: WHOEVER READS IT CAN "
+    "DECRYPT ALL RESPONSES OF THIS VERSION."
+]
+RESPONSE_KEY_INSIDE: Final[FolderWarning] = get_args(FolderWarning)[0]
 
 
 class ManifestFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +63,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     format: Literal["encryip-manifest"]
     issuer: str
     version: Literal[1]
-    warning: Annotated[str, msgspec.Meta(max_length=1024)] | msgspec.UnsetType = msgspec.UNSET
+    warning: FolderWarning | msgspec.UnsetType = msgspec.UNSET
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,7 +75,7 @@ def make_manifest(
     directory: Path,
     codebook: Codebook,
     sign: Callable[[str, bytes], bytes],
-    warning: str | None = None,
+    warning: FolderWarning | None = None,
 ) -> bytes:
     """The bytes of `manifest.json` for all files now in a folder.
 

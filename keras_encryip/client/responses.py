@@ -16,7 +16,7 @@ def read_outputs(path: str | os.PathLike[str]) -> np.ndarray:
     """Confused labels from a `.npy` file, or a `.csv` file with one prediction a line.
 
     Returns:
-        float `[..., N]`, or int64 `[..., N + 10]` of encrypted responses.
+        float `[..., N]`, or from `.npy` integers `[..., N + 10]` of encrypted responses.
 
     Raises:
         FormatError: unknown ending, missing or malformed file.
@@ -36,7 +36,7 @@ def read_outputs(path: str | os.PathLike[str]) -> np.ndarray:
         problem = str(error)
     if problem:
         raise FormatError(f"Cannot read model outputs from {name!r}: {problem}.")
-    return _typed(np.asarray(outputs))
+    return np.asarray(outputs)
 
 
 def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
@@ -83,9 +83,11 @@ def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
             raise FormatError("The response mixes ciphertexts with something else.")
         return [decode_base64(row["b64"], what="b64") for row in rows]
     try:
-        found = _typed(np.array(rows, np.float64))
-        return found if found.dtype == np.int64 else found.astype(np.float32)
-    except (ValueError, TypeError):
+        found = np.array(rows)
+        if found.dtype == np.int64 and found.size and np.abs(found).max() > 1:
+            return found  # no probabilities
+        return found.astype(np.float32)
+    except (ValueError, TypeError, OverflowError):
         pass
     raise FormatError("The predictions in the response are not a table of numbers.")
 
@@ -100,12 +102,3 @@ def _named(outputs: Any) -> Any:
             "protected model."
         )
     return found[0]
-
-
-def _typed(numbers: np.ndarray) -> np.ndarray:
-    """Encrypted responses, as they are: whole numbers far beyond any probability."""
-    if numbers.dtype == np.float64 and numbers.size and np.abs(numbers).max() > 1:
-        whole = numbers.astype(np.int64)
-        if np.array_equal(whole, numbers):
-            return whole
-    return numbers

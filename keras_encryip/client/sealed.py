@@ -2,11 +2,12 @@
 
 docs/sealed.md describes it byte by byte. The file says in the clear which authority made it and
 holds a KEM header for all users but the revoked ones; the rest, file names included, is one
-encrypted stream, at whose end the authority's signature stands. Nothing is compressed, so a
-file cannot hold more than its own size.
+encrypted stream, at whose end the authority's signature stands. Nothing is compressed.
 """
 
 import os
+import re
+import stat
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from keras_encryip.errors import (
     ForeignKeyError,
     FormatError,
     RevokedKeyError,
+    SignatureError,
     WrongModelError,
 )
 from keras_encryip.labels.ciphertext import DIGEST_BYTES
@@ -39,6 +41,9 @@ from keras_encryip.labels.ciphertext import DIGEST_BYTES
 FORMAT: Final = "encryip-sealed-folder"
 VERSION: Final = 1
 MAX_FILES: Final = 10_000
+MAX_DEPTH: Final = 32
+"""Folders in folders; of different ones, at most as many as files."""
+
 MAX_HEAD_BYTES: Final = 64 << 10
 MAX_INDEX_BYTES: Final = 16 << 20
 
@@ -47,11 +52,11 @@ _LENGTH_BYTES: Final = 4
 _DOMAIN: Final = "sealed folder v1"
 _PURPOSE: Final = "sealed folder v1"
 
-_ODD: Final = frozenset('\\:*?"<>|\x7f')
+_ODD: Final = frozenset('\\:*?"<>|')
 """Characters that mean something in a path on some system."""
 
-_SURROGATES: Final = frozenset(map(chr, range(0xD800, 0xE000)))
-"""Stand-ins for bytes of a name that is not UTF-8."""
+_DEVICE: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Names that are no files on Windows."""
 
 _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 
@@ -71,7 +76,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: Annotated[int, msgspec.Meta(ge=0)]
 
 
-class _Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the stream begins with: the model's name, empty folders, and files in order."""
 
     files: Annotated[list[_Entry], msgspec.Meta(max_length=MAX_FILES)]
@@ -86,7 +91,7 @@ def write_sealed_folder(
     directory: str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
-    model: str,
+    index: Index,
     authority: bytes,
     issuer: bytes,
     header: Header,
@@ -98,16 +103,13 @@ def write_sealed_folder(
     Args:
         directory: what to seal.
         path: the new file.
-        model: its name, for the bundles' scope.
+        index: from `list_folder`.
         authority: digest of the authority's public key.
         issuer: the authority's Ed25519 key.
         header, secret: encapsulated to whoever may open it, and used for nothing else.
         sign: (domain, message) → 64-byte signature of the authority.
     """
     folder = Path(directory)
-    if not folder.is_dir():
-        raise ArgumentError(f"{str(folder)!r} is not a folder.")
-    index = _listed(folder, model)
     head = canonical_json(
         _Head(
             authority=encode_base64(authority),
@@ -121,8 +123,6 @@ def write_sealed_folder(
     digest = SHA256.new(start)
 
     text = canonical_json(index)
-    if len(text) > MAX_INDEX_BYTES:
-        raise ArgumentError(f"{str(folder)!r} cannot be sealed: its list of files is too long.")
 
     def plaintext(advance: Callable[[int], None]) -> Iterator[bytes]:
         begin = len(text).to_bytes(_LENGTH_BYTES, "big") + text
@@ -147,34 +147,60 @@ def write_sealed_folder(
     make_new_file(path, fill)
 
 
-def _listed(folder: Path, model: str) -> _Index:
-    files, folders = [], []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ArgumentError(f"{str(folder)!r} has a link or special file: {name!r}.")
-        if path.is_file():
-            files.append(_Entry(name, path.stat().st_size))
-        elif not any(path.iterdir()):
-            folders.append(name)
-    index = _Index(files=files, folders=folders, model=model)
+def list_folder(directory: str | os.PathLike[str], model: str) -> Index:
+    """What there is to seal, checked as its readers will check it.
+
+    Args:
+        directory: what to seal.
+        model: its name, for the bundles' scope.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise ArgumentError(f"{str(folder)!r} cannot be sealed: it is not a folder.")
     problem = ""
     try:
+        files, folders = _entries(folder)
+        index = Index(files=files, folders=folders, model=model)
+        msgspec.convert(msgspec.to_builtins(index), Index)
         _check(index)
-        msgspec.convert(msgspec.to_builtins(index), _Index)
+        if len(canonical_json(index)) > MAX_INDEX_BYTES:
+            problem = "its list of files is too long"
+    except OSError as error:
+        problem = f"{error.filename!r}: {error.strerror or type(error).__name__}"
     except (FormatError, msgspec.ValidationError) as error:
         problem = str(error)
     if problem:
-        raise ArgumentError(f"{str(folder)!r} cannot be sealed: {problem}")
+        raise ArgumentError(f"{str(folder)!r} cannot be sealed: {problem.rstrip('.')}.")
     return index
 
 
-def _contents(folder: Path, index: _Index) -> Iterator[bytes]:
-    """The files' bytes in order; a file that changes meanwhile is an error."""
+def _entries(folder: Path) -> tuple[list[_Entry], list[str]]:
+    """Files, and folders without anything in them."""
+    files, folders = [], []
+    for place, inner, names in os.walk(folder, onerror=_raised):
+        for name in (*inner, *names):
+            path = Path(place, name)
+            relative, found = path.relative_to(folder).as_posix(), path.lstat()
+            if stat.S_ISREG(found.st_mode):
+                files.append(_Entry(relative, found.st_size))
+            elif not stat.S_ISDIR(found.st_mode):
+                raise FormatError(f"It has a link or special file: {relative!r}")
+            elif not any(path.iterdir()):
+                folders.append(relative)
+    return sorted(files, key=lambda entry: entry.path), sorted(folders)
+
+
+def _raised(error: OSError) -> None:
+    raise error
+
+
+def _contents(folder: Path, index: Index) -> Iterator[bytes]:
+    """The files' bytes in order; a file of another size than listed is an error."""
     for entry in index.files:
         left, reason = entry.size, ""
         try:
-            with (folder / entry.path).open("rb") as file:
+            descriptor = os.open(folder / entry.path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+            with open(descriptor, "rb") as file:
                 while part := file.read(min(CHUNK_BYTES, left + 1)):
                     left -= len(part)
                     if left < 0:
@@ -223,20 +249,21 @@ def unseal_folder(
     """
     if not isinstance(bundle, KeyBundle):
         bundle = KeyBundle.read(bundle)
-    if Path(directory).exists():
-        raise ArgumentError(f"{str(directory)!r} exists already, and is never overwritten.")
-    reason = ""
+    name = os.fspath(path)
+    problem: tuple[type[FormatError | SignatureError], str] | None = None
     try:
         with open(path, "rb") as file:
-            _unseal(file, os.fspath(path), Path(directory), bundle, passphrase)
+            _unseal(file, name, Path(directory), bundle, passphrase)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-    if reason:
-        raise FormatError(f"Cannot read the sealed file {os.fspath(path)!r}: {reason}.")
+        problem = FormatError, error.strerror or type(error).__name__
+    except (FormatError, SignatureError) as error:
+        problem = type(error), str(error)
+    if problem:
+        raise problem[0](f"Cannot open the sealed file {name!r}: {problem[1].rstrip('.')}.")
 
 
 def _unseal(file: BinaryIO, name: str, target: Path, bundle: KeyBundle, passphrase: str) -> None:
-    start, head = _read_head(file, name)
+    start, head = _read_head(file)
     authority = decode_base64(head.authority, what="authority", length=DIGEST_BYTES)
     issuer = decode_base64(head.issuer, what="issuer", length=PUBLIC_BYTES)
     header = Header.from_bytes(decode_base64(head.header, what="sealed file header"))
@@ -253,16 +280,15 @@ def _unseal(file: BinaryIO, name: str, target: Path, bundle: KeyBundle, passphra
             "Ask the model's owner for a new key."
         )
     size = os.fstat(file.fileno()).st_size - len(start)
-    chunks = unseal_stream(
-        key.decapsulate(header).derive(_PURPOSE), file.read, SHA256.new(start).digest()
-    )
+    secret = key.decapsulate(header).derive(_PURPOSE)
+    chunks = unseal_stream(secret, _reader(file), SHA256.new(start).digest())
     stream = _Stream(chunks, SHA256.new(start))
     text = stream.exactly(int.from_bytes(stream.exactly(_LENGTH_BYTES), "big"), MAX_INDEX_BYTES)
-    index = parse_canonical_json(text, _Index, what="list of files", max_bytes=MAX_INDEX_BYTES)
+    index = parse_canonical_json(text, Index, what="list of files", max_bytes=MAX_INDEX_BYTES)
     _check(index)
     total = sum(entry.size for entry in index.files)
     if sealed_size(_LENGTH_BYTES + len(text) + total + SIGNATURE_BYTES) != size:
-        raise FormatError(f"The files listed in {name!r} do not add up to its size.")
+        raise FormatError("The files that it lists do not add up to its size.")
     if not bundle.allows(index.model):
         raise WrongModelError(
             f"Key bundle {bundle.header.key_id} is not meant for model {index.model!r}."
@@ -282,13 +308,27 @@ def _unseal(file: BinaryIO, name: str, target: Path, bundle: KeyBundle, passphra
     make_new_folder(target, fill)
 
 
-def _read_head(file: BinaryIO, name: str) -> tuple[bytes, _Head]:
+def _reader(file: BinaryIO) -> Callable[[int], bytes]:
+    """A failure to read is told from one to write."""
+
+    def read(count: int) -> bytes:
+        reason = ""
+        try:
+            return file.read(count)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+        raise FormatError(reason)
+
+    return read
+
+
+def _read_head(file: BinaryIO) -> tuple[bytes, _Head]:
     start = file.read(len(_MAGIC) + _LENGTH_BYTES)
     length = int.from_bytes(start[len(_MAGIC) :], "big")
     if not start.startswith(_MAGIC) or len(start) != len(_MAGIC) + _LENGTH_BYTES:
-        raise FormatError(f"{name!r} is not a sealed file of this package.")
+        raise FormatError("It is not a sealed file of this package.")
     if length > MAX_HEAD_BYTES:
-        raise FormatError(f"The head of {name!r} is too large: {length} bytes.")
+        raise FormatError(f"Its head is too large: {length} bytes.")
     text = file.read(length)
     head = parse_canonical_json(text, _Head, what="sealed file's head", max_bytes=MAX_HEAD_BYTES)
     return start + text, head
@@ -319,14 +359,14 @@ class _Stream:
         while not self._rest:
             self._rest = next(self._chunks, b"")
             if not self._rest:
-                raise FormatError("The sealed file holds less than it lists.")
+                raise FormatError("It holds less than it lists.")
         found, self._rest = self._rest[:most], self._rest[most:]
         self._digest.update(found)
         return found
 
     def exactly(self, count: int, most: int = CHUNK_BYTES) -> bytes:
         if count > most:
-            raise FormatError(f"The sealed file's list of files is too large: {count} bytes.")
+            raise FormatError(f"Its list of files is too large: {count} bytes.")
         found = bytearray()
         while len(found) < count:
             found += self.some(count - len(found))
@@ -338,24 +378,39 @@ class _Stream:
     def end(self) -> None:
         """Nothing may follow."""
         if self._rest or any(self._chunks):
-            raise FormatError("The sealed file holds more than it lists.")
+            raise FormatError("It holds more than it lists.")
 
 
-def _check(index: _Index) -> None:
-    """Paths that stay inside the folder on any system, no two of them the same place."""
-    places: set[tuple[str, ...]] = set()
-    inner: set[tuple[str, ...]] = set()
+def _check(index: Index) -> None:
+    """Paths that stay inside the folder and are different places on any system, and not so many
+    folders that making them would be an attack."""
+    places: set[str] = set()
+    folders: dict[str, str] = {}
     for name in [*(entry.path for entry in index.files), *index.folders]:
         parts = name.split("/")
-        if any(c < " " or c in _ODD or c in _SURROGATES for c in name) or {"", ".", ".."} & {
-            *parts
-        }:
-            raise FormatError(f"The path {name!r} is not plain and relative.")
-        place = tuple(unicodedata.normalize("NFC", part).casefold() for part in parts)
-        if place in places:
-            raise FormatError(f"The path {name!r} occurs twice, or differs in case only.")
-        places.add(place)
-        inner.update(place[:i] for i in range(1, len(place)))
-    both = places & inner
+        if not all(map(_is_plain, parts)):
+            raise FormatError(f"The path {name!r} is not plain and relative")
+        if len(parts) > MAX_DEPTH:
+            raise FormatError(f"The path {name!r} is deeper than {MAX_DEPTH}")
+        if _folded(name) in places:
+            raise FormatError(f"The path {name!r} occurs twice, or differs in case only")
+        places.add(_folded(name))
+        for depth in range(1, len(parts)):
+            outer = "/".join(parts[:depth])
+            if folders.setdefault(_folded(outer), outer) != outer:
+                raise FormatError(f"The folder {outer!r} occurs in two spellings")
+        if len(folders) > MAX_FILES:
+            raise FormatError(f"There are more than {MAX_FILES} folders")
+    both = places & folders.keys()
     if both:
-        raise FormatError(f"The path {'/'.join(min(both))!r} is both an entry and a folder of one.")
+        raise FormatError(f"The path {min(both)!r} is both an entry and a folder of one")
+
+
+def _is_plain(part: str) -> bool:
+    """Whether a name is one on any system: no separator, device or control character."""
+    odd = any(c in _ODD or unicodedata.category(c) in ("Cc", "Cs") for c in part)
+    return bool(part) and part[-1] not in ". " and not odd and not _DEVICE.fullmatch(part)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -3,7 +3,7 @@
 import os
 from typing import Final
 
-from keras_encryip.client.sealed import write_sealed_folder
+from keras_encryip.client.sealed import list_folder, write_sealed_folder
 from keras_encryip.errors import ArgumentError
 from keras_encryip.owner.authority import Authority
 from keras_encryip.owner.catalog import revoked_users
@@ -20,8 +20,8 @@ def seal_folder(
 ) -> None:
     """Seal a folder into one file that every user but the revoked ones can open.
 
-    Whoever is revoked later opens what was sealed before. The event log says that a file
-    was sealed before the file has its name; the file appears whole or not at all.
+    Whoever is revoked later opens what was sealed before. The event log has the sealing before
+    the file gets its name; the file appears whole or not at all.
 
     Args:
         authority: whose users may open it.
@@ -32,8 +32,8 @@ def seal_folder(
 
     Raises:
         LedgerError: the authority has no such model.
-        ArgumentError: the folder is missing, holds a link or an odd name, or changes
-            meanwhile; or the file exists or cannot be written.
+        ArgumentError: the folder is missing, holds a link or an odd name, or a file
+            changes its size meanwhile; or the file exists or cannot be written.
 
     Example:
     >>> seal_folder(authority, folder / "digits" / "1", folder / "digits.sealed", model="digits")
@@ -43,6 +43,9 @@ def seal_folder(
             f"`authority` must be an Authority. Received: {type(authority).__name__}"
         )
     authority.model_named(model)
+    index = list_folder(directory, model)
+    if os.path.lexists(path):
+        raise ArgumentError(f"{os.fspath(path)!r} exists already, and is never overwritten.")
     with authority._ledger.writing() as connection:
         revoked = revoked_users(connection)
         header, secret = authority._master.encapsulate(revoked.values())
@@ -56,7 +59,7 @@ def seal_folder(
     write_sealed_folder(
         directory,
         path,
-        model=model,
+        index=index,
         authority=authority.public_key.digest,
         issuer=authority.issuer,
         header=header,

@@ -8,7 +8,7 @@ from Crypto.Cipher import ChaCha20_Poly1305
 
 from keras_encryip.client.hosted import open_responses
 from keras_encryip.client.responses import parse_response
-from keras_encryip.errors import ArgumentError, SignatureError
+from keras_encryip.errors import ArgumentError, FormatError, SignatureError
 
 KEY, DATA = bytes(range(32)), bytes(range(16))
 REFUSED = "A response cannot be opened with this key, belongs to another model version, or was"
@@ -81,6 +81,8 @@ def test_from_the_json_of_a_server() -> None:
         assert isinstance(found, np.ndarray)
         assert found.dtype == np.int64
         np.testing.assert_array_equal(open_responses(found, KEY, DATA, 5), VALUES)
+    with pytest.raises(FormatError, match="not a table of numbers"):
+        parse_response(f'{{"predictions": [[{"9" * 400}]]}}')
     found = parse_response('{"predictions": [[0, 1, 0]]}')  # probabilities, written short
     assert isinstance(found, np.ndarray)
     assert found.dtype == np.float32

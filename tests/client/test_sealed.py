@@ -1,7 +1,7 @@
 """Sealed folders: what goes in comes out, for whom it was meant, or nothing does."""
 
+import io
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import pytest
 
 from keras_encryip.client import sealed
 from keras_encryip.client.bundle import KeyBundle
-from keras_encryip.client.sealed import unseal_folder, write_sealed_folder
+from keras_encryip.client.sealed import Index, list_folder, unseal_folder, write_sealed_folder
 from keras_encryip.crypto.encoding import canonical_json
 from keras_encryip.crypto.signing import SigningKey
 from keras_encryip.errors import (
@@ -51,15 +51,16 @@ def seal(world: Any, folder: Path, tmp_path: Path) -> Seal:
     def made(**changes: Any) -> Path:
         header, secret = world.authority.master.encapsulate([world.revoked.z])
         path: Path = tmp_path / f"{len(list(tmp_path.iterdir()))}.sealed"
+        source = changes.pop("directory", folder)
         options = {
-            "model": "digits",
+            "index": changes.pop("index", None) or list_folder(source, "digits"),
             "authority": world.authority.digest,
             "issuer": world.authority.signing_key.public_bytes(),
             "header": header,
             "secret": secret,
             "sign": world.authority.signing_key.sign,
         }
-        write_sealed_folder(changes.pop("directory", folder), path, **{**options, **changes})
+        write_sealed_folder(source, path, **{**options, **changes})
         return path
 
     return made
@@ -86,9 +87,7 @@ def test_round_trip(seal: Seal, folder: Path, alice_file: Path, tmp_path: Path) 
     assert content(tmp_path / "again") == content(folder)
 
 
-def test_the_file_tells_nothing_but_its_authority_and_size(
-    seal: Seal, folder: Path, world: Any
-) -> None:
+def test_the_file_tells_nothing_of_its_content(seal: Seal, folder: Path, world: Any) -> None:
     path = seal()
     found = path.read_bytes()
     for secret in (b"saved_model", b"graph", b"variables", b"digits"):
@@ -169,7 +168,9 @@ def test_every_kind_of_damage_is_noticed(
 def test_only_the_authority_can_make_one(seal: Seal, alice_file: Path, tmp_path: Path) -> None:
     """A user knows the stream's key, but cannot sign."""
     path = seal(sign=SigningKey.generate().sign)
-    with pytest.raises(SignatureError, match="The signature of the sealed file is wrong"):
+    with pytest.raises(
+        SignatureError, match=r"Cannot open .*: The signature of the sealed file is wrong"
+    ):
         unseal_folder(path, tmp_path / "opened", alice_file, PASSPHRASE)
     assert nothing_left(tmp_path / "opened")
 
@@ -200,6 +201,12 @@ def entry(path: str, size: int = 0) -> Any:
             "a\nb",
             "a/.",
             "what?",
+            ".. /o",
+            "a.",
+            "a /b",
+            "a\x9bb",
+            "NUL",
+            "a/aux.txt",
         )
     ],
 )
@@ -208,11 +215,8 @@ def test_escaping_paths_are_refused(
 ) -> None:
     for field in ("files", "folders"):
         lists = {"files": [], "folders": [], field: [entry(path) if field == "files" else path]}
-        index = sealed._Index(model="digits", **lists)
-        with monkeypatch.context() as patch:
-            patch.setattr(sealed, "_listed", lambda *_, index=index: index)
-            patch.setattr(sealed, "_contents", lambda *_: iter(()))
-            made = seal()
+        monkeypatch.setattr(sealed, "_contents", lambda *_: iter(()))
+        made = seal(index=Index(model="digits", **lists))
         with pytest.raises(FormatError, match="is not plain and relative"):
             unseal_folder(made, tmp_path / "opened", alice_file, PASSPHRASE)
         assert nothing_left(tmp_path / "opened")
@@ -225,6 +229,11 @@ def test_escaping_paths_are_refused(
         pytest.param([entry("a"), entry("A")], "differs in case only", id="case"),
         pytest.param([entry("\xe4"), entry("a\u0308")], "occurs twice", id="unicode-forms"),
         pytest.param([entry("a"), entry("a/b")], "both an entry and a folder", id="file-in-file"),
+        pytest.param([entry("A/x"), entry("a/y")], "'a' occurs in two spellings", id="folders"),
+        pytest.param([entry("a/" * 32 + "b")], "is deeper than 32", id="deep"),
+        pytest.param(
+            [entry(f"{i}{'/a' * 31}") for i in range(400)], "more than 10000 folders", id="many"
+        ),
         pytest.param([entry("a", 1 << 40)], "do not add up to its size", id="bomb"),
         pytest.param([entry("a", 3)], "do not add up to its size", id="more-than-there-is"),
     ],
@@ -237,10 +246,8 @@ def test_lists_that_lie_are_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    index = sealed._Index(files=files, folders=[], model="digits")
-    monkeypatch.setattr(sealed, "_listed", lambda *_: index)
     monkeypatch.setattr(sealed, "_contents", lambda *_: iter(()))
-    path = seal()
+    path = seal(index=Index(files=files, folders=[], model="digits"))
     with pytest.raises(FormatError, match=message):
         unseal_folder(path, tmp_path / "opened", alice_file, PASSPHRASE)
     assert nothing_left(tmp_path / "opened")
@@ -277,7 +284,7 @@ def test_other_files_are_refused(data: bytes, alice_file: Path, tmp_path: Path) 
 
 
 def test_a_missing_file(alice_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"Cannot read the sealed file .*No such file"):
+    with pytest.raises(FormatError, match=r"Cannot open the sealed file .*No such file"):
         unseal_folder(tmp_path / "none", tmp_path / "opened", alice_file, PASSPHRASE)
 
 
@@ -308,15 +315,20 @@ def cases_differ(folder: Path) -> None:
     (folder / "SAVED_MODEL.pb").touch()
 
 
+def deep(folder: Path) -> None:
+    (folder / "/".join("a" * 40)).mkdir(parents=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (linked, "has a link or special file: 'link'"),
-        (folder_linked, "has a link or special file: 'link'"),
-        (piped, "has a link or special file: 'pipe'"),
+        (linked, "cannot be sealed: It has a link or special file: 'link'"),
+        (folder_linked, "cannot be sealed: It has a link or special file: 'link'"),
+        (piped, "cannot be sealed: It has a link or special file: 'pipe'"),
         (odd, "cannot be sealed: The path 'what[?]' is not plain"),
         (not_utf8, "cannot be sealed: The path .* is not plain"),
         (cases_differ, "cannot be sealed: .* differs in case only"),
+        (deep, "cannot be sealed: .* is deeper than 32"),
     ],
 )
 def test_folders_that_cannot_be_opened_everywhere(
@@ -330,25 +342,53 @@ def test_folders_that_cannot_be_opened_everywhere(
 
 
 def test_no_folder(seal: Seal, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="is not a folder"):
+    with pytest.raises(ArgumentError, match="cannot be sealed: it is not a folder"):
         seal(directory=tmp_path / "none")
 
 
-@pytest.mark.parametrize("size", [4, 6])
-def test_a_file_that_changes_meanwhile(
-    size: int, folder: Path, seal: Seal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_became_a_link(folder: Path, seal: Seal) -> None:
+    index = list_folder(folder, "digits")
+    (folder / "saved_model.pb").unlink()
+    (folder / "secret").write_bytes(b"thing")
+    (folder / "saved_model.pb").symlink_to("secret")
+    with pytest.raises(ArgumentError, match=r"Cannot read 'saved_model.pb' in .*symbolic link"):
+        seal(index=index)
+
+
+def test_names_too_long_and_failing_disks(
+    seal: Seal, alice_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = sealed._listed
+    path = seal()
+    with pytest.raises(ArgumentError, match=r"Cannot write .*File name too long"):
+        unseal_folder(path, tmp_path / ("n" * 300), alice_file, PASSPHRASE)
 
-    def then_changed(*given: Any) -> Any:
-        index = listed(*given)
-        (folder / "saved_model.pb").write_bytes(bytes(size))
-        return index
+    class Failing(io.BytesIO):
+        def read(self, count: int | None = -1) -> bytes:
+            if self.tell() > 100_000:
+                raise OSError(5, "Input/output error")
+            return super().read(count)
 
-    monkeypatch.setattr(sealed, "_listed", then_changed)
+    def opened(*_: Any) -> Any:
+        return Failing(path.read_bytes())
+
+    monkeypatch.setattr(sealed, "open", opened, raising=False)
+    real = path.open("rb")
+    monkeypatch.setattr(Failing, "fileno", lambda _: real.fileno())
+    with (
+        real,
+        pytest.raises(FormatError, match=r"Cannot open the sealed file .*: Input/output error"),
+    ):
+        unseal_folder(path, tmp_path / "opened", KeyBundle.read(alice_file), PASSPHRASE)
+    assert nothing_left(tmp_path / "opened")
+
+
+@pytest.mark.parametrize("size", [4, 6])
+def test_a_file_that_changes_meanwhile(size: int, folder: Path, seal: Seal, tmp_path: Path) -> None:
+    index = list_folder(folder, "digits")
+    (folder / "saved_model.pb").write_bytes(bytes(size))
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ArgumentError, match=r"'saved_model.pb' changed while it was being sealed"):
-        seal()
+        seal(index=index)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -373,32 +413,51 @@ def test_an_interruption_leaves_nothing(
 
 # --- memory --------------------------------------------------------------------------------
 
-LARGE = """
-import resource, sys
-from keras_encryip.client.sealed import unseal_folder
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-unseal_folder(*sys.argv[1:4], "correct horse")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+PEAK = """
+import sys
+from pathlib import Path
+from keras_encryip.client.sealed import list_folder, unseal_folder, write_sealed_folder
+from keras_encryip.crypto.kem import MasterKey
+from keras_encryip.crypto.signing import SigningKey
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+what, path, folder, bundle = sys.argv[1:]
+start = peak()
+if what == "read":
+    Path(path).read_bytes()
+elif what == "open":
+    unseal_folder(path, folder, bundle, "correct horse")
+else:
+    header, secret = MasterKey.generate(1).encapsulate()
+    write_sealed_folder(
+        folder, path, index=list_folder(folder, "digits"), authority=bytes(32), issuer=bytes(32),
+        header=header, secret=secret, sign=SigningKey.generate().sign,
+    )
+print(peak() - start)
 """
 
 
 def test_memory_is_constant(seal: Seal, folder: Path, alice_file: Path, tmp_path: Path) -> None:
-    """128 MiB are opened, and sealed, in some megabytes more than scrypt's 16."""
+    """128 MiB are sealed, and opened, in some megabytes more than scrypt's 16."""
     with (folder / "large").open("wb") as file:
         file.truncate(128 << 20)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     path = seal()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40 << 10
-    arguments = map(str, (path, tmp_path / "opened", alice_file))
-    finished = subprocess.run(
-        [sys.executable, "-c", LARGE, *arguments], capture_output=True, text=True, check=True
-    )
-    assert int(finished.stdout) < 60 << 10  # KiB
+
+    def growth(what: str, *arguments: Path) -> int:
+        command = [sys.executable, "-c", PEAK, what, *map(str, arguments)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert growth("open", path, tmp_path / "opened", alice_file) < 50 << 10  # KiB
+    assert growth("seal", tmp_path / "again.sealed", folder, alice_file) < 30 << 10
+    assert growth("read", path, folder, alice_file) > 120 << 10, "the control"
     assert (tmp_path / "opened" / "large").stat().st_size == 128 << 20
 
 
-def test_the_list_of_files_is_canonical(seal: Seal, folder: Path) -> None:
-    index = sealed._listed(folder, "digits")
+def test_the_list_of_files_is_canonical(folder: Path) -> None:
+    index = list_folder(folder, "digits")
     assert [e.path for e in index.files] == sorted(e.path for e in index.files)
     assert index.folders == ["assets"]
     assert canonical_json(index).startswith(b'{"files":[{"path":"K\\u00e4fer.txt","size":2},')

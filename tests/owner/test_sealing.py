@@ -74,6 +74,10 @@ def test_refusals(authority: Authority, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="`authority` must be an Authority"):
         seal_folder("a.authority", folder, tmp_path / "1.sealed", model="digits")  # type: ignore[arg-type]
     (tmp_path / "1.sealed").write_bytes(b"mine")
-    with pytest.raises(ArgumentError, match="it exists already, and is never overwritten"):
+    events = len(authority.events())
+    with pytest.raises(ArgumentError, match="cannot be sealed: it is not a folder"):
+        seal_folder(authority, tmp_path / "none", tmp_path / "2.sealed", model="digits")
+    with pytest.raises(ArgumentError, match="exists already, and is never overwritten"):
         seal_folder(authority, folder, tmp_path / "1.sealed", model="digits")
     assert (tmp_path / "1.sealed").read_bytes() == b"mine"
+    assert len(authority.events()) == events
