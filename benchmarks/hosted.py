@@ -1,6 +1,6 @@
 """What encrypting responses costs a server: the SavedModel's two kinds of answers side by side.
 
-    python benchmarks/hosted.py
+    python -m benchmarks.hosted
 
 For some numbers of confused labels and batch sizes: CPU time of the encryption alone (from a
 tensor of probabilities), and of a whole answer of a small CNN against that of an ordinary

@@ -64,7 +64,6 @@ NIGHTLY = (
         5_000,
         Schedule(5, 64, 3e-3),
         Schedule(3, 32),
-        labelled=(1, 5, 20),
         steps=100,
         tests=4_000,
         ways=("defaults",),

@@ -134,6 +134,8 @@ def header(every: Sequence[Results], quick: bool) -> str:
                     "attackers' samples",
                     "first cycle",
                     "second cycle",
+                    "steps of an attacker's network",
+                    "test inputs of attacks",
                     "seeds",
                 ],
                 [row for results in every for row in _sizes(results)],
@@ -152,7 +154,7 @@ def _sizes(results: Results) -> list[list[str]]:
         if suite.setting is not None:
             rows.setdefault(_setting(suite), set()).update(suite.seeds)
     if not rows:
-        return [[results.data, *[NONE] * 4, "not run"]]
+        return [[results.data, *[NONE] * 6, "not run"]]
     return [[results.data, *row, ", ".join(map(str, sorted(seeds)))] for row, seeds in rows.items()]
 
 
@@ -166,6 +168,7 @@ def _setting(suite: Suite) -> tuple[str, ...]:
             f"{c.get('rate', NONE)}"
             for c in cycles
         ),
+        *(f"{setting[key]:,}" if key in setting else NONE for key in ("steps", "tests")),
     )
 
 
