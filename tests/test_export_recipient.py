@@ -19,7 +19,7 @@ from keras_encryip.owner.weights import kernels_of, read_kernels
 from keras_encryip.tracing.fingerprint import mark
 
 PASSPHRASE = "correct horse"
-COPIES = {"alice 1": "alice", "alice 2": "alice", "bob 1": "bob", "plain": None}
+COPIES = {"alice 1": "alice", "alice 2": "alice", "bob 1": "bob the second", "plain": None}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def house(
         optimizer = keras.optimizers.Adam(0.01)
         model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
         model.fit(digits.x, digits.y, batch_size=64, epochs=12, verbose=0)
-        for user in ("alice", "bob", "mallory"):
+        for user in ("alice", "bob the second", "mallory"):
             path = folder / f"{user}.keybundle"
             authority.issue(user, path, passphrase=PASSPHRASE, scrypt_log2_n=14)
         authority.enroll(["pat"])
@@ -114,7 +114,7 @@ def test_accuracy_of_copies(house: House, digits: Any) -> None:
         assert abs((found == digits.y_test).mean() - own) <= 0.01, name
 
 
-@pytest.mark.parametrize("user", ["alice", "bob"])
+@pytest.mark.parametrize("user", ["alice", "bob the second"])
 @pytest.mark.parametrize("name", ["alice 1", "bob 1"])
 def test_decoders_read_every_copy(name: str, user: str, house: House, digits: Any) -> None:
     """A mark is no lock: bob's key opens alice's copy, and his table is his own."""
@@ -146,10 +146,10 @@ def make_tokens() -> keras.Model:
 def test_other_dtypes_and_layers(make: Any, authority: ke.Authority, tmp_path: Path) -> None:
     options = {"homophones": 1, "trace_labels": 0, "strategy": "random"}
     model = ke.protect(make(), authority, name="m", **options)
-    for user in ("alice", "bob"):
+    for user in ("alice", "bob the second"):
         authority.issue(user, tmp_path / user, passphrase=PASSPHRASE, scrypt_log2_n=14)
         ke.export_saved_model(model, tmp_path / f"{user} 1", recipient=user)
-    for user in ("alice", "bob"):
+    for user in ("alice", "bob the second"):
         report = authority.trace_weights(tmp_path / f"{user} 1", model=model)
         assert [s.subject for s in report.guilty] == [user]
         assert report.evidence["original weights"] == "as exported"
@@ -233,7 +233,7 @@ def test_exports_commit_to_the_mark(house: House) -> None:
 
 def test_the_key_of_a_mark_is_nowhere(house: House) -> None:
     files = [path for path in house.folder.rglob("*") if path.is_file()]
-    for user in ("alice", "bob"):
+    for user in ("alice", "bob the second"):
         key = house.key(user)
         forms = [key, key.hex().encode(), base64.b64encode(key), base64.urlsafe_b64encode(key)]
         logged = repr(house.authority.events()).encode()

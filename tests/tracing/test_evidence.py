@@ -57,7 +57,7 @@ from keras_encryip.training import hardening
 PACKAGE = Path(ke.__file__).parent
 PASSPHRASE = "correct horse"
 KINDS = ("bundle", "key", "combined key", "table", "service", "weights")
-USERS = ("alice", "bob", "carol", "Ünsal")
+USERS = ("alice", "bob the second", "carol", "Ünsal")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def world(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
 def trace_all(world: World) -> dict[str, TraceReport]:
     authority, decoder = world.authority, world.decoder("alice")
     header, _ = authority._master.encapsulate()
-    both = [world.key(user) for user in ("alice", "bob")]
+    both = [world.key(user) for user in ("alice", "bob the second")]
     combined = CombinedKey.combine(both, [3, -2], header.nodes)
 
     def service(batch: np.ndarray) -> Any:
@@ -176,7 +176,7 @@ def test_every_kind_is_checked_without_tensorflow(world: World) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    accused = {"combined key": ["alice", "bob"]}
+    accused = {"combined key": ["alice", "bob the second"]}
     assert done.stdout.splitlines() == [
         *(f"{kind}: {accused.get(kind, ['alice'])}: True" for kind in KINDS),
         "forbidden",
@@ -269,7 +269,10 @@ def secrets_of(world: World) -> dict[str, list[bytes]]:
         for codebook in authority.codebooks_of(1)
         for header in authority.tracing_headers(codebook)
     ]
-    marks = [authority.fingerprint_key(1, world.key(u).key_id) for u in ("bob", "carol", "Ünsal")]
+    marks = [
+        authority.fingerprint_key(1, world.key(u).key_id)
+        for u in ("bob the second", "carol", "Ünsal")
+    ]
     combined = world.reports["combined key"].exhibits["key"]["weights"][0]
     return {
         "master": [encode_scalar(c) for c in authority._master._coefficients],
@@ -465,7 +468,9 @@ def test_a_trace_before_the_export(forge: Forge, world: World, kind: str) -> Non
 
 
 def test_accusing_somebody_else(world: World, forge: Forge) -> None:
-    assert refused(forge("table", accuse(subject="bob")), "'bob' was given this key")
+    assert refused(
+        forge("table", accuse(subject="bob the second")), "'bob the second' was given this key"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -487,17 +492,17 @@ def own_events(authority: ke.Authority) -> list[Any]:
 
 def as_bob(world: World, kind: str) -> tuple[Change, bytes]:
     """Evidence against alice re-written to accuse bob, who was given a key as well."""
-    bob = next(u for u in world.authority.users() if u.subject == "bob")
+    bob = next(u for u in world.authority.users() if u.subject == "bob the second")
     report = json.loads(world.evidence(kind).joinpath(REPORT).read_bytes())
-    report["suspects"][0] |= {"subject": "bob", "key_id": bob.key_id}
+    report["suspects"][0] |= {"subject": "bob the second", "key_id": bob.key_id}
     events = [
         e
         for e in own_events(world.authority)
-        if e.event.kind == "bundle written" and e.event.details["subject"] == "bob"
+        if e.event.kind == "bundle written" and e.event.details["subject"] == "bob the second"
     ]
 
     def change(statement: Statement) -> dict[str, Any]:
-        fields = {"subject": "bob", "key_id": bob.key_id, "z": world.z("bob")}
+        fields = {"subject": "bob the second", "key_id": bob.key_id, "z": world.z("bob the second")}
         return {**accuse(**fields)(statement), "events": statement.events + events}
 
     return change, json.dumps(report).encode()
@@ -506,8 +511,8 @@ def as_bob(world: World, kind: str) -> tuple[Change, bytes]:
 @pytest.mark.parametrize(
     ("kind", "message", "error"),
     [
-        ("bundle", "The bundle is not that of 'bob'", EvidenceError),
-        ("key", "The leaked point is not the key of 'bob'", EvidenceError),
+        ("bundle", "The bundle is not that of 'bob the second'", EvidenceError),
+        ("key", "The leaked point is not the key of 'bob the second'", EvidenceError),
         ("table", "opening of a tracing header is not proved", SignatureError),
         ("service", "opening of a tracing header is not proved", SignatureError),
         ("weights", "commits to its recipient, fingerprint", EvidenceError),
@@ -525,7 +530,7 @@ def test_bobs_own_openings_do_not_fit_the_answers(world: World, forge: Forge, ki
     change, report = as_bob(world, kind)
     codebook = world.authority.codebooks_of(1)[0]
     openings = [
-        encode_base64(open_header(t, world.authority.public_key, world.key("bob").z))
+        encode_base64(open_header(t, world.authority.public_key, world.key("bob the second").z))
         for t in world.authority.tracing_headers(codebook)
     ]
 
@@ -535,7 +540,7 @@ def test_bobs_own_openings_do_not_fit_the_answers(world: World, forge: Forge, ki
         return {**fields, "accused": [msgspec.structs.replace(accused, openings=openings)]}
 
     folder = forge(kind, opened, {REPORT: report})
-    assert refused(folder, "does not prove that 'bob' is guilty: corrected p-value")
+    assert refused(folder, "does not prove that 'bob the second' is guilty: corrected p-value")
 
 
 @pytest.mark.parametrize("kind", ["table", "service"])
@@ -697,8 +702,10 @@ def test_a_codebook_of_no_export(world: World, tmp_path: Path) -> None:
     """Made anew until somebody's answers fit: so it has to be out before the trace."""
     codebook = world.authority.codebooks_of(1)[0]
     fresh = world.authority.current_codebook(codebook.codebook_id, fresh=True)
-    report = world.authority.trace_table(fresh.decode_table(world.key("bob")), model="digits")
-    assert [s.subject for s in report.guilty] == ["bob"]
+    report = world.authority.trace_table(
+        fresh.decode_table(world.key("bob the second")), model="digits"
+    )
+    assert [s.subject for s in report.guilty] == ["bob the second"]
     with pytest.raises(EvidenceError, match="commits to its codebook_digest"):
         world.authority.evidence(report, tmp_path / "evidence")
     assert list(tmp_path.iterdir()) == []
@@ -731,7 +738,7 @@ def test_tracing_blocks_that_are_real_from_the_start(
         return TracingHeader(Header(nodes, points), exponents)
 
     monkeypatch.setattr(TracingHeader, "generate", well_formed)
-    for user in ("alice", "bob"):
+    for user in ("alice", "bob the second"):
         authority.issue(user, tmp_path / user, passphrase="p", scrypt_log2_n=14)
     assignment = LabelAssignment.draw(10, 4, 32)
     metadata = ModelMetadata(model="digits", class_names=list("0123456789"))
@@ -739,7 +746,7 @@ def test_tracing_blocks_that_are_real_from_the_start(
     authority.add_export(codebook, b"m", folder="v", recipient=None, kernels=[])
     key = KeyBundle.read(tmp_path / "alice").unlock("p")
     report = authority.trace_table(codebook.decode_table(key), model="digits")
-    assert {s.subject for s in report.guilty} == {"alice", "bob"}, "they are read alike"
+    assert {s.subject for s in report.guilty} == {"alice", "bob the second"}, "they are read alike"
     with pytest.raises(SignatureError, match="not a tracing header: it is well-formed"):
         authority.evidence(report, tmp_path / "evidence")
     assert not (tmp_path / "evidence").exists()
@@ -857,10 +864,10 @@ def issued(world: World) -> list[tuple[int, str]]:
 
 
 def test_combined_keys_with_a_revoked_user(authority: ke.Authority, tmp_path: Path) -> None:
-    users = ("alice", "bob")
+    users = ("alice", "bob the second")
     for user in users:
         authority.issue(user, tmp_path / user, passphrase="p", scrypt_log2_n=14)
-    authority.revoke("bob")
+    authority.revoke("bob the second")
     keys = [KeyBundle.read(tmp_path / user).unlock("p") for user in users]
     header, _ = authority._master.encapsulate()
     combined = CombinedKey.combine(keys, [3, -2], header.nodes)
