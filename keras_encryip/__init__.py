@@ -21,7 +21,7 @@ _LAZY = {
     "TraceReport": "keras_encryip.tracing.report",
     "export_saved_model": "keras_encryip.export",
     "protect": "keras_encryip.models",
-    "rotate_codebook": "keras_encryip.models",
+    "rotate_codebook": "keras_encryip.rotation",
     "seal_folder": "keras_encryip.owner.sealing",
     "unseal_folder": "keras_encryip.client.sealed",
     "verify_evidence": "keras_encryip.tracing.evidence",

@@ -8,9 +8,9 @@ import keras
 import msgspec
 import numpy as np
 
-from keras_encryip.errors import ArgumentError, LockedModelError
+from keras_encryip.errors import ArgumentError
 from keras_encryip.labels.assignment import LabelAssignment
-from keras_encryip.labels.codebook import Codebook, ModelMetadata
+from keras_encryip.labels.codebook import ModelMetadata
 from keras_encryip.layers import ConfusedLabels
 from keras_encryip.owner.authority import Authority
 from keras_encryip.protected_model import CLUSTERED, ProtectedModel
@@ -21,7 +21,7 @@ from keras_encryip.training.classifier import (
     split_classifier,
 )
 
-__all__ = ["ProtectedModel", "default_homophones", "protect", "rotate_codebook"]
+__all__ = ["ProtectedModel", "default_homophones", "protect"]
 
 _MAX_DEFAULT_LABELS = 2048
 _TRACE_BIAS = -16.0
@@ -146,23 +146,6 @@ def default_homophones(num_classes: int, trace_labels: int, copies: int) -> int:
     """
     fit = max(2, min(64, (_MAX_DEFAULT_LABELS - trace_labels) // num_classes))
     return max(fit - fit % copies, min(fit, copies))
-
-
-def rotate_codebook(model: ProtectedModel) -> None:
-    """Draw a new codebook under the revocations of now; the next export ships it.
-
-    `export_saved_model` does this by itself whenever users were revoked since the
-    last codebook. The outputs keep their meaning: who decoded before still can.
-
-    Args:
-        model: unlocked with its authority.
-    """
-    protection = model._unlocked()
-    if protection.authority is None:
-        raise LockedModelError("Rotating a codebook needs `model.unlock(authority=...)`.")
-    own = Codebook.from_bytes(model.codebook.encode("ascii"))
-    new = protection.authority.current_codebook(own.codebook_id, fresh=True)
-    model.codebook = new.to_bytes().decode("ascii")
 
 
 def _whole(name: str, value: Any, least: int) -> int:

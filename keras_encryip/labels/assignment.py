@@ -113,8 +113,19 @@ class LabelAssignment(Opaque):
                 f"Received: num_classes={num_classes}, homophones={homophones}, "
                 f"trace_labels={trace_labels}"
             )
-        random = secrets.SystemRandom()
         blocks = [(size, False) for size in real_sizes] + [(size, True) for size in trace_sizes]
+        return cls._shuffled(blocks, num_classes, homophones)
+
+    def redraw(self) -> "LabelAssignment":
+        """A fresh uniformly random assignment of as many labels to the same classes and traces."""
+        blocks = list(zip(self.block_sizes, self.tracing_blocks, strict=True))
+        return self._shuffled(blocks, self.num_classes, self.homophones)
+
+    @classmethod
+    def _shuffled(
+        cls, blocks: list[tuple[int, bool]], num_classes: int, homophones: int
+    ) -> "LabelAssignment":
+        random = secrets.SystemRandom()
         random.shuffle(blocks)
         sizes = [size for size, _ in blocks]
         is_trace = np.repeat([tracing for _, tracing in blocks], sizes)
@@ -128,6 +139,16 @@ class LabelAssignment(Opaque):
             sizes,
             [tracing for _, tracing in blocks],
         )
+
+    def moved_to(self, other: "LabelAssignment") -> np.ndarray:
+        """int32 `[N]`: each label's number in another assignment of the same model. Secret.
+
+        Homophone i of a class goes to homophone i, and the label of a trace input to its label.
+        """
+        moved = np.empty(self.num_labels, np.int32)
+        moved[self.labels] = other.labels
+        moved[self.trace] = other.trace
+        return moved
 
     def secret_bytes(self) -> bytes:
         """The assignment as bytes, for sealing. Secret."""

@@ -33,8 +33,10 @@ from keras_encryip.owner.ledger import (
     Ledger,
     append_event,
     codebooks_table,
+    events_table,
     exports_table,
     models_table,
+    signed_events,
     trace_sets_table,
     users_table,
 )
@@ -206,12 +208,18 @@ class Catalog(Opaque):
             )
 
     def current_codebook(self, codebook_id: bytes, *, fresh: bool = False) -> Codebook:
-        """The newest codebook of a model; a new one if users were revoked since, or if `fresh`."""
+        """The newest codebook of a model in its own order, for what the model itself exports.
+
+        A new one if users were revoked since, or if `fresh`.
+        """
         record = self.model_of(codebook_id)
         with self._ledger.writing() as connection:
             row = connection.execute(
                 sa.select(codebooks_table)
-                .where(codebooks_table.c.model_id == record.model_id)
+                .where(
+                    codebooks_table.c.model_id == record.model_id,
+                    codebooks_table.c.sealed_assignment.is_(None),
+                )
                 .order_by(codebooks_table.c.number.desc())
                 .limit(1)
             ).one()
@@ -224,13 +232,46 @@ class Catalog(Opaque):
                 connection, record.model_id, record.metadata, record.assignment
             )
 
+    def reorder(self, codebook: Codebook) -> tuple[Codebook, np.ndarray]:
+        """A new codebook of the same model, under a fresh assignment and today's revocations.
+
+        Args:
+            codebook: of this authority; what is exported under it is to be reordered.
+
+        Returns:
+            (the new codebook, int32 `[N]`: the new number of each label. Secret.)
+        """
+        record, own = self.model_of(codebook.codebook_id), self.assignment_of(codebook)
+        assignment = own.redraw()
+        with self._ledger.writing() as connection:
+            new = self._add_codebook(
+                connection, record.model_id, record.metadata, assignment, reordered=True
+            )
+        return new, own.moved_to(assignment)
+
+    def assignment_of(self, codebook: Codebook) -> LabelAssignment:
+        """How one of this authority's codebooks numbers the labels. Secret.
+
+        As the model itself does, or, in a codebook that `reorder` made, in another order.
+        """
+        record = self.model_of(codebook.codebook_id)
+        c = codebooks_table.c
+        with self._ledger.reading() as connection:
+            sealed = connection.execute(
+                sa.select(c.sealed_assignment).where(c.codebook_id == codebook.codebook_id)
+            ).scalar_one()
+        if sealed is None:
+            return record.assignment
+        context = _assignment_context(codebook).decode()
+        return LabelAssignment.from_secret_bytes(self._unseal(sealed, context))
+
     def response_key(self, codebook: Codebook) -> bytes:
         """What this codebook's key holders can decrypt: for an encrypted export. Secret."""
         return codebook.response_key(self._master.issue())
 
     def tracing_headers(self, codebook: Codebook) -> tuple[TracingHeader, ...]:
         """The tracing headers of one of this authority's codebooks, with their exponents."""
-        record = self.model_of(codebook.codebook_id)
+        assignment = self.assignment_of(codebook)
         codebook.verify(self.issuer)
         with self._ledger.reading() as connection:
             sealed = connection.execute(
@@ -242,9 +283,7 @@ class Catalog(Opaque):
         size = 32 * (self.threshold + 1)
         headers = [
             header
-            for header, tracing in zip(
-                codebook.headers, record.assignment.tracing_blocks, strict=True
-            )
+            for header, tracing in zip(codebook.headers, assignment.tracing_blocks, strict=True)
             if tracing
         ]
         return tuple(
@@ -254,7 +293,7 @@ class Catalog(Opaque):
 
     def answer_cache(self, codebook: Codebook) -> AnswerCache:
         """The users' predicted trace answers under one of this authority's codebooks."""
-        assignment = self.model_of(codebook.codebook_id).assignment
+        assignment = self.assignment_of(codebook)
         tracing = self.tracing_headers(codebook)
         return AnswerCache(self._data_key, self._master, codebook, assignment, tracing)
 
@@ -346,30 +385,80 @@ class Catalog(Opaque):
         record = self.model_of(codebook.codebook_id)
         digest = record.traces.digest if record.traces is not None else None
         facts: dict[str, Any] = {
-            "model": record.metadata.model,
-            "model_id": record.model_id,
-            "codebook": codebook.codebook_id.hex(),
-            "codebook_digest": SHA256.new(codebook.to_bytes()).hexdigest(),
-            "manifest_digest": SHA256.new(manifest).hexdigest(),
-            "public_key": self.public_key.digest.hex(),
             "trace_set": digest.hex() if digest else "",
             "kernels_digest": kernels_digest(kernels),
-            "folder": folder,
         }
         if recipient is not None:
             key = self.fingerprint_key(record.model_id, recipient)
             facts |= {"recipient": recipient, "fingerprint": fingerprint_commitment(key)}
+        shapes = canonical_json([list(k.shape) for k in kernels]).decode("ascii")
+        self._commit(record, codebook, manifest, folder, facts, digest, shapes)
+
+    def add_reordered_export(
+        self, codebook: Codebook, manifest: bytes, *, folder: str, source: bytes
+    ) -> None:
+        """Commit to an exported folder's reordered copy: `add_export` of what it was made from.
+
+        Args:
+            source: the bytes of the `manifest.json` it was made from.
+
+        Raises:
+            LedgerError: this authority did not export the source.
+        """
+        record = self.model_of(codebook.codebook_id)
+        digest = SHA256.new(source).hexdigest()
+        e = exports_table.c
+        with self._ledger.reading() as connection:
+            wanted = events_table.c.kind == MODEL_EXPORTED
+            exports = [event for event, _, _ in signed_events(connection, wanted)]
+            found = [i for i, x in enumerate(exports, 1) if x.details["manifest_digest"] == digest]
+            if not found:
+                raise LedgerError(
+                    f"The authority {self._ledger.name!r} did not export the folder that is to be "
+                    "reordered."
+                )
+            row = connection.execute(sa.select(exports_table).where(e.export_id == found[0])).one()
+        names = ("kernels_digest", "recipient", "fingerprint")
+        old = exports[found[0] - 1].details
+        facts = {name: old[name] for name in names if name in old} | {"trace_set": ""}
+        if row.trace_set is not None:
+            traces = self._trace_set(row.trace_set)
+            moved = traces.renumbered(record.assignment.moved_to(self.assignment_of(codebook)))
+            facts |= {"trace_set": moved.digest.hex(), "model_trace_set": traces.digest.hex()}
+        self._commit(record, codebook, manifest, folder, facts, row.trace_set, row.kernels)
+
+    def _commit(
+        self,
+        record: ModelRecord,
+        codebook: Codebook,
+        manifest: bytes,
+        folder: str,
+        facts: dict[str, Any],
+        trace_set: bytes | None,
+        kernels: str,
+    ) -> None:
         with self._ledger.writing() as connection:
             connection.execute(
                 exports_table.insert().values(
                     codebook_id=codebook.codebook_id,
-                    trace_set=digest,
-                    recipient=recipient,
+                    trace_set=trace_set,
+                    recipient=facts.get("recipient"),
                     kernels_digest=facts["kernels_digest"],
-                    kernels=canonical_json([list(k.shape) for k in kernels]).decode("ascii"),
+                    kernels=kernels,
                 )
             )
-            self._log(connection, MODEL_EXPORTED, **facts)
+            self._log(
+                connection,
+                MODEL_EXPORTED,
+                model=record.metadata.model,
+                model_id=record.model_id,
+                codebook=codebook.codebook_id.hex(),
+                codebook_digest=SHA256.new(codebook.to_bytes()).hexdigest(),
+                manifest_digest=SHA256.new(manifest).hexdigest(),
+                public_key=self.public_key.digest.hex(),
+                folder=folder,
+                **facts,
+            )
 
     def _add_codebook(
         self,
@@ -377,6 +466,8 @@ class Catalog(Opaque):
         model_id: int,
         metadata: ModelMetadata,
         assignment: LabelAssignment,
+        *,
+        reordered: bool = False,
     ) -> Codebook:
         revoked = revoked_users(connection)
         codebook, tracing = Codebook.make(
@@ -384,6 +475,11 @@ class Catalog(Opaque):
         )
         exponents = b"".join(header.secret_bytes() for header in tracing)
         name = f"sealed_exponents {codebook.codebook_id.hex()}"
+        sealed, order = None, {}
+        if reordered:
+            secret = assignment.secret_bytes()
+            sealed = seal(self._data_key, secret, _assignment_context(codebook))
+            order["assignment"] = SHA256.new(sealed).hexdigest()
         connection.execute(
             codebooks_table.insert().values(
                 codebook_id=codebook.codebook_id,
@@ -395,6 +491,7 @@ class Catalog(Opaque):
                 revoked=canonical_json(sorted(revoked)).decode("ascii"),
                 public=codebook.to_bytes(),
                 sealed_exponents=seal(self._data_key, exponents, name.encode()),
+                sealed_assignment=sealed,
             )
         )
         self._log(
@@ -403,6 +500,7 @@ class Catalog(Opaque):
             model_id=model_id,
             codebook=codebook.codebook_id.hex(),
             revoked=len(revoked),
+            **order,
         )
         return codebook
 
@@ -434,6 +532,10 @@ def revoked_users(connection: sa.Connection) -> dict[str, int]:
         sa.select(users_table.c.key_id, users_table.c.z).where(users_table.c.status == REVOKED)
     )
     return {row.key_id: decode_scalar(row.z, what="z") for row in rows}
+
+
+def _assignment_context(codebook: Codebook) -> bytes:
+    return f"sealed_assignment of codebook {codebook.codebook_id.hex()}".encode()
 
 
 def _trace_set_context(digest: bytes) -> bytes:

@@ -93,10 +93,14 @@ def _replay(events: Iterable[Event], stored_users: list[Any]) -> dict[str, list[
         elif event.kind == CODEBOOK_MADE:
             revoked = sorted(i for i, user in users.items() if user["status"] == REVOKED)
             text = canonical_json(revoked).decode("ascii")
-            codebooks.append((len(codebooks) + 1, facts["codebook"], facts["model_id"], text))
+            order = facts.get("assignment")
+            codebooks.append(
+                (len(codebooks) + 1, facts["codebook"], facts["model_id"], text, order)
+            )
         elif event.kind == MODEL_EXPORTED:
             recipient = facts.get("recipient")
-            exports.append((len(exports) + 1, facts["codebook"], facts["trace_set"], recipient))
+            traces = facts.get("model_trace_set", facts["trace_set"])
+            exports.append((len(exports) + 1, facts["codebook"], traces, recipient))
     return {
         authority_table.name: authorities,
         users_table.name: [tuple(user[c] for c in _USER_COLUMNS) for user in users.values()]
@@ -121,11 +125,16 @@ def _stored(connection: sa.Connection) -> Iterator[tuple[str, list[Any]]]:
     models = connection.execute(sa.select(m.model_id, m.name).order_by(m.model_id))
     yield models_table.name, [tuple(row) for row in models]
     books = connection.execute(
-        sa.select(c.number, c.codebook_id, c.model_id, c.revoked).order_by(c.number)
+        sa.select(c.number, c.codebook_id, c.model_id, c.revoked, c.sealed_assignment).order_by(
+            c.number
+        )
     )
     yield (
         codebooks_table.name,
-        [(row.number, row.codebook_id.hex(), row.model_id, row.revoked) for row in books],
+        [
+            (row[0], row[1].hex(), *row[2:4], row[4] and SHA256.new(row[4]).hexdigest())
+            for row in books
+        ],
     )
     exports = connection.execute(
         sa.select(e.export_id, e.codebook_id, e.trace_set, e.recipient).order_by(e.export_id)

@@ -139,7 +139,7 @@ def _answers(
         name = codebook.codebook_id.hex()
         tracing = authority.tracing_headers(codebook)
         if name not in blocks:
-            numbers = np.flatnonzero(exhibits["record"].assignment.tracing_blocks)
+            numbers = np.flatnonzero(authority.assignment_of(codebook).tracing_blocks)
             proofs = [open_header(t, authority.public_key, t.header.nodes[0]) for t in tracing]
             blocks[name] = TracingBlocks(
                 name, [int(n) for n in numbers], [encode_base64(p) for p in proofs]
@@ -150,7 +150,9 @@ def _answers(
         openings = [open_header(t, authority.public_key, z) for t in tracing]
         facts |= {"codebook": name, "openings": [encode_base64(o) for o in openings]}
         if report.kind == "service":
-            traces, answers = exhibits["sets"][which], exhibits["answers"][which]
+            own, order = exhibits["record"].assignment, authority.assignment_of(codebook)
+            traces = exhibits["sets"][which].renumbered(own.moved_to(order))
+            answers = exhibits["answers"][which]
             digest = traces.digest.hex()
             files[f"trace-set-{digest[:16]}.npy"] = traces.secret_bytes()
             files[f"answers-{digest[:16]}.npy"] = _npy(answers)

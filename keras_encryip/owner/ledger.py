@@ -21,7 +21,9 @@ from keras_encryip.crypto.signing import SigningKey, verify
 from keras_encryip.errors import ArgumentError, LedgerError, SignatureError
 from keras_encryip.tracing.events import EVENT_DOMAIN, Event, event_digest
 
-LEDGER_VERSION: Final = 2
+LEDGER_VERSION: Final = 3
+_UPGRADED: Final = 2
+"""The version that is brought up to date when it is opened: it lacks a column."""
 _FIRST: Final = b"\0" * 32
 _BUSY_SECONDS: Final = 10
 
@@ -75,6 +77,7 @@ codebooks_table = sa.Table(
     sa.Column("revoked", sa.String, nullable=False),
     sa.Column("public", sa.LargeBinary, nullable=False),
     sa.Column("sealed_exponents", sa.LargeBinary, nullable=False),
+    sa.Column("sealed_assignment", sa.LargeBinary),  # NULL: the model's own
 )
 trace_sets_table = sa.Table(
     "trace_sets",
@@ -179,7 +182,9 @@ class Ledger:
                     raise LedgerError(
                         f"The authority {str(path)!r} is damaged: only partly copied."
                     )
-            if (version := _version(connection)) != LEDGER_VERSION:
+            if (version := _version(connection)) == _UPGRADED:
+                _upgrade(connection)
+            elif version != LEDGER_VERSION:
                 raise LedgerError(
                     f"{ledger.name!r} has ledger version {version or 'none'}; this release reads "
                     f"{LEDGER_VERSION}. Open it with the release that made it."
@@ -327,6 +332,14 @@ def _version(connection: sa.Connection) -> int | None:
         return LEDGER_VERSION
     version = connection.execute(sa.select(authority_table.c.ledger_version)).scalar()
     return None if version is None else int(version)
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    """From version 2, which knew one assignment for each model, in the caller's transaction."""
+    column = codebooks_table.c.sealed_assignment
+    kind = column.type.compile(connection.dialect)
+    connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} {kind}")
+    connection.execute(authority_table.update().values(ledger_version=LEDGER_VERSION))
 
 
 def _mistyped_column(connection: sa.Connection) -> str | None:

@@ -184,10 +184,13 @@ class Tracing(Catalog):
         if values.size and not -1 <= values.min() <= values.max() < classes:
             raise ArgumentError(f"`table` must hold classes 0 … {classes - 1}, or -1 for unknown.")
         values = values.astype(np.int64)
-        ordinary = record.assignment.labels.ravel()
-        own = self._ownership(values[ordinary], record.assignment.classes[ordinary], classes)
-        observed = [values[record.assignment.trace]]
-        return self._answers_report("table", record, observed, own, {"table": values})
+        codebooks = self.codebooks_of(record.model_id)
+        orders = [self.assignment_of(codebook) for codebook in codebooks]
+        meant = np.repeat(np.arange(classes), record.assignment.homophones)
+        distinct = {order.secret_bytes(): order.labels.ravel() for order in orders}
+        own = self._ownership([(values[labels], meant) for labels in distinct.values()], classes)
+        observed = [[values[order.trace]] for order in orders]
+        return self._answers_report("table", record, codebooks, observed, own, {"table": values})
 
     def trace_service(
         self,
@@ -256,22 +259,32 @@ class Tracing(Catalog):
             said.append(part[ordinary])
             meant.append(classes[traces.labels[ordinary]])
         own = self._ownership(
-            np.concatenate(said), np.concatenate(meant), record.assignment.num_classes
+            [(np.concatenate(said), np.concatenate(meant))], record.assignment.num_classes
         )
         own["unanswered"] = int((answers == UNANSWERED).sum())
+        codebooks = self.codebooks_of(record.model_id)
         exhibit = {"sets": sets, "answers": parts}
-        return self._answers_report("service", record, observed, own, exhibit)
+        every = [observed] * len(codebooks)  # answers to an input: the same in every order
+        return self._answers_report("service", record, codebooks, every, own, exhibit)
 
     @staticmethod
-    def _ownership(said: np.ndarray, meant: np.ndarray, num_classes: int) -> dict[str, Any]:
-        """Whether this is the model at all: answers that are alike under every key."""
-        answered = said >= 0
-        hits = int((said == meant)[answered].sum())
-        n = int(answered.sum())
-        # Terms far out underflow; a thousand answers prove as much as a million.
-        chance = float(binomial_tail(n, num_classes)[hits]) if n <= 4096 else None
-        if chance is None:
-            chance = float(binomial_tail(4096, num_classes)[hits * 4096 // n])
+    def _ownership(
+        readings: list[tuple[np.ndarray, np.ndarray]], num_classes: int
+    ) -> dict[str, Any]:
+        """Whether this is the model at all: answers that are alike under every key.
+
+        Args:
+            readings: (said, meant) in each order that the model's labels had; the best counts.
+        """
+        found = []
+        for said, meant in readings:
+            n, hits = int((said >= 0).sum()), int(((said == meant) & (said >= 0)).sum())
+            # Terms far out underflow; a thousand answers prove as much as a million.
+            counted = min(n, 4096)
+            tail = binomial_tail(counted, num_classes)
+            found.append((float(tail[hits * counted // n if n else 0]), hits, n))
+        chance, hits, n = min(found)
+        chance = min(1.0, chance * len(readings))
         return {
             "this is the model": "yes" if chance <= SIGNIFICANCE else "not shown",
             "p-value of that": chance,
@@ -282,19 +295,19 @@ class Tracing(Catalog):
         self,
         kind: str,
         record: ModelRecord,
-        observed: list[np.ndarray],
+        codebooks: list[Codebook],
+        observed: list[list[np.ndarray]],
         evidence: dict[str, Any],
         exhibits: dict[str, Any],
     ) -> TraceReport:
-        """Score every user under every codebook of the model against what was observed."""
+        """Score every user under every codebook of the model against what was observed under it."""
         classes = record.assignment.num_classes
-        codebooks = self.codebooks_of(record.model_id)
-        tests = len(codebooks) * len(observed)
+        tests = sum(map(len, observed))
         chances: list[np.ndarray] = []
         hits: list[np.ndarray] = []
-        for codebook in codebooks:
-            for found in self._coincidences(codebook, observed):
-                n = int((observed[len(hits) % len(observed)] >= 0).sum())
+        for codebook, answers in zip(codebooks, observed, strict=True):
+            for said, found in zip(answers, self._coincidences(codebook, answers), strict=True):
+                n = int((said >= 0).sum())
                 hits.append(found)
                 chances.append(binomial_tail(n, classes)[found])
         # Users who were added meanwhile are in the later codebooks' counts only.
@@ -308,7 +321,7 @@ class Tracing(Catalog):
         order = np.lexsort((-score, chance))
         final = np.minimum(1.0, chance * users * tests)
         shown = order[: max(MAX_SHOWN, int((final <= SIGNIFICANCE).sum()))]
-        most = max(int((o >= 0).sum()) for o in observed)
+        most = max(int((said >= 0).sum()) for answers in observed for said in answers)
         evidence = {
             "trace labels answered": most,
             "classes": classes,
@@ -328,7 +341,8 @@ class Tracing(Catalog):
             tests=max(1, users * tests),
             threshold=float(least_hits(most, classes, users * tests)),
         )
-        proof = {int(position): divmod(int(best[position]), len(observed)) for position in shown}
+        each = len(observed[0])
+        proof = {int(position): divmod(int(best[position]), each) for position in shown}
         keys = [suspect.key_id for suspect in findings.suspects]
         named = {k: proof[int(p)] for k, p in zip(keys, shown, strict=True)}
         return TraceReport(

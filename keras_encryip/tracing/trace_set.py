@@ -76,6 +76,10 @@ class TraceSet(Opaque):
             raise FormatError("The trace inputs are malformed.")
         return cls(*arrays)
 
+    def renumbered(self, numbers: np.ndarray) -> "TraceSet":
+        """The same inputs where label j is `numbers[j]`, int `[N]`: after a reordering."""
+        return TraceSet(self.inputs, numbers[self.labels])
+
     @property
     def digest(self) -> bytes:
         """SHA-256 over a domain tag and the bytes: commits to the set and tells nothing of it."""

@@ -193,8 +193,8 @@ EDITS: dict[str, tuple[str, str]] = {
         "UPDATE codebooks SET number = 3 WHERE number = 1",
         "codebooks of .* do not agree",
     ),
-    "version": ("UPDATE authority SET ledger_version = 9", "has ledger version 9; this .* reads 2"),
-    "no authority": ("DELETE FROM authority", "has ledger version none; this release reads 2"),
+    "version": ("UPDATE authority SET ledger_version = 9", "has ledger version 9; this .* reads 3"),
+    "no authority": ("DELETE FROM authority", "has ledger version none; this release reads 3"),
     "table dropped": ("DROP TABLE codebooks", r"table\(s\) codebooks are missing"),
     "bytes as text": (
         "UPDATE users SET z = 'text' WHERE user_id = 1",
