@@ -187,6 +187,15 @@ def _sealed(shipped: Shipped, folder: Path) -> dict[str, Any]:
     return {"bundle": shipped.bundles["alice"], "verify_export": ke.verify_export}
 
 
+def _rotatable(shipped: Shipped, folder: Path) -> dict[str, Any]:
+    """The authority's copy, so that the doctest's codebooks are in nobody's way."""
+    shutil.copytree(shipped.exported, folder / "digits" / "1")
+    shutil.copy(shipped.bundles["alice"], folder)
+    shutil.copy(shipped.url.removeprefix("sqlite:///"), folder / "own.authority")
+    own = ke.Authority.open(f"sqlite:///{folder}/own.authority", shipped.passphrase)
+    return {"authority": own, "Decoder": ke.Decoder}
+
+
 @pytest.fixture(autouse=True)
 def docstring_names(
     request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]
@@ -213,6 +222,8 @@ def docstring_names(
         shipped = get("shipped")
         shutil.copytree(shipped.exported, names["folder"] / "digits" / "1")
         names["authority"] = shipped.authority
+    elif module.startswith("keras_encryip.rotation"):
+        names |= _rotatable(get("shipped"), names["folder"])
     elif module.startswith("keras_encryip.export"):
         names["model"] = get("shipped").model
     elif module.startswith(("keras_encryip.owner.tracing", "keras_encryip.tracing.report")):
@@ -230,5 +241,7 @@ def docstring_names(
         names["classifier"] = build_classifier()
     doctest_namespace.update(names)
     yield
+    if module.startswith("keras_encryip.rotation"):
+        names["authority"].close()
     for name in names:
         del doctest_namespace[name]

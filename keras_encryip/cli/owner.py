@@ -207,6 +207,22 @@ def export(
         typer.echo(RESPONSE_KEY_INSIDE, err=True)
 
 
+def rotate(
+    source: Annotated[Path, typer.Argument(help="An exported version folder, served/digits/1.")],
+    directory: Annotated[Path, typer.Argument(help="New version folder, served/digits/2.")],
+    authority: Annotated[str, typer.Option(help="The authority's file, or a database URL.")],
+    authority_passphrase_file: AuthorityPassphraseFile = None,
+) -> None:
+    """Give an exported folder a new version, reordered, that shuts out who was revoked."""
+    from keras_encryip.owner import Authority
+    from keras_encryip.rotation import rotate_codebook
+
+    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
+    with Authority.open(database_url(authority), passphrase) as opened:
+        rotate_codebook(source, directory, authority=opened)
+    typer.echo(f"Rotated {source} to {directory}.")
+
+
 def seal(
     directory: Annotated[Path, typer.Argument(help="Any folder, e.g. served/digits/2.")],
     file: Annotated[Path, typer.Argument(help="New file, e.g. digits.sealed.")],

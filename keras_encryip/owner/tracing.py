@@ -18,9 +18,10 @@ from keras_encryip.errors import ArgumentError, ForeignKeyError, LedgerError
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.owner.answers import AnswerCache, DamagedCacheError
 from keras_encryip.owner.asking import UNANSWERED, Predict, ask
-from keras_encryip.owner.catalog import Catalog, ModelRecord, now_text
+from keras_encryip.owner.catalog import ModelRecord, now_text
 from keras_encryip.owner.consistency import REVOKED
 from keras_encryip.owner.evidence import write_evidence
+from keras_encryip.owner.exports import Exports
 from keras_encryip.owner.ledger import codebooks_table, exports_table, users_table
 from keras_encryip.owner.weights import align, kernels_of, match, read_kernels
 from keras_encryip.tracing.commitments import kernels_digest
@@ -38,7 +39,7 @@ FORGERY: Final = 2.0**-128
 """Stated chance of a forged signature, or of a point of P that was never issued."""
 
 
-class Tracing(Catalog):
+class Tracing(Exports):
     """The tracing half of an `Authority`. docs/tracing.md says what each method proves."""
 
     __slots__ = ()

@@ -184,6 +184,79 @@ def test_tracing_headers_predict_every_users_answers(
             )
 
 
+# --- reordered --------------------------------------------------------------------
+
+
+def test_a_reordered_codebook_has_an_assignment_of_its_own(
+    authority: Authority, protect: Any, issue: Any, key_of: Any, reopen: Any
+) -> None:
+    for name in ("alice", "bob"):
+        issue(authority, name)
+    first, assignment = protect(authority)
+    authority.revoke("bob")
+    second, moved = authority.reorder(first)
+    third, again = authority.reorder(second)
+    opened = reopen()
+    orders = [opened.assignment_of(codebook) for codebook in (first, second, third)]
+    assert orders[0].secret_bytes() == assignment.secret_bytes()
+    np.testing.assert_array_equal(moved[orders[0].labels], orders[1].labels)
+    np.testing.assert_array_equal(moved[orders[0].trace], orders[1].trace)
+    np.testing.assert_array_equal(again[moved], orders[0].moved_to(orders[2]))
+    for codebook, order in zip((second, third), orders[1:], strict=True):
+        table, real = codebook.decode_table(key_of("alice")), order.classes >= 0
+        np.testing.assert_array_equal(table[real], order.classes[real])
+        np.testing.assert_array_equal(
+            codebook.predicted_answers([key_of("alice")], order, opened.tracing_headers(codebook))[
+                0
+            ],
+            table[order.trace],
+        )
+        with pytest.raises(RevokedKeyError):
+            codebook.decode_table(key_of("bob"))
+    # The model itself keeps its order, whichever of its codebooks it is asked by.
+    for codebook in (first, second, third):
+        current = authority.current_codebook(codebook.codebook_id)
+        assert authority.assignment_of(current).secret_bytes() == assignment.secret_bytes()
+        record = authority.model_of(codebook.codebook_id)
+        assert record.assignment.secret_bytes() == assignment.secret_bytes()
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE codebooks SET sealed_assignment = NULL", "codebooks of .* do not agree"),
+        ("UPDATE codebooks SET sealed_assignment = x'00'", "codebooks of .* do not agree"),
+        ("UPDATE codebooks SET sealed_assignment = 'x'", "damaged: column codebooks.sealed_assign"),
+    ],
+    ids=["removed", "changed", "text"],
+)
+def test_a_changed_assignment_is_noticed(
+    authority: Authority, protect: Any, reopen: Any, file: Path, statement: str, message: str
+) -> None:
+    authority.reorder(protect(authority)[0])
+    authority.close()
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(statement)
+    with pytest.raises(LedgerError, match=message):
+        reopen()
+
+
+def test_assignments_of_two_codebooks_cannot_be_swapped(
+    authority: Authority, protect: Any, reopen: Any, file: Path
+) -> None:
+    """Nor by who can write the log, but has not the data key: the seal names the codebook."""
+    first, _ = protect(authority)
+    second, _ = authority.reorder(first)
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(
+            "UPDATE codebooks SET sealed_assignment = "
+            "(SELECT sealed_assignment FROM codebooks WHERE number = 2)"
+        )
+    with pytest.raises(LedgerError, match="damaged at 'sealed_assignment of codebook"):
+        authority.assignment_of(first)
+    assert authority.assignment_of(second).num_labels == second.num_labels
+
+
 def test_a_changed_codebook_gets_no_tracing_headers(authority: Authority, protect: Any) -> None:
     codebook, _ = protect(authority)
     forged = replace(codebook, values=(codebook.values + 1) % 3)

@@ -129,6 +129,26 @@ def test_memory_holds_no_authority_to_open() -> None:
         Authority.open("sqlite://", PASSPHRASE)
 
 
+def test_a_ledger_of_version_2_is_upgraded(
+    authority: Authority, protect: Any, issue: Any, reopen: Any, file: Path
+) -> None:
+    """It lacked one column. All that is in it stays, and is checked as ever."""
+    issue(authority, "alice")
+    codebook, assignment = protect(authority)
+    events = authority.events()
+    authority.close()
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("ALTER TABLE codebooks DROP COLUMN sealed_assignment")
+        connection.execute("UPDATE authority SET ledger_version = 2")
+    for _ in range(2):
+        upgraded = reopen()
+        assert upgraded.events() == events
+        assert upgraded.assignment_of(codebook).secret_bytes() == assignment.secret_bytes()
+    upgraded.reorder(codebook)
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT ledger_version FROM authority").fetchone() == (3,)
+
+
 @pytest.mark.parametrize("content", [b"", b"precious"], ids=["empty", "text"])
 def test_an_existing_file_is_never_overwritten(create: Any, file: Path, content: bytes) -> None:
     file.write_bytes(content)

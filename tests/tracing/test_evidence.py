@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 import pytest
 import sqlalchemy as sa
+import tensorflow as tf
 
 import keras_encryip as ke
 from keras_encryip.client.bundle import KeyBundle
@@ -924,3 +925,29 @@ def test_nothing_half_written(
         world.authority.evidence(world.reports["weights"], tmp_path / "evidence")
     assert len(written) == after
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["table", "service"])
+def test_evidence_from_a_reordered_version(world: World, tmp_path: Path, kind: str) -> None:
+    """Its trace labels have other numbers: the export of the new version commits to these."""
+    shutil.copy(world.folder / "acme.authority", tmp_path / "own.authority")
+    with ke.Authority.open(f"sqlite:///{tmp_path}/own.authority", "owner") as authority:
+        ke.rotate_codebook(world.folder / "digits" / "1", tmp_path / "2", authority=authority)
+        decoder = Decoder.open(tmp_path / "2", world.bundle("alice"), PASSPHRASE)
+        loaded = tf.saved_model.load(str(tmp_path / "2"))
+
+        def service(batch: np.ndarray) -> Any:
+            answers = loaded.signatures["serving_default"](inputs=tf.constant(batch))
+            return decoder.labels(answers["confused"].numpy())
+
+        if kind == "table":
+            report = authority.trace_table(decoder, model="digits")
+        else:
+            report = authority.trace_service(service, model="digits")
+        assert [s.subject for s in report.guilty] == ["alice"]
+        authority.evidence(report, tmp_path / "case")
+        data = (tmp_path / "case" / STATEMENT).read_bytes()
+        statement = msgspec.json.decode(data, type=SignedStatement).statement
+        used = {blocks.codebook for blocks in statement.tracing_blocks}
+        assert used == {authority.codebooks_of(1)[-1].codebook_id.hex()}
+        assert verify_evidence(tmp_path / "case", issuer=authority.issuer).p_values["alice"] < 1e-6
