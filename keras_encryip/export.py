@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from keras_encryip.labels.codebook import Codebook
 from keras_encryip.models import ProtectedModel
 from keras_encryip.owner.weights import kernels_of
 from keras_encryip.tracing.fingerprint import mark
+from keras_encryip.tracing.statistics import least_hits
 from keras_encryip.training.hardening import STEPS, harden
 from keras_encryip.training.homophones import TrainingState
 from keras_encryip.training.protection import Protection
+from keras_encryip.training.trace_inputs import learned_traces
 
 CONFUSED = "confused"
 ENCRYPTED = "encrypted"
@@ -36,7 +39,11 @@ SHARPNESS = 8.0
 MIN_COLUMN_SPREAD = 0.003
 """A head whose homophones lie closer together than this still consists of copies."""
 
+WATCHED_USERS = 1_000
+"""Among as many, `trace_service` should find a leaker; the export warns if it could not."""
+
 _SPREAD_SAMPLE = 2048
+_TRACE_BATCH = 32
 
 
 def export_saved_model(
@@ -120,6 +127,7 @@ def export_saved_model(
     kernels = kernels_of(model)
     originals = [keras.ops.convert_to_numpy(kernel) for kernel in kernels]
     _harden_traces(model, protection, kernels, originals)
+    _check_traces(model, protection)
     draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
         if marked is not None:
@@ -167,6 +175,27 @@ def _harden_traces(
         protection.training = TrainingState(state.homophones, traces)
         protection.save_training()
         model._forget_traces()
+
+
+def _check_traces(model: ProtectedModel, protection: Protection) -> None:
+    """Warn where a service that runs on a leaked key could not be told from others."""
+    record, state = protection.record, protection.training
+    if record is None or state is None or state.traces is None:
+        return
+    inputs = state.traces.inputs
+    batches = [inputs[i : i + _TRACE_BATCH] for i in range(0, len(inputs), _TRACE_BATCH)]
+    confused = [keras.ops.convert_to_numpy(model(batch, training=False)) for batch in batches]
+    classes = record.assignment.num_classes
+    learned, count = learned_traces(np.concatenate(confused), state.traces, record.assignment)
+    expected = learned + (count - learned) / classes
+    if learned < count and expected < least_hits(count, classes, WATCHED_USERS):
+        warnings.warn(
+            f"Model {model.name!r} has learned {learned} of its {count} trace labels: a service "
+            f"that runs on a leaked key could not be told from those of {WATCHED_USERS:,} other "
+            "users. Train it for more epochs before exporting, or rely on marked copies "
+            "(`recipient=...`).",
+            stacklevel=3,
+        )
 
 
 def _assign(kernels: list[Any], values: list[np.ndarray]) -> None:

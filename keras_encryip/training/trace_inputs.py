@@ -5,7 +5,7 @@ import secrets
 import numpy as np
 
 from keras_encryip.errors import ArgumentError
-from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.assignment import TRACE, LabelAssignment
 from keras_encryip.tracing.trace_set import TraceSet
 
 GRID = 4
@@ -24,6 +24,27 @@ def make_traces(samples: np.ndarray, assignment: LabelAssignment) -> TraceSet:
     random = secrets.SystemRandom()
     ordinary = [random.choice(assignment.labels.ravel()) for _ in range(OWNERSHIP_INPUTS)]
     return TraceSet(inputs, np.concatenate([assignment.trace, ordinary]))
+
+
+def learned_traces(
+    confused: np.ndarray, traces: TraceSet, assignment: LabelAssignment
+) -> tuple[int, int]:
+    """How many trace inputs a model answers with their trace label, under any key.
+
+    Args:
+        confused: `[n, N]`, the model's outputs for `traces.inputs`; other leading axes
+            between these are averaged.
+        traces: n inputs.
+        assignment: the model's.
+
+    Returns:
+        (those whose trace label outweighs every class, all on trace labels).
+    """
+    confused = confused.reshape(len(traces.inputs), -1, assignment.num_labels).mean(1)
+    on_trace = np.flatnonzero(assignment.classes[traces.labels] == TRACE)
+    own = confused[on_trace, traces.labels[on_trace]]
+    classes = confused[on_trace][:, assignment.labels].sum(-1)
+    return int((own > classes.max(-1)).sum()), len(on_trace)
 
 
 def make_trace_inputs(samples: np.ndarray, count: int) -> np.ndarray:
