@@ -21,7 +21,7 @@ from keras_encryip.crypto.sealing import (
 from keras_encryip.errors import FormatError, SignatureError
 
 USER_KEY_BYTES: Final = 64
-_INFO: Final = b"encryip key bundle v2"
+INFO: Final = b"encryip key bundle v2"
 
 
 class PassphraseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,7 +61,7 @@ class PublicKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def seal(cls, secret: bytes, public_key: X25519PublicKey, header: bytes) -> "PublicKeyBody":
-        encapsulated, sealed = public_key.seal(secret, info=_INFO, associated_data=header)
+        encapsulated, sealed = public_key.seal(secret, info=INFO, associated_data=header)
         fields = (encapsulated, public_key.raw, sealed)
         return cls(*(encode_base64(field) for field in fields))
 
@@ -79,7 +79,7 @@ class PublicKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         encapsulated = decode_base64(self.encapsulated, what="encapsulated")
         sealed = decode_base64(self.sealed, what="sealed")
         with contextlib.suppress(SignatureError):
-            return private_key.unseal(encapsulated, sealed, info=_INFO, associated_data=header)
+            return private_key.unseal(encapsulated, sealed, info=INFO, associated_data=header)
         return None
 
 
