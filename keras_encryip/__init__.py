@@ -19,6 +19,8 @@ _LAZY = {
     "KeyBundle": "keras_encryip.client.bundle",
     "ProtectedModel": "keras_encryip.models",
     "TraceReport": "keras_encryip.tracing.report",
+    "X25519PrivateKey": "keras_encryip.client.keypair",
+    "X25519PublicKey": "keras_encryip.client.keypair",
     "export_saved_model": "keras_encryip.export",
     "protect": "keras_encryip.models",
     "rotate_codebook": "keras_encryip.rotation",

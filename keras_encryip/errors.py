@@ -22,11 +22,14 @@ class SignatureError(EncryipError):
 
 
 class PassphraseError(EncryipError):
-    """The passphrase is wrong, or the sealed body was changed (the two cannot be told apart)."""
+    """The passphrase is wrong or missing, or the sealed body was changed.
+
+    The first and the last cannot be told apart.
+    """
 
 
 class KeyRefusedError(EncryipError):
-    """A valid key that may not read this model. Its children say why."""
+    """A valid key that may not read this model, or open this bundle. Its children say why."""
 
 
 class RevokedKeyError(KeyRefusedError):

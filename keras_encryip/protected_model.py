@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder
+from keras_encryip.client.keypair import X25519PrivateKey
 from keras_encryip.errors import ArgumentError, LockedModelError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook
@@ -270,6 +271,7 @@ class ProtectedModel(keras.Model):
         authority: Authority | None = None,
         bundle: str | PathLike[str] | KeyBundle | None = None,
         passphrase: str | None = None,
+        private_key: X25519PrivateKey | None = None,
         teacher: keras.Model | None = None,
     ) -> Self:
         """Make a loaded model train and evaluate again.
@@ -278,7 +280,7 @@ class ProtectedModel(keras.Model):
             authority: the owner's; restores everything but the teacher.
             bundle: a user's key bundle (path or object). `evaluate` then shows what that
                 user gets; `fit` trains on your loss alone, without confusion and traces.
-            passphrase: of the bundle.
+            passphrase, private_key: what opens the bundle, as for `Decoder.open`.
             teacher: the original trained classifier, to go on distilling from it.
 
         Returns:
@@ -290,8 +292,6 @@ class ProtectedModel(keras.Model):
         """
         if (authority is None) == (bundle is None):
             raise ArgumentError("Pass either `authority` or `bundle` to `unlock`.")
-        if bundle is not None and passphrase is None:
-            raise ArgumentError("Pass the bundle's `passphrase` to `unlock`.")
         codebook = Codebook.from_bytes(self.codebook.encode("ascii"))
         if authority is not None:
             record = authority.model_of(codebook.codebook_id)
@@ -300,8 +300,8 @@ class ProtectedModel(keras.Model):
                 protection.training = TrainingState(
                     Homophones.uniform(self.num_classes, record.assignment.homophones), None
                 )
-        elif bundle is not None and passphrase is not None:
-            decoder = Decoder.open(codebook, bundle, passphrase)
+        elif bundle is not None:
+            decoder = Decoder.open(codebook, bundle, passphrase, private_key)
             protection = Protection(decoder.secret_table(), self.num_classes)
         if teacher is not None:
             protection.teacher = as_teacher(teacher, self.num_classes)

@@ -129,6 +129,8 @@ def test_a_service_is_traced(shop: Path, served: str, tmp_path: Path) -> None:
     assert "service of 'digits': guilty: ben" in shown
     assert transcript.is_file()
     assert "needs both --decode-model and --bundle" in encryip(*command, *decoding[:2]).stderr
+    wrong = encryip(*command, *decoding, "--private-key", tmp_path / "ben.private.pem")
+    assert "Leave out --private-key" in wrong.stderr
 
 
 @pytest.mark.parametrize(

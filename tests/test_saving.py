@@ -177,7 +177,7 @@ def test_unlock_needs_one_key(shipped: Any, locked: ke.ProtectedModel) -> None:
     bundle, message = shipped.bundles["bob"], "Pass either `authority` or `bundle`"
     stay_locked(locked, ArgumentError, message)
     stay_locked(locked, ArgumentError, message, authority=shipped.authority, bundle=bundle)
-    stay_locked(locked, ArgumentError, "Pass the bundle's `passphrase`", bundle=bundle)
+    stay_locked(locked, ArgumentError, "pass `passphrase` and nothing else", bundle=bundle)
 
 
 def test_foreign_authority(locked: ke.ProtectedModel, authority: ke.Authority) -> None:
@@ -216,6 +216,12 @@ def test_revoked_and_limited_bundles(
     stay_locked(model, WrongModelError, message, bundle=tmp_path / "carol", passphrase="p")
     model.unlock(bundle=tmp_path / "alice", passphrase="p")
     assert not model.is_locked()
+    own = ke.X25519PrivateKey.generate()
+    authority.issue("dora", tmp_path / "dora", public_key=own.public_key)
+    model.lock()
+    message = "The private key of '.*' opens key bundle"
+    stay_locked(model, ArgumentError, message, bundle=tmp_path / "dora", passphrase="p")
+    assert not model.unlock(bundle=tmp_path / "dora", private_key=own).is_locked()
     # The outputs keep their meaning: an old codebook and the new one name the same model.
     owners = model.unlock(authority=authority)._unlocked().table
     model.codebook = old

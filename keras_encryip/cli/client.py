@@ -1,4 +1,4 @@
-"""What needs no TensorFlow: `encryip inspect`, `verify`, `unseal`, `decode`, `verify-evidence`."""
+"""What needs no TensorFlow: the user's commands, and `encryip inspect`, `verify`."""
 
 import sys
 from enum import StrEnum
@@ -7,9 +7,20 @@ from typing import Annotated
 
 import typer
 
-from keras_encryip.cli.shared import BundlePassphraseFile, ask_passphrase, hexadecimal, print_facts
+from keras_encryip.cli.shared import (
+    BundlePassphraseFile,
+    PrivateKeyFile,
+    UseKeyring,
+    ask_opening,
+    ask_passphrase,
+    check_suits,
+    hexadecimal,
+    print_facts,
+)
 from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder, read_codebook
+from keras_encryip.client.keypair import X25519PrivateKey, write_key_pair
+from keras_encryip.client.keyring import forget, remember
 from keras_encryip.client.manifest import verify_export
 from keras_encryip.client.responses import parse_response, read_outputs
 from keras_encryip.client.sealed import unseal_folder
@@ -80,15 +91,56 @@ def verify(
         typer.echo(manifest.warning)
 
 
+def key_new(
+    name: Annotated[
+        str, typer.Argument(help="Writes NAME.private.pem, to keep, and NAME.public.pem, to send.")
+    ],
+    bundle_passphrase_file: BundlePassphraseFile = None,
+) -> None:
+    """Make a key pair of your own, so that no passphrase is shared with the owner."""
+    passphrase = ask_passphrase(bundle_passphrase_file, "new private key", "BUNDLE", new=True)
+    private, public = f"{name}.private.pem", f"{name}.public.pem"
+    key = write_key_pair(private, public, passphrase)
+    typer.echo(f"Wrote {private}: keep it. Send {public} to the owner, and tell them by another")
+    typer.echo(f"way, e.g. by telephone, its fingerprint: {key.fingerprint}")
+
+
+def key_remember(
+    bundle: Path,
+    bundle_passphrase_file: BundlePassphraseFile = None,
+    private_key: PrivateKeyFile = None,
+) -> None:
+    """Store the passphrase in the system's keyring, for `--keyring`, after trying it."""
+    own = KeyBundle.read(bundle)
+    check_suits(own, private_key)
+    what = "key bundle" if private_key is None else "private key"
+    passphrase = ask_passphrase(bundle_passphrase_file, what, "BUNDLE")
+    if private_key is None:
+        own.unlock(passphrase)
+    else:
+        own.unlock(private_key=X25519PrivateKey.read(private_key, passphrase))
+    remember(own, passphrase)
+    typer.echo(f"The keyring holds the passphrase of the {what}.")
+
+
+def key_forget(bundle: Path) -> None:
+    """Remove what `key remember` stored."""
+    forget(KeyBundle.read(bundle))
+    typer.echo("The keyring no longer holds the passphrase.")
+
+
 def unseal(
     file: Annotated[Path, typer.Argument(help="What `encryip seal` made.")],
     directory: Annotated[Path, typer.Argument(help="New folder.")],
     bundle: Path,
     bundle_passphrase_file: BundlePassphraseFile = None,
+    private_key: PrivateKeyFile = None,
+    keyring: UseKeyring = False,
 ) -> None:
     """Open a sealed file into a new folder. Needs no TensorFlow."""
-    passphrase = ask_passphrase(bundle_passphrase_file, "key bundle", "BUNDLE")
-    unseal_folder(file, directory, bundle, passphrase)
+    own = KeyBundle.read(bundle)
+    opening = ask_opening(own, private_key, bundle_passphrase_file, keyring)
+    unseal_folder(file, directory, own, *opening)
     typer.echo(f"Opened {directory}, signed by the issuer of your key bundle.")
 
 
@@ -100,10 +152,13 @@ def decode(
     ] = "-",
     what: Annotated[What, typer.Option(help="What to print, one prediction a line.")] = What.names,
     bundle_passphrase_file: BundlePassphraseFile = None,
+    private_key: PrivateKeyFile = None,
+    keyring: UseKeyring = False,
 ) -> None:
     """Decode a protected model's outputs with a key bundle. Needs no TensorFlow."""
-    passphrase = ask_passphrase(bundle_passphrase_file, "key bundle", "BUNDLE")
-    decoder = Decoder.open(model, bundle, passphrase)
+    own = KeyBundle.read(bundle)
+    opening = ask_opening(own, private_key, bundle_passphrase_file, keyring)
+    decoder = Decoder.open(model, own, *opening)
     found = parse_response(sys.stdin.buffer.read()) if outputs == "-" else read_outputs(outputs)
     if isinstance(found, list):
         if what is What.probabilities:

@@ -18,6 +18,7 @@ from keras_encryip.cli.shared import (
     read_text,
 )
 from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.client.keypair import X25519PublicKey
 from keras_encryip.client.manifest import RESPONSE_KEY_INSIDE
 from keras_encryip.errors import ArgumentError
 
@@ -89,6 +90,10 @@ def key_issue(
     model: Annotated[
         list[str] | None, typer.Option(help="Model it is meant for; repeatable; default any.")
     ] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(help="The user's own, made with `key new`, instead of a passphrase."),
+    ] = None,
     authority_passphrase_file: AuthorityPassphraseFile = None,
     bundle_passphrase_file: BundlePassphraseFile = None,
 ) -> None:
@@ -98,9 +103,27 @@ def key_issue(
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     path = out or Path(f"{subject}.keybundle")
     with Authority.open(database_url(authority), passphrase) as opened:
-        bundle_passphrase = ask_passphrase(bundle_passphrase_file, "new bundle", "BUNDLE", new=True)
-        user = opened.issue(subject, path, passphrase=bundle_passphrase, days=days, models=model)
+        own = bundle_passphrase = None
+        if public_key is not None:
+            own = X25519PublicKey.read(public_key)
+        else:
+            bundle_passphrase = ask_passphrase(
+                bundle_passphrase_file, "new bundle", "BUNDLE", new=True
+            )
+        user = opened.issue(
+            subject,
+            path,
+            passphrase=bundle_passphrase,
+            public_key=own,
+            days=days,
+            models=model,
+        )
+        issuer = opened.issuer.hex()
     typer.echo(f"Wrote {path}, key {user.key_id}, valid to {user.not_after}.")
+    if own is not None:
+        typer.echo(f"Before you send it, ask {subject}, e.g. by telephone, for the fingerprint of")
+        typer.echo(f"their public key. It must be {own.fingerprint}. Tell them your issuer:")
+        typer.echo(issuer)
 
 
 @key_app.command("revoke")
@@ -143,8 +166,10 @@ def key_list(
 @key_app.command("inspect")
 def key_inspect(bundle: Path) -> None:
     """Show what a key bundle says in the clear, its signature checked."""
-    header = KeyBundle.read(bundle).header
-    print_facts({field: getattr(header, field) for field in header.__struct_fields__})
+    read = KeyBundle.read(bundle)
+    facts = {field: getattr(read.header, field) for field in read.header.__struct_fields__}
+    made_to = {"made to": read.recipient.fingerprint} if read.recipient else {}
+    print_facts(facts | {"authority": read.authority.hex(), "issuer": read.issuer.hex()} | made_to)
 
 
 @key_app.command("enroll")

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.files import read_bounded
+from keras_encryip.client.keypair import X25519PrivateKey, is_encrypted, read_private_pem
+from keras_encryip.client.keyring import passphrase_of
 from keras_encryip.errors import ArgumentError
 
 AuthorityArgument = Annotated[
@@ -23,8 +26,20 @@ AuthorityPassphraseFile = Annotated[
 BundlePassphraseFile = Annotated[
     Path | None,
     typer.Option(
-        help="File whose first line is the key bundle's passphrase.",
+        help="File whose first line is the passphrase of the key bundle or private key.",
         envvar="ENCRYIP_BUNDLE_PASSPHRASE_FILE",
+    ),
+]
+PrivateKeyFile = Annotated[
+    Path | None,
+    typer.Option(help="Your private key, for a bundle that was made to its public key."),
+]
+UseKeyring = Annotated[
+    bool,
+    typer.Option(
+        "--keyring",
+        help="Take the passphrase from the system's keyring, where `key remember` stored it.",
+        envvar="ENCRYIP_KEYRING",
     ),
 ]
 
@@ -60,6 +75,35 @@ def ask_passphrase(file: Path | None, what: str, variable: str, *, new: bool = F
         f"Passphrase of the {what}", hide_input=True, confirmation_prompt=new, err=True
     )
     return answer
+
+
+def ask_opening(
+    bundle: KeyBundle, private_key: Path | None, passphrase_file: Path | None, keyring: bool
+) -> tuple[str | None, X25519PrivateKey | None]:
+    """What `KeyBundle.unlock` takes: the bundle's passphrase, or the opened private key."""
+    check_suits(bundle, private_key)
+    pem = None if private_key is None else read_private_pem(private_key)
+    passphrase = None
+    if keyring and (pem is None or is_encrypted(pem)):
+        passphrase = passphrase_of(bundle)
+    elif pem is None:
+        passphrase = ask_passphrase(passphrase_file, "key bundle", "BUNDLE")
+    elif is_encrypted(pem):
+        passphrase = ask_passphrase(passphrase_file, "private key", "BUNDLE")
+    return (passphrase, None) if pem is None else (None, X25519PrivateKey.from_pem(pem, passphrase))
+
+
+def check_suits(bundle: KeyBundle, private_key: Path | None) -> None:
+    """Refuse to ask for the passphrase of what does not open the bundle."""
+    if private_key is None and bundle.recipient is not None:
+        raise ArgumentError(
+            f"Key bundle {bundle.header.key_id} was made to the public key "
+            f"{bundle.recipient.fingerprint!r}. Pass its private key with --private-key."
+        )
+    if private_key is not None and bundle.recipient is None:
+        raise ArgumentError(
+            f"A passphrase opens key bundle {bundle.header.key_id}. Leave out --private-key."
+        )
 
 
 def print_facts(facts: dict[str, object]) -> None:

@@ -9,11 +9,15 @@ from keras_encryip.cli.shared import (
     AuthorityArgument,
     AuthorityPassphraseFile,
     BundlePassphraseFile,
+    PrivateKeyFile,
+    UseKeyring,
+    ask_opening,
     ask_passphrase,
     database_url,
     hexadecimal,
     read_text,
 )
+from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.client.files import read_bounded
 from keras_encryip.client.responses import read_outputs
@@ -105,6 +109,8 @@ def trace_service(
     evidence: EvidenceFolder = None,
     authority_passphrase_file: AuthorityPassphraseFile = None,
     bundle_passphrase_file: BundlePassphraseFile = None,
+    private_key: PrivateKeyFile = None,
+    keyring: UseKeyring = False,
 ) -> None:
     """Name the user on whose key a service runs, from the labels it answers."""
     from keras_encryip.owner import Authority
@@ -114,8 +120,9 @@ def trace_service(
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     decoder = None
     if decode_model is not None and bundle is not None:
-        own = ask_passphrase(bundle_passphrase_file, "key bundle", "BUNDLE")
-        decoder = Decoder.open(decode_model, bundle, own)
+        own = KeyBundle.read(bundle)
+        opening = ask_opening(own, private_key, bundle_passphrase_file, keyring)
+        decoder = Decoder.open(decode_model, own, *opening)
     with Authority.open(database_url(authority), passphrase) as opened:
         report = opened.trace_service(
             url, model=model, decoder=decoder, transcript=transcript, batch_size=batch_size

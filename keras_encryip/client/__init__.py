@@ -8,6 +8,7 @@ array([7, 2, 1])
 
 from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder
+from keras_encryip.client.keypair import X25519PrivateKey, X25519PublicKey
 from keras_encryip.client.sealed import unseal_folder
 
-__all__ = ["Decoder", "KeyBundle", "unseal_folder"]
+__all__ = ["Decoder", "KeyBundle", "X25519PrivateKey", "X25519PublicKey", "unseal_folder"]

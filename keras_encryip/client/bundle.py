@@ -1,6 +1,5 @@
 """A user's key file. docs/key-bundle.md describes it byte by byte."""
 
-import contextlib
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -8,9 +7,10 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
-from Crypto.Random import get_random_bytes
 
+from keras_encryip.client.bodies import BODIES, Body, PassphraseBody, PublicKeyBody
 from keras_encryip.client.files import read_bounded
+from keras_encryip.client.keypair import X25519PrivateKey, X25519PublicKey
 from keras_encryip.crypto.encoding import (
     canonical_json,
     decode_base64,
@@ -19,36 +19,26 @@ from keras_encryip.crypto.encoding import (
 )
 from keras_encryip.crypto.kem import UserKey
 from keras_encryip.crypto.opaque import Opaque
-from keras_encryip.crypto.sealing import (
-    DEFAULT_SCRYPT_LOG2_N,
-    MAX_SCRYPT_LOG2_N,
-    MIN_SCRYPT_LOG2_N,
-    OVERHEAD,
-    SALT_BYTES,
-    passphrase_key,
-    seal,
-    unseal,
-)
+from keras_encryip.crypto.sealing import DEFAULT_SCRYPT_LOG2_N
 from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, SigningKey, verify
 from keras_encryip.errors import (
     ArgumentError,
     ExpiredKeyError,
     FormatError,
+    KeyRefusedError,
     PassphraseError,
     SignatureError,
 )
 from keras_encryip.labels.ciphertext import DIGEST_BYTES, decrypt_labels
 
 FORMAT: Final = "encryip-key-bundle"
-VERSION: Final = 1
 MAX_BUNDLE_BYTES: Final = 64 << 10
 ANY_MODEL: Final = "*"
 
 _BEGIN: Final = b"-----BEGIN ENCRYIP KEY BUNDLE-----\n"
 _END: Final = b"\n-----END ENCRYIP KEY BUNDLE-----\n"
-_DOMAIN: Final = "key bundle v1"
+_DOMAINS: Final = {version: f"key bundle v{version}" for version in BODIES}
 _TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
-_USER_KEY_BYTES: Final = 64
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 _Time = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z\Z")]
@@ -59,13 +49,14 @@ class BundleHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     Attributes:
         authority: base64 SHA-256 digest of the authority's public key.
-        format, version: `"encryip-key-bundle"`, 1.
+        format: `"encryip-key-bundle"`.
         issued_at, not_before, not_after: UTC, `YYYY-MM-DDThh:mm:ssZ`; advisory.
         issuer: base64 Ed25519 key of the authority.
         issuer_name: free text.
         key_id: 16 hexadecimal digits.
         scope: names of the models the bundle is meant for; `["*"]` means any.
         subject: who the key was issued to.
+        version: 1 if a passphrase opens it, 2 if the user's private key does.
     """
 
     authority: str
@@ -78,17 +69,11 @@ class BundleHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     not_before: _Time
     scope: Annotated[list[_Name], msgspec.Meta(min_length=1, max_length=64)]
     subject: _Name
-    version: Literal[1]
-
-
-class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    salt: str
-    scrypt_log2_n: Annotated[int, msgspec.Meta(ge=MIN_SCRYPT_LOG2_N, le=MAX_SCRYPT_LOG2_N)]
-    sealed: str
+    version: Literal[1, 2]
 
 
 class _Signed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    body: _Body
+    body: dict[str, str | int]
     header: BundleHeader
 
 
@@ -102,6 +87,9 @@ class KeyBundle(Opaque):
 
     Attributes:
         header: `BundleHeader`, what it says in the clear.
+        authority, issuer: bytes of its fields.
+        not_before, not_after: its dates, in UTC.
+        recipient: the `X25519PublicKey` it was made to; `None` if a passphrase opens it.
 
     Example:
     >>> bundle = KeyBundle.read(folder / "alice.keybundle")
@@ -110,9 +98,18 @@ class KeyBundle(Opaque):
     >>> key = bundle.unlock("correct horse")
     """
 
-    __slots__ = ("_body", "_signature", "authority", "header", "issuer", "not_after", "not_before")
+    __slots__ = (
+        "_body",
+        "_signature",
+        "authority",
+        "header",
+        "issuer",
+        "not_after",
+        "not_before",
+        "recipient",
+    )
 
-    def __init__(self, header: BundleHeader, body: _Body, signature: str) -> None:
+    def __init__(self, header: BundleHeader, body: Body, signature: str) -> None:
         self.header = header
         self._body = body
         self._signature = signature
@@ -121,8 +118,8 @@ class KeyBundle(Opaque):
         self.not_before = _parse_time(header.not_before, "not_before")
         self.not_after = _parse_time(header.not_after, "not_after")
         _parse_time(header.issued_at, "issued_at")
-        decode_base64(body.salt, what="salt", length=SALT_BYTES)
-        decode_base64(body.sealed, what="sealed", length=_USER_KEY_BYTES + OVERHEAD)
+        body.check()
+        self.recipient = body.public_key if isinstance(body, PublicKeyBody) else None
 
     def _describe(self) -> str:
         return f"key_id={self.header.key_id} subject={self.header.subject!r}"
@@ -151,41 +148,68 @@ class KeyBundle(Opaque):
             what="key bundle",
             max_bytes=MAX_BUNDLE_BYTES,
         )
-        bundle = cls(file.bundle.header, file.bundle.body, file.signature)
+        header = file.bundle.header
+        bundle = cls(header, _body(file.bundle.body, header.version), file.signature)
         signature = decode_base64(file.signature, what="signature", length=SIGNATURE_BYTES)
-        verify(bundle.issuer, _DOMAIN, canonical_json(file.bundle), signature, what="key bundle")
+        domain, signed = _DOMAINS[header.version], canonical_json(file.bundle)
+        verify(bundle.issuer, domain, signed, signature, what="key bundle")
         return bundle
 
     def to_bytes(self) -> bytes:
         """The file: still sealed, and signed."""
-        signed = _Signed(self._body, self.header)
+        signed = _Signed(msgspec.to_builtins(self._body), self.header)
         return _BEGIN + canonical_json(_File(signed, self._signature)) + _END
 
-    def unlock(self, passphrase: str) -> UserKey:
-        """Decrypt the user key.
+    def unlock(
+        self, passphrase: str | None = None, private_key: X25519PrivateKey | None = None
+    ) -> UserKey:
+        """Decrypt the user key. Pass one of the two, as the bundle was made.
+
+        Args:
+            passphrase: for a bundle whose `recipient` is `None`.
+            private_key: that of the `recipient`.
 
         Raises:
+            ArgumentError: the other one, both or none were passed.
             PassphraseError: wrong passphrase or changed body.
+            KeyRefusedError: the bundle was made to another public key.
+            SignatureError: header or body were changed since the key was sealed.
         """
-        key = passphrase_key(
-            passphrase,
-            decode_base64(self._body.salt, what="salt"),
-            self._body.scrypt_log2_n,
-        )
-        secret = None
-        with contextlib.suppress(SignatureError):
-            secret = unseal(
-                key, decode_base64(self._body.sealed, what="sealed"), canonical_json(self.header)
-            )
-        if secret is None:
-            raise PassphraseError(
-                f"The passphrase does not open key bundle {self.header.key_id} "
-                f"(subject {self.header.subject!r}), or its body was changed."
-            )
+        secret = self._open(passphrase, private_key)
         user_key = UserKey.from_secret_bytes(secret)
         if user_key.key_id != self.header.key_id:
             raise FormatError("The key bundle's key_id does not belong to the key inside.")
         return user_key
+
+    def _open(self, passphrase: str | None, private_key: X25519PrivateKey | None) -> bytes:
+        name = f"key bundle {self.header.key_id} (subject {self.header.subject!r})"
+        header = canonical_json(self.header)
+        if isinstance(self._body, PassphraseBody):
+            if passphrase is None or private_key is not None:
+                raise ArgumentError(
+                    f"A passphrase opens {name}: pass `passphrase` and nothing else."
+                )
+            secret = self._body.open(passphrase, header)
+            if secret is None:
+                raise PassphraseError(
+                    f"The passphrase does not open {name}, or its body was changed."
+                )
+            return secret
+        recipient = self._body.public_key
+        if not isinstance(private_key, X25519PrivateKey) or passphrase is not None:
+            raise ArgumentError(
+                f"The private key of {recipient.fingerprint!r} opens {name}: "
+                "pass `private_key`, an `X25519PrivateKey`, and nothing else."
+            )
+        if private_key.public_key != recipient:
+            raise KeyRefusedError(
+                f"The {name} was made to the public key {recipient.fingerprint!r}, and not to "
+                f"yours, {private_key.public_key.fingerprint!r}. Send yours to the model's owner."
+            )
+        secret = self._body.open(private_key, header)
+        if secret is None:
+            raise SignatureError(f"The header or body of {name} was changed.")
+        return secret
 
     def check_dates(self, now: datetime | None = None) -> None:
         """Refuse a bundle outside its dates. Advisory: the holder's clock decides.
@@ -209,24 +233,31 @@ class KeyBundle(Opaque):
         """Whether the bundle's scope names this model."""
         return ANY_MODEL in self.header.scope or model in self.header.scope
 
-    def decrypt(self, ciphertexts: Iterable[bytes], passphrase: str) -> np.ndarray:
+    def decrypt(
+        self,
+        ciphertexts: Iterable[bytes],
+        passphrase: str | None = None,
+        private_key: X25519PrivateKey | None = None,
+    ) -> np.ndarray:
         """Read label ciphertexts with nothing but this bundle.
 
         Args:
             ciphertexts: outputs `ciphertext_bytes` of the `encrypted_label` signature.
-            passphrase: opens the bundle.
+            passphrase, private_key: what opens the bundle, as for `unlock`.
 
         Returns:
             int64 `[n]` of class indices.
         """
         self.check_dates()
-        return decrypt_labels(ciphertexts, self.unlock(passphrase), authority=self.authority)
+        key = self.unlock(passphrase, private_key)
+        return decrypt_labels(ciphertexts, key, authority=self.authority)
 
 
 def make_bundle(
     key: UserKey,
     *,
-    passphrase: str,
+    passphrase: str | None = None,
+    public_key: X25519PublicKey | None = None,
     subject: str,
     issuer_name: str,
     authority: bytes,
@@ -241,12 +272,16 @@ def make_bundle(
     Args:
         key: the user key to seal.
         passphrase: opens the bundle; give it to the user another way.
+        public_key: or the user's own: its private key opens the bundle.
         subject, issuer_name: 1 … 256 characters.
         authority: digest of the authority's public key.
         signing_key: the authority's.
         not_before, not_after: timezone-aware, in this order.
         scope: model names, or `("*",)`.
         scrypt_log2_n: cost of trying a passphrase, 14 … 20.
+
+    Raises:
+        ArgumentError: a field is invalid, or not one of passphrase and public key was passed.
     """
     if isinstance(scope, str):
         raise ArgumentError(f"`scope` must be a list of model names. Received: scope={scope!r}")
@@ -266,15 +301,18 @@ def make_bundle(
         not_before=format_time(not_before),
         scope=sorted(set(scope)),
         subject=subject,
-        version=VERSION,
+        version=1 if public_key is None else 2,
     )
-    salt = get_random_bytes(SALT_BYTES)
-    sealed = seal(
-        passphrase_key(passphrase, salt, scrypt_log2_n), key.secret_bytes(), canonical_json(header)
-    )
-    body = _Body(encode_base64(salt), scrypt_log2_n, encode_base64(sealed))
-    signed = _Signed(body, header)
-    signature = signing_key.sign(_DOMAIN, canonical_json(signed))
+    secret, context = key.secret_bytes(), canonical_json(header)
+    body: Body
+    if passphrase is not None and public_key is None:
+        body = PassphraseBody.seal(secret, passphrase, context, scrypt_log2_n=scrypt_log2_n)
+    elif isinstance(public_key, X25519PublicKey) and passphrase is None:
+        body = PublicKeyBody.seal(secret, public_key, context)
+    else:
+        raise ArgumentError("Pass either `passphrase` or `public_key`, an `X25519PublicKey`.")
+    signed = _Signed(msgspec.to_builtins(body), header)
+    signature = signing_key.sign(_DOMAINS[header.version], canonical_json(signed))
     data = _BEGIN + canonical_json(_File(signed, encode_base64(signature))) + _END
     try:
         KeyBundle.from_bytes(data)  # what is handed out can be read
@@ -286,6 +324,15 @@ def make_bundle(
 def format_time(moment: datetime) -> str:
     """UTC to the second, `YYYY-MM-DDThh:mm:ssZ`."""
     return moment.astimezone(UTC).strftime(_TIME_FORMAT)
+
+
+def _body(fields: dict[str, str | int], version: int) -> Body:
+    problem = ""
+    try:
+        return msgspec.convert(fields, BODIES[version])
+    except msgspec.ValidationError as error:
+        problem = str(error)
+    raise FormatError(f"The key bundle is malformed: {problem} in its body of version {version}")
 
 
 def _parse_time(text: str, field: str) -> datetime:

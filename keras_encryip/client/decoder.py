@@ -10,6 +10,7 @@ import numpy as np
 from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.files import read_bounded
 from keras_encryip.client.hosted import EXTRA_WORDS, open_responses
+from keras_encryip.client.keypair import X25519PrivateKey
 from keras_encryip.crypto.opaque import Opaque
 from keras_encryip.errors import ArgumentError, ForeignKeyError, WrongModelError
 from keras_encryip.labels.ciphertext import LabelCiphertext
@@ -88,7 +89,8 @@ class Decoder(Opaque):
         cls,
         model_dir_or_codebook: str | os.PathLike[str] | Codebook,
         bundle: str | os.PathLike[str] | KeyBundle,
-        passphrase: str,
+        passphrase: str | None = None,
+        private_key: X25519PrivateKey | None = None,
     ) -> "Decoder":
         """Open a model's outputs with a key bundle.
 
@@ -97,12 +99,14 @@ class Decoder(Opaque):
                 `Codebook` already read.
             bundle: path of a key bundle, or one already read.
             passphrase: opens the bundle.
+            private_key: the user's own, opens a bundle that was made to its public key.
 
         Raises:
             ForeignKeyError: the bundle is of another authority than the model.
             RevokedKeyError: the key was revoked before this version was exported.
             ExpiredKeyError: the bundle is outside its dates.
             WrongModelError: the bundle is not meant for this model.
+            KeyRefusedError: the bundle was made to another public key.
             PassphraseError, FormatError, SignatureError: as they say.
         """
         if not isinstance(bundle, KeyBundle):
@@ -117,7 +121,7 @@ class Decoder(Opaque):
             )
         codebook.verify(bundle.issuer)
         bundle.check_dates()
-        key = bundle.unlock(passphrase)
+        key = bundle.unlock(passphrase, private_key)
         metadata = codebook.open_metadata(key)
         if not bundle.allows(metadata.model):
             raise WrongModelError(

@@ -18,6 +18,7 @@ from Crypto.Hash import SHA256
 
 from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.files import make_new_file, make_new_folder
+from keras_encryip.client.keypair import X25519PrivateKey
 from keras_encryip.client.progress import progress_bar
 from keras_encryip.crypto.encoding import (
     canonical_json,
@@ -221,7 +222,8 @@ def unseal_folder(
     path: str | os.PathLike[str],
     directory: str | os.PathLike[str],
     bundle: str | os.PathLike[str] | KeyBundle,
-    passphrase: str,
+    passphrase: str | None = None,
+    private_key: X25519PrivateKey | None = None,
 ) -> None:
     """Open a sealed file into a new folder, which appears whole or not at all.
 
@@ -232,6 +234,7 @@ def unseal_folder(
         directory: must not exist yet.
         bundle: path of a key bundle, or one already read.
         passphrase: opens the bundle.
+        private_key: the user's own, opens a bundle that was made to its public key.
 
     Raises:
         RevokedKeyError: the key was revoked before the file was sealed.
@@ -240,7 +243,7 @@ def unseal_folder(
         SignatureError: any byte of the file was changed, cut off or added.
         FormatError: it is no sealed file, or names a path outside the folder.
         ArgumentError: the folder exists already, or cannot be written.
-        PassphraseError: as it says.
+        PassphraseError, KeyRefusedError: as for `KeyBundle.unlock`.
 
     Example:
     >>> unseal_folder(folder / "digits.sealed", folder / "opened", bundle, "correct horse")
@@ -253,7 +256,7 @@ def unseal_folder(
     problem: tuple[type[FormatError | SignatureError], str] | None = None
     try:
         with open(path, "rb") as file:
-            _unseal(file, name, Path(directory), bundle, passphrase)
+            _unseal(file, name, Path(directory), bundle, passphrase, private_key)
     except OSError as error:
         problem = FormatError, error.strerror or type(error).__name__
     except (FormatError, SignatureError) as error:
@@ -262,7 +265,14 @@ def unseal_folder(
         raise problem[0](f"Cannot open the sealed file {name!r}: {problem[1].rstrip('.')}.")
 
 
-def _unseal(file: BinaryIO, name: str, target: Path, bundle: KeyBundle, passphrase: str) -> None:
+def _unseal(
+    file: BinaryIO,
+    name: str,
+    target: Path,
+    bundle: KeyBundle,
+    passphrase: str | None,
+    private_key: X25519PrivateKey | None,
+) -> None:
     start, head = _read_head(file)
     authority = decode_base64(head.authority, what="authority", length=DIGEST_BYTES)
     issuer = decode_base64(head.issuer, what="issuer", length=PUBLIC_BYTES)
@@ -273,7 +283,7 @@ def _unseal(file: BinaryIO, name: str, target: Path, bundle: KeyBundle, passphra
             f"({bundle.header.issuer_name!r}) than the one that sealed {name!r}."
         )
     bundle.check_dates()
-    key = bundle.unlock(passphrase)
+    key = bundle.unlock(passphrase, private_key)
     if key.z in header.nodes:
         raise RevokedKeyError(
             f"Key {key.key_id} was revoked before {name!r} was sealed. "

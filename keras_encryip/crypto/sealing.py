@@ -59,10 +59,11 @@ def unseal(key: bytes, sealed: bytes, associated_data: bytes) -> bytes:
     raise SignatureError("The sealed data cannot be opened with this key, or was changed.")
 
 
-def passphrase_key(passphrase: str, salt: bytes, log2_n: int) -> bytes:
-    """scrypt over the NFC-normalised UTF-8 passphrase, r = 8, p = 1 and N = 2^log2_n.
+def passphrase_bytes(passphrase: str) -> bytes:
+    """The passphrase as NFC-normalised UTF-8: the same from every keyboard.
 
-    The cost is bounded both ways: 2^14 … 2^20, that is 16 MiB … 1 GiB of memory.
+    Raises:
+        ArgumentError: it is empty, or not Unicode text.
     """
     if not isinstance(passphrase, str) or not passphrase:
         raise ArgumentError("`passphrase` must be a string that is not empty.")
@@ -73,6 +74,15 @@ def passphrase_key(passphrase: str, salt: bytes, log2_n: int) -> bytes:
         raise ArgumentError(
             "`passphrase` is not Unicode text: it was read from bytes that are not UTF-8."
         )
+    return password
+
+
+def passphrase_key(passphrase: str, salt: bytes, log2_n: int) -> bytes:
+    """scrypt over the bytes of a passphrase, r = 8, p = 1 and N = 2^log2_n.
+
+    The cost is bounded both ways: 2^14 … 2^20, that is 16 MiB … 1 GiB of memory.
+    """
+    password = passphrase_bytes(passphrase)
     if not MIN_SCRYPT_LOG2_N <= log2_n <= MAX_SCRYPT_LOG2_N:
         raise FormatError(
             f"The scrypt cost 2^{log2_n} is outside 2^{MIN_SCRYPT_LOG2_N} … 2^{MAX_SCRYPT_LOG2_N}."

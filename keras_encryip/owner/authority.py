@@ -14,6 +14,7 @@ from Crypto.Random import get_random_bytes
 
 from keras_encryip.client.bundle import ANY_MODEL, format_time, make_bundle
 from keras_encryip.client.files import write_new_file
+from keras_encryip.client.keypair import X25519PublicKey
 from keras_encryip.crypto.encoding import canonical_json, decode_scalar, encode_scalar
 from keras_encryip.crypto.kem import MasterKey, UserKey
 from keras_encryip.crypto.sealing import (
@@ -204,7 +205,8 @@ class Authority(Tracing):
         subject: str,
         path: str | PathLike[str],
         *,
-        passphrase: str,
+        passphrase: str | None = None,
+        public_key: X25519PublicKey | None = None,
         days: float = 365,
         models: list[str] | None = None,
         scrypt_log2_n: int = DEFAULT_SCRYPT_LOG2_N,
@@ -219,13 +221,16 @@ class Authority(Tracing):
             subject: who gets it, 1 … 256 characters, unique in this authority.
             path: where the bundle goes; never overwritten.
             passphrase: seals the bundle; give it to the user another way.
+            public_key: or the user's own, to whose private key the bundle is sealed.
+                Compare its `fingerprint` with the user's first, e.g. by telephone.
             days: until the bundle expires (advisory).
             models: names of the models it is meant for (advisory); all by default.
             scrypt_log2_n: cost of trying a passphrase, 14 … 20.
 
         Raises:
             LedgerError: the subject has a key already.
-            ArgumentError: the path exists or cannot be written, or a field is invalid.
+            ArgumentError: the path exists or cannot be written, a field is invalid, or not
+                one of passphrase and public key was passed.
         """
         if not isinstance(days, (int, float)) or not 0 < days <= 36525:
             raise ArgumentError(f"`days` must be in 0 … 36525. Received: days={days}")
@@ -245,6 +250,7 @@ class Authority(Tracing):
             return make_bundle(
                 user_key,
                 passphrase=passphrase,
+                public_key=public_key,
                 subject=subject,
                 issuer_name=self.name,
                 authority=self.public_key.digest,
@@ -286,7 +292,8 @@ class Authority(Tracing):
                 .where(users_table.c.subject == subject, users_table.c.status == PENDING)
                 .values(status=ACTIVE, **fields)
             )
-            self._log(connection, BUNDLE_WRITTEN, subject=subject, key_id=key.key_id, **fields)
+            facts = fields | ({"made_to": public_key.digest.hex()} if public_key else {})
+            self._log(connection, BUNDLE_WRITTEN, subject=subject, key_id=key.key_id, **facts)
             user = _user(_find_user(connection, subject))
         self.cache_answers(at_most=1)
         return user

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_encryip.client import bundle as bundle_module
+from keras_encryip.client import bodies
 from keras_encryip.client.bundle import MAX_BUNDLE_BYTES, KeyBundle, format_time, make_bundle
 from keras_encryip.crypto.encoding import canonical_json
 from keras_encryip.crypto.kem import UserKey
@@ -158,9 +158,7 @@ def test_passphrase_costs_out_of_bounds_are_not_issued(world: Any, log2_n: int) 
 
 def test_the_default_cost(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     costs = []
-    monkeypatch.setattr(
-        bundle_module, "passphrase_key", lambda p, s, n: costs.append(n) or bytes(32)
-    )
+    monkeypatch.setattr(bodies, "passphrase_key", lambda p, s, n: costs.append(n) or bytes(32))
     make_bundle(
         world.alice,
         passphrase="x",

@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 from Crypto.Cipher import AES
+from Crypto.Protocol import HPKE
+from Crypto.Protocol.DH import import_x25519_private_key
 from Crypto.PublicKey import ECC
 from Crypto.Signature import eddsa
 
+P = 2**255 - 19
 Q = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-VECTORS = json.loads(
-    (Path(__file__).parents[1] / "vectors" / "codebook.json").read_text(encoding="ascii")
-)
+FOLDER = Path(__file__).parents[1] / "vectors"
+VECTORS = json.loads((FOLDER / "codebook.json").read_text(encoding="ascii"))
+TO_PUBLIC_KEY = json.loads((FOLDER / "public_key_bundle.json").read_text(encoding="ascii"))
 
 
 def canonical(value: Any) -> bytes:
@@ -71,9 +74,52 @@ def mask(key: bytes, label: int, num_classes: int) -> int:
     return int.from_bytes(block, "big") % num_classes
 
 
-@pytest.fixture(scope="module")
-def bundle() -> dict[str, Any]:
-    begin, line, end, rest = VECTORS["key_bundle"].split("\n")
+def x25519(scalar: bytes, u: bytes) -> bytes:
+    """The ladder of RFC 7748, section 5."""
+    k = int.from_bytes(scalar, "little") & (1 << 255) - 8 | 1 << 254
+    x1 = int.from_bytes(u, "little") & (1 << 255) - 1
+    x2, z2, x3, z3, swapped = 1, 0, x1, 1, 0
+    for t in reversed(range(255)):
+        bit = k >> t & 1
+        if bit != swapped:
+            x2, z2, x3, z3, swapped = x3, z3, x2, z2, bit
+        a, b, c, d = x2 + z2, x2 - z2, x3 + z3, x3 - z3
+        x3, z3 = (d * a + c * b) ** 2 % P, x1 * (d * a - c * b) ** 2 % P
+        aa, bb = a * a % P, b * b % P
+        x2, z2 = aa * bb % P, (aa - bb) * (aa + 121665 * (aa - bb)) % P
+    if swapped:
+        x2, z2 = x3, z3
+    return (x2 * pow(z2, P - 2, P) % P).to_bytes(32, "little")
+
+
+def extract(suite: bytes, salt: bytes, label: bytes, material: bytes) -> bytes:
+    return hmac.digest(salt, b"HPKE-v1" + suite + label + material, "sha256")
+
+
+def expand(suite: bytes, key: bytes, label: bytes, info: bytes, length: int) -> bytes:
+    labelled = length.to_bytes(2, "big") + b"HPKE-v1" + suite + label + info
+    return hmac.digest(key, labelled + b"\x01", "sha256")[:length]
+
+
+def hpke_key_and_nonce(
+    private_key: bytes, encapsulated: bytes, info: bytes, *, aead: int, key_length: int
+) -> tuple[bytes, bytes]:
+    """RFC 9180, base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256; sections 4.1 and 5.1."""
+    kem = b"KEM" + (0x20).to_bytes(2, "big")
+    base = (9).to_bytes(32, "little")
+    extracted = extract(kem, b"", b"eae_prk", x25519(private_key, encapsulated))
+    context = encapsulated + x25519(private_key, base)
+    shared = expand(kem, extracted, b"shared_secret", context, 32)
+    suite = b"HPKE" + b"".join(part.to_bytes(2, "big") for part in (0x20, 1, aead))
+    context = b"\0" + extract(suite, b"", b"psk_id_hash", b"")
+    context += extract(suite, b"", b"info_hash", info)
+    secret = extract(suite, shared, b"secret", b"")
+    key = expand(suite, secret, b"key", context, key_length)
+    return key, expand(suite, secret, b"base_nonce", context, 12)
+
+
+def unarmour(text: str) -> dict[str, Any]:
+    begin, line, end, rest = text.split("\n")
     assert (begin, end, rest) == (
         "-----BEGIN ENCRYIP KEY BUNDLE-----",
         "-----END ENCRYIP KEY BUNDLE-----",
@@ -82,6 +128,11 @@ def bundle() -> dict[str, Any]:
     file = json.loads(line)
     assert canonical(file).decode() == line
     return file
+
+
+@pytest.fixture(scope="module")
+def bundle() -> dict[str, Any]:
+    return unarmour(VECTORS["key_bundle"])
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +170,60 @@ def test_key_bundle(bundle: dict[str, Any], user_key: bytes) -> None:
     assert tagged(b"encryip key id v1", user_key[:32]).hex()[:16] == header["key_id"]
     public_key = bytes.fromhex(VECTORS["public_key"])
     assert tagged(b"encryip public key v1", public_key) == b64decode(header["authority"])
+
+
+def test_key_bundle_to_a_public_key() -> None:
+    file = unarmour(TO_PUBLIC_KEY["key_bundle"])
+    header, body = file["bundle"]["header"], file["bundle"]["body"]
+    assert header["version"] == 2
+    issuer, signature = b64decode(header["issuer"]), b64decode(file["signature"])
+    check_signature(b"key bundle v2", canonical(file["bundle"]), issuer, signature)
+    assert canonical(header).decode() == TO_PUBLIC_KEY["bundle_associated_data"]
+    private_key = bytes.fromhex(TO_PUBLIC_KEY["private_key"])
+    public_key = x25519(private_key, (9).to_bytes(32, "little"))
+    assert b64decode(body["recipient"]) == public_key
+    der = bytes.fromhex("302a300506032b656e032100") + public_key
+    digest = hashlib.sha256(der).hexdigest()
+    assert TO_PUBLIC_KEY["fingerprint"].replace(" ", "") == digest[:32]
+    assert b64decode(TO_PUBLIC_KEY["public_key_pem"].split("\n")[1]) == der
+    key, nonce = hpke_key_and_nonce(
+        private_key,
+        b64decode(body["encapsulated"]),
+        b"encryip key bundle v2",
+        aead=2,
+        key_length=32,
+    )
+    assert (key.hex(), nonce.hex()) == (TO_PUBLIC_KEY["hpke_key"], TO_PUBLIC_KEY["hpke_nonce"])
+    user_key = unseal(key, nonce + b64decode(body["sealed"]), canonical(header))
+    assert user_key.hex() == TO_PUBLIC_KEY["user_key"]
+    assert tagged(b"encryip key id v1", user_key[:32]).hex()[:16] == header["key_id"]
+
+
+# RFC 9180, appendix A.1.1, sequence number 0. Only the AEAD is another (AES-128-GCM).
+RFC_PRIVATE = bytes.fromhex("4612c550263fc8ad58375df3f557aac531d26850903e55a9f23f21d8534e8ac8")
+RFC_ENCAPSULATED = bytes.fromhex("37fda3567bdbd628e88668c3c8d7e97d1d1253b6d4ea6d44c150f741f1bf4431")
+RFC_CIPHERTEXT = bytes.fromhex(
+    "f938558b5d72f1a23810b4be2ab4f84331acc02fc97babc53a52ae8218a355a96d8770ac83d07bea87e13c512a"
+)
+RFC_INFO, RFC_ASSOCIATED = b"Ode on a Grecian Urn", b"Count-0"
+RFC_PLAINTEXT = b"Beauty is truth, truth beauty"
+
+
+def test_this_reader_opens_the_vector_of_rfc_9180() -> None:
+    key, nonce = hpke_key_and_nonce(RFC_PRIVATE, RFC_ENCAPSULATED, RFC_INFO, aead=1, key_length=16)
+    assert key.hex() == "4531685d41d65f03dc48f6b8302c05b0"
+    assert nonce.hex() == "56d890e5accaaf011cff4b7d"
+    assert unseal(key, nonce + RFC_CIPHERTEXT, RFC_ASSOCIATED) == RFC_PLAINTEXT
+
+
+def test_pycryptodome_opens_the_vector_of_rfc_9180() -> None:
+    cipher = HPKE.new(
+        receiver_key=import_x25519_private_key(RFC_PRIVATE),
+        aead_id=HPKE.AEAD.AES128_GCM,
+        enc=RFC_ENCAPSULATED,
+        info=RFC_INFO,
+    )
+    assert cipher.unseal(RFC_CIPHERTEXT, RFC_ASSOCIATED) == RFC_PLAINTEXT
 
 
 def test_codebook(bundle: dict[str, Any], codebook: dict[str, Any], user_key: bytes) -> None:

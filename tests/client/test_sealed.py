@@ -151,7 +151,7 @@ def test_every_kind_of_damage_is_noticed(
     """A bit of each part, each cut, and bytes at the end; nothing is left behind."""
     bundle = KeyBundle.read(alice_file)
     key = bundle.unlock(PASSPHRASE)
-    monkeypatch.setattr(KeyBundle, "unlock", lambda self, _: key)  # scrypt once, not 100 times
+    monkeypatch.setattr(KeyBundle, "unlock", lambda self, *_: key)  # scrypt once, not 100 times
     path, target = seal(), tmp_path / "opened"
     whole = path.read_bytes()
     places = [*range(0, 1200, 17), len(whole) // 2, *range(len(whole) - 100, len(whole), 13)]

@@ -11,7 +11,7 @@ import pytest
 import keras_encryip
 
 PACKAGE = Path(keras_encryip.__file__).parent
-FORBIDDEN = ("tensorflow", "keras", "jax", "torch", "sklearn", "scipy", "sqlalchemy")
+FORBIDDEN = ("tensorflow", "keras", "jax", "torch", "sklearn", "scipy", "sqlalchemy", "keyring")
 
 USE = """
 import numpy as np
@@ -94,7 +94,8 @@ BELOW["client"] = {"client", "labels", "crypto"}
 LIBRARIES = {
     "crypto": {"msgspec", "Crypto"},
     "labels": {"msgspec", "Crypto", "numpy"},
-    "client": {"msgspec", "Crypto", "numpy", "rich"},  # rich, when there is progress to show
+    # rich when there is progress to show, keyring when it is asked for
+    "client": {"msgspec", "Crypto", "numpy", "rich", "keyring"},
 }
 FILES = [path for part in BELOW for path in sorted((PACKAGE / part).rglob("*.py"))]
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.client.keypair import X25519PrivateKey
 from keras_encryip.crypto.kem import PublicKey, UserKey
 from keras_encryip.crypto.signing import verify
 from keras_encryip.errors import (
@@ -235,6 +236,54 @@ def test_a_name_is_used_once(authority: Authority, issue: Any, tmp_path: Path, s
         issue(authority, "alice", path=tmp_path / "second.keybundle")
     assert not (tmp_path / "second.keybundle").exists()
     assert authority.events() == before
+
+
+# --- to a public key -------------------------------------------------------------
+
+
+@pytest.fixture
+def own() -> X25519PrivateKey:
+    return X25519PrivateKey.generate()
+
+
+def test_a_bundle_to_a_public_key_is_logged_with_its_fingerprint(
+    authority: Authority, issue: Any, reopen: Any, own: X25519PrivateKey, tmp_path: Path
+) -> None:
+    alice = issue(authority, "alice", passphrase=None, public_key=own.public_key, days=30)
+    bob = issue(authority, "bob")
+    path = tmp_path / "alice.keybundle"
+    bundle = KeyBundle.read(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert bundle.recipient == own.public_key
+    assert bundle.unlock(private_key=own).key_id == alice.key_id
+    assert kinds(authority) == [*CREATED, *["key issued", "bundle written"] * 2]
+    *_, first, _, second = authority.events()
+    assert first.details["made_to"] == own.public_key.digest.hex()
+    assert first.details["made_to"].startswith(own.public_key.fingerprint.replace(" ", ""))
+    assert "made_to" not in second.details
+    assert reopen().users() == [alice, bob]
+
+
+def test_a_pending_user_can_get_a_bundle_to_a_public_key(
+    pending: Any, issue: Any, reopen: Any, own: X25519PrivateKey, tmp_path: Path
+) -> None:
+    authority, before = pending
+    after = issue(authority, "alice", passphrase=None, public_key=own.public_key)
+    assert (after.status, after.key_id) == ("active", before.key_id)
+    bundle = KeyBundle.read(tmp_path / "alice.keybundle")
+    assert bundle.unlock(private_key=own).key_id == before.key_id
+    assert reopen().users() == [after]
+
+
+@pytest.mark.parametrize("passphrase", [None, "correct horse"], ids=["neither", "both"])
+def test_a_bundle_needs_one_of_passphrase_and_public_key(
+    authority: Authority, issue: Any, own: X25519PrivateKey, tmp_path: Path, passphrase: Any
+) -> None:
+    public_key = own.public_key if passphrase else None
+    with pytest.raises(ArgumentError, match="Pass either `passphrase` or `public_key`"):
+        issue(authority, "alice", passphrase=passphrase, public_key=public_key)
+    assert authority.users() == []
+    assert not (tmp_path / "alice.keybundle").exists()
 
 
 # --- pending ---------------------------------------------------------------------

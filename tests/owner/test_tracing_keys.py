@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.client.keypair import X25519PrivateKey
 from keras_encryip.crypto.field import ORDER, evaluate
 from keras_encryip.crypto.kem import UserKey
 from keras_encryip.crypto.polynomials import interpolate
@@ -16,6 +17,7 @@ from keras_encryip.crypto.traitors import CombinedKey
 from keras_encryip.errors import ArgumentError, ForeignKeyError, FormatError, SignatureError
 from keras_encryip.owner.authority import Authority
 from keras_encryip.owner.ledger import users_table
+from keras_encryip.tracing.evidence import verify_evidence
 from keras_encryip.tracing.report import TraceReport
 
 PASSPHRASE = "correct horse"
@@ -82,6 +84,19 @@ def test_a_revoked_users_bundle_names_them(authority: Authority, issue: Any, tmp
     authority.revoke("alice")
     (suspect,) = authority.trace_bundle(tmp_path / "alice.keybundle").guilty
     assert (suspect.subject, suspect.status) == ("alice", "revoked")
+
+
+def test_a_bundle_to_a_public_key_names_its_user(
+    authority: Authority, issue: Any, tmp_path: Path
+) -> None:
+    """Without the private key; and what is written as evidence can be verified."""
+    own = X25519PrivateKey.generate()
+    issue(authority, "alice", passphrase=None, public_key=own.public_key)
+    issue(authority, "bob")
+    report = authority.trace_bundle(tmp_path / "alice.keybundle")
+    assert names(report) == ["alice"]
+    authority.evidence(report, tmp_path / "case")
+    assert [*verify_evidence(tmp_path / "case", issuer=authority.issuer).p_values] == ["alice"]
 
 
 def test_another_authoritys_bundle(

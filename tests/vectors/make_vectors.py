@@ -1,9 +1,10 @@
-"""Writes the test vectors: `python tests/vectors/make_vectors.py [--codebook]`.
+"""Writes the test vectors: `python tests/vectors/make_vectors.py [--codebook] [--public-key]`.
 
 `kem.json` comes from a deterministic source of bytes and is the same each time.
 `codebook.json` holds a codebook and a key bundle made with the system's
-generator, so it is only written again when asked for; readers must go on
-accepting the one that is committed.
+generator, and `public_key_bundle.json` a bundle made to a public key. They are
+only written again when asked for; readers must go on accepting those that are
+committed.
 """
 
 import argparse
@@ -14,8 +15,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from Crypto.Protocol import HPKE
+
+from keras_encryip.client.bodies import INFO
 from keras_encryip.client.bundle import KeyBundle, make_bundle
-from keras_encryip.crypto.encoding import canonical_json
+from keras_encryip.client.keypair import X25519PrivateKey
+from keras_encryip.crypto.encoding import canonical_json, decode_base64
 from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, TracingHeader
 from keras_encryip.crypto.signing import SigningKey
 from keras_encryip.labels.assignment import LabelAssignment
@@ -114,6 +119,42 @@ def codebook_case() -> dict[str, Any]:
     }
 
 
+def public_key_case() -> dict[str, Any]:
+    """A key pair, a bundle made to it, and every value on the way."""
+    master, own = MasterKey.generate(2), X25519PrivateKey.generate()
+    alice = master.issue()
+    bundle = make_bundle(
+        alice,
+        public_key=own.public_key,
+        subject="alice",
+        issuer_name="ACME",
+        authority=master.public_key().digest,
+        signing_key=SigningKey.generate(),
+        not_before=datetime(2024, 1, 1, tzinfo=UTC),
+        not_after=datetime(9999, 12, 31, tzinfo=UTC),
+        scope=["pets"],
+    )
+    encapsulated = json.loads(bundle.splitlines()[1])["bundle"]["body"]["encapsulated"]
+    context = HPKE.new(
+        receiver_key=own._key,
+        aead_id=HPKE.AEAD.AES256_GCM,
+        enc=decode_base64(encapsulated, what="encapsulated"),
+        info=INFO,
+    )
+    return {
+        "passphrase": PASSPHRASE,
+        "private_key_pem": own.to_pem(PASSPHRASE).decode("ascii"),
+        "private_key": own._key.seed.hex(),
+        "public_key_pem": own.public_key.to_pem().decode("ascii"),
+        "fingerprint": own.public_key.fingerprint,
+        "key_bundle": bundle.decode("ascii"),
+        "bundle_associated_data": canonical_json(KeyBundle.from_bytes(bundle).header).decode(),
+        "hpke_key": context._key.hex(),
+        "hpke_nonce": context._base_nonce.hex(),
+        "user_key": alice.secret_bytes().hex(),
+    }
+
+
 def write(name: str, value: dict[str, Any]) -> None:
     fields = (f" {json.dumps(key)}: {json.dumps(field)}" for key, field in value.items())
     (FOLDER / name).write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="ascii")
@@ -130,8 +171,13 @@ def _keys(secret: SharedSecret) -> dict[str, str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--codebook", action="store_true", help="also draw a new codebook.json")
+    parser.add_argument(
+        "--public-key", action="store_true", help="also draw a new public_key_bundle.json"
+    )
     arguments = parser.parse_args()
     cases = [kem_case(1, 3, 0), kem_case(2, 3, 1), kem_case(4, 6, 4)]
     write("kem.json", {f"t={case['threshold']}": case for case in cases})
     if arguments.codebook:
         write("codebook.json", codebook_case())
+    if arguments.public_key:
+        write("public_key_bundle.json", public_key_case())
