@@ -93,7 +93,7 @@ def served(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         model = ke.protect(classifier, authority, name="digits", homophones=4, trace_labels=8)
         optimizer = keras.optimizers.Adam(0.005)
         model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
-        model.fit(digits.x, digits.y, batch_size=64, epochs=12, verbose=0)
+        model.fit(digits.x, digits.y, batch_size=64, epochs=20, verbose=0)
         bundle = folder / "alice.keybundle"
         authority.issue("alice", bundle, passphrase=PASSPHRASE, scrypt_log2_n=14)
         ke.export_saved_model(model, folder / "ordinary")
@@ -191,13 +191,13 @@ def test_c_encrypted_label(ask: Any, served: Served, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", SIZES)
 def test_c_encrypted_responses(ask: Any, served: Served, tmp_path: Path, rows: int) -> None:
-    decoder, expected = served.decoder(served.hosted), served.decoder().names(served.expected)
-    answers = []
+    decoder, answers = served.decoder(served.hosted), []
     for name in ("first", "second"):
         asked = ask(served.hosted, "serving_default", rows, name)
         assert asked.returncode == 0, asked.stderr
         words = np.fromfile(tmp_path / name / "outputs.bin", np.int32).reshape(rows, -1)
-        assert decoder.names(words) == expected[:rows]
+        # By one codebook: trace labels mean another class in each.
+        assert decoder.names(words) == decoder.names(served.expected[:rows])
         assert rows < len(served.y) or served.accuracy(words, decoder) > 0.9
         answers.append(words)
     assert len(np.unique(np.concatenate(answers)[:, :6], axis=0)) == 2 * rows  # nonces
