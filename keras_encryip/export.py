@@ -53,7 +53,7 @@ def export_saved_model(
     recipient: str | None = None,
     responses: str = CONFUSED,
 ) -> None:
-    """Export a protected model for TF Serving and any other runtime.
+    """Export a protected model for TF Serving and other runtimes (docs/consumers.md).
 
     Signatures:
         `serving_default`: inputs → `confused`, float32 `[b, N]`.
