@@ -29,11 +29,12 @@ def check_count(name: str, value: Any, least: int) -> None:
         raise ArgumentError(f"`{name}` must be {wanted}. Received: {name}={value!r}")
 
 
-def check_seconds(name: str, value: Any) -> None:
-    """A finite number, not negative."""
-    if isinstance(value, bool) or not (
-        isinstance(value, int | float | np.number) and 0 <= value < math.inf
+def check_seconds(name: str, value: Any, *, positive: bool = False) -> None:
+    """A finite number, not negative, or not zero either."""
+    if (
+        isinstance(value, bool)
+        or not (isinstance(value, int | float | np.number) and 0 <= value < math.inf)
+        or (positive and value == 0)
     ):
-        raise ArgumentError(
-            f"`{name}` must be a number of seconds, not negative. Received: {name}={value!r}"
-        )
+        wanted = "a positive number of seconds" if positive else "a number of seconds, not negative"
+        raise ArgumentError(f"`{name}` must be {wanted}. Received: {name}={value!r}")

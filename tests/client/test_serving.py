@@ -233,15 +233,12 @@ def test_another_shape(running: Running, decoder: Decoder, digits: Any, scheme: 
     assert len(str(caught.value)) < 600
 
 
-def test_the_protocols_at_each_others_port(
-    running: Running, decoder: Decoder, digits: Any
-) -> None:
+def test_the_protocols_at_each_others_port(running: Running, decoder: Decoder, digits: Any) -> None:
     rest, rpc = (running.urls[scheme].rpartition(":")[2] for scheme in SCHEMES)
     for url in (f"http://127.0.0.1:{rpc}", f"grpc://127.0.0.1:{rest}"):
-        options = {"retries": 0, "timeout": 10}
-        with ServingClient(url, "digits", decoder, **options) as client:
-            with pytest.raises(ServiceError, match=r"^The model server at "):
-                client.predict(digits.x_test[:1])
+        expected = pytest.raises(ServiceError, match=r"^The model server at ")
+        with ServingClient(url, "digits", decoder, retries=0) as client, expected:
+            client.predict(digits.x_test[:1])
 
 
 # --- versions ------------------------------------------------------------------------------

@@ -28,9 +28,10 @@ class Server:
     Args:
         column: the member of a request that holds the inputs, `instances` or `inputs`.
         answer: from the inputs to a reply.
+        port: 0 for any that is free.
     """
 
-    def __init__(self, column: str, answer: Answer) -> None:
+    def __init__(self, column: str, answer: Answer, port: int = 0) -> None:
         self.column = column
         self.answer = answer
         self.replies: list[Reply] = []
@@ -53,7 +54,7 @@ class Server:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.server.daemon_threads = False
         self.address = f"http://127.0.0.1:{self.server.server_port}"
         self.url = f"{self.address}/v1/models/digits"

@@ -16,6 +16,7 @@ import math
 import re
 import signal
 import ssl
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -277,6 +278,14 @@ def _as_proto_field(array: np.ndarray) -> Any:
 # --- both ----------------------------------------------------------------------------------
 
 
+class QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # a client that hung up, or did not trust
+            super().handle_error(request, client_address)
+
+
 class ModelServer:
     """Both protocols in threads, for a `with` block; a port of 0 is any free one."""
 
@@ -292,8 +301,7 @@ class ModelServer:
     ) -> None:
         servable = Servable(name, base_path)
         handler = type("BoundHandler", (Handler,), {"servable": servable})
-        self._http = ThreadingHTTPServer(("127.0.0.1", rest_port), handler)
-        self._http.daemon_threads = True
+        self._http = QuietServer(("127.0.0.1", rest_port), handler)
         if rest_tls is not None:
             self._http.socket = rest_tls.wrap_socket(
                 self._http.socket, server_side=True, do_handshake_on_connect=False

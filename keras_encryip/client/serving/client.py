@@ -32,7 +32,7 @@ _TRANSPORTS: Final = {
 }
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _HEADER_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
-_HOST: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?|[0-9a-f:.]+")
+_HOST: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?|[0-9a-f.]*:[0-9a-f:.]*")
 
 
 class Transport(Protocol):
@@ -125,7 +125,7 @@ class ServingClient(Opaque):
             )
         if version is not None:
             check_count("version", version, 0)
-        check_seconds("timeout", timeout)
+        check_seconds("timeout", timeout, positive=True)
         check_count("retries", retries, 0)
         check_seconds("backoff", backoff)
         check_count("batch_size", batch_size, 1)

@@ -33,8 +33,9 @@ def too_late(timeout: float) -> ServiceError:
 
 def untrusted(detail: str) -> ServiceError:
     return ServiceError(
-        f"No trusted connection to the model server: {detail}. Give the certificate that signed "
-        "the server's as `ca_file`, and the name in the server's certificate as the host in `url`."
+        f"No trusted connection to the model server: {detail}. `ca_file` must hold the certificate "
+        "that signed the server's, the host in `url` be a name in the server's, and `certificate` "
+        "be given if the server asks for one."
     )
 
 

@@ -21,6 +21,7 @@ from keras_encryip.errors import ServiceError
 
 _OUTPUTS: Final = ("confused", "encrypted", "ciphertext_bytes")
 _MAX_PEM_BYTES: Final = 1 << 20
+_UNTRUSTED: Final = ("SSL_ERROR_SSL", "Verification Check failed")
 _HINTS: Final = {
     "INVALID_ARGUMENT": " Check names, shapes and types of the inputs.",
     "NOT_FOUND": " Check `model` and `version`.",
@@ -63,7 +64,6 @@ class GrpcTransport:
             ("grpc.max_send_message_length", -1),
             ("grpc.enable_retries", 0),  # the client's own are the only ones
             ("grpc.initial_reconnect_backoff_ms", 100),  # and not held up by the channel's
-            ("grpc.min_reconnect_backoff_ms", 100),
         ]
         if address.scheme == "grpcs":
             chain, key = (None, None) if certificate is None else map(_read_pem, certificate)
@@ -100,7 +100,7 @@ class GrpcTransport:
             return too_late(self._timeout)
         if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
             return too_large(self._limit)
-        if code == "UNAVAILABLE" and "handshake" in details:
+        if code == "UNAVAILABLE" and any(words in details for words in _UNTRUSTED):
             return untrusted(details)
         text = f"The model server at {self._url} answered {code}: {details}.{_HINTS.get(code, '')}"
         if code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):

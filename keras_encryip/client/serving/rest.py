@@ -19,7 +19,7 @@ from keras_encryip.client.serving.failures import (
 from keras_encryip.errors import FormatError, ServiceError
 
 _PASSING: Final = (429, 502, 503, 504)
-_DETAIL_BYTES: Final = 4096
+_DETAIL_BYTES: Final = 1 << 16
 _HINTS: Final = {
     400: " Check names, shapes and types of the inputs.",
     401: " Give credentials as `headers`.",
