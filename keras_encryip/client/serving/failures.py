@@ -1,7 +1,5 @@
 """What can go wrong between a client and a model server."""
 
-from typing import NoReturn
-
 from keras_encryip.errors import ServiceError
 
 
@@ -39,8 +37,8 @@ def untrusted(detail: str) -> ServiceError:
     )
 
 
-def raise_missing(package: str) -> NoReturn:
-    raise ServiceError(
+def missing(package: str) -> ServiceError:
+    return ServiceError(
         f"Asking this model server needs the package {package}. "
         'Install it with: pip install "keras_encryip[serving]"'
     )

@@ -12,7 +12,7 @@ from keras_encryip.client.files import read_bounded
 from keras_encryip.client.responses import printable
 from keras_encryip.client.serving.failures import (
     PassingError,
-    raise_missing,
+    missing,
     too_large,
     too_late,
     untrusted,
@@ -52,7 +52,7 @@ class GrpcTransport:
             import tensorflow as tf
             from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
         except ModuleNotFoundError:
-            raise_missing("tensorflow-serving-api")
+            raise missing("tensorflow-serving-api") from None
         self._grpc, self._tf, self._messages = grpc, tf, predict_pb2
         self._url = address.geturl()
         self._model, self._version = model, version

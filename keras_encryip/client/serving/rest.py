@@ -11,7 +11,7 @@ import numpy as np
 from keras_encryip.client.responses import error_text, parse_response, printable, retry_after
 from keras_encryip.client.serving.failures import (
     PassingError,
-    raise_missing,
+    missing,
     too_large,
     too_late,
     untrusted,
@@ -46,7 +46,7 @@ class RestTransport:
         try:
             import httpx
         except ModuleNotFoundError:
-            raise_missing("httpx")
+            raise missing("httpx") from None
         self._httpx = httpx
         which = "" if version is None else f"/versions/{version}"
         path = f"/v1/models/{urllib.parse.quote(model, safe='')}{which}:predict"
