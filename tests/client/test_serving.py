@@ -6,6 +6,7 @@ the same tests run against that, too.
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -269,7 +270,31 @@ def test_a_new_version_takes_over(
             np.testing.assert_allclose(second.predict(images), expected, atol=1e-5)
 
 
-# --- the server of these tests ---------------------------------------------------------------
+# --- the calls of docs/serving.md, and what else the server answers ---------------------------------------------------------------
+
+
+def test_the_documented_python(
+    running: Running,
+    shipped: Any,
+    decoder: Decoder,
+    digits: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    section = text.split("## The client")[1].split("## Encrypted responses")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 2
+    (tmp_path / "served").symlink_to(shipped.folder)
+    (tmp_path / "alice.keybundle").symlink_to(shipped.bundles["alice"])
+    monkeypatch.chdir(tmp_path)
+    names = {"images": digits.x_test[:4], "passphrase": shipped.passphrase}
+    code = "\n".join(blocks).replace("decoder.names(confused)", "found = decoder.names(confused)")
+    for port, scheme in (("8501", "http"), ("8500", "grpc")):
+        assert f"localhost:{port}" in code
+        code = code.replace(f"localhost:{port}", running.urls[scheme].partition("://")[2])
+    exec(code, names)
+    assert names["found"] == decoder.names(shipped.model.predict(digits.x_test[:4], verbose=0))
 
 
 def test_rows_as_of_the_documented_curl(

@@ -191,6 +191,7 @@ def _nine_digits(value: Any) -> Any:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one segment
     servable: Servable
 
     def do_GET(self) -> None:
