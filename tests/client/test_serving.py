@@ -270,7 +270,7 @@ def test_a_new_version_takes_over(
             np.testing.assert_allclose(second.predict(images), expected, atol=1e-5)
 
 
-# --- the calls of docs/serving.md, and what else the server answers ---------------------------------------------------------------
+# --- the calls of docs/serving.md, and what else the server answers -------------------------
 
 
 def test_the_documented_python(

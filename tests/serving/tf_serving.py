@@ -191,7 +191,7 @@ def _nine_digits(value: Any) -> Any:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body in one segment
+    disable_nagle_algorithm = True
     servable: Servable
 
     def do_GET(self) -> None:
