@@ -80,7 +80,8 @@ class Rpc(prediction_service_pb2_grpc.PredictionServiceServicer):
         self.answer: Callable[[Any], Any] = self.truth
         self.asked: list[Any] = []
         self.metadata: list[dict[str, str]] = []
-        self.server = grpc.server(ThreadPoolExecutor(2))
+        options = [("grpc.max_receive_message_length", 1 << 16)]
+        self.server = grpc.server(ThreadPoolExecutor(2), options=options)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self.server)
         port = self.server.add_insecure_port(f"127.0.0.1:{port}")
         self.url = f"grpc://127.0.0.1:{port}"
@@ -304,6 +305,7 @@ def test_an_answer_that_breaks_off(
         ),
         (Reply({"error": "x" * 9999}, 400), r"HTTP 400: x{199}…\. Check names"),
         (Reply(b"", 401), r"HTTP 401: Unauthorized\. Give credentials as `headers`"),
+        (Reply(b"", 413), r"HTTP 413: .*\. Ask with a smaller `batch_size`\.$"),
         (Reply(b"[" * 100_000, 500), r"HTTP 500: \[\[\["),
         (Reply(b"", 302, {"Location": "http://127.0.0.1:1/"}), r"HTTP 302: Found\.$"),
         (Reply(b"", 204), r"HTTP 204: No Content\.$"),
@@ -407,6 +409,13 @@ def test_an_oversized_answer(server: Server, rpc: Rpc, ask: Any) -> None:
     for url in (server.address, rpc.url):
         with pytest.raises(ServiceError, match=r"answer is larger than 70000 bytes"):
             ask(url=url, max_answer_bytes=70_000)
+
+
+def test_a_question_too_large_for_the_server(rpc: Rpc, ask: Any, naps: list[float]) -> None:
+    x = np.zeros((1, 1 << 15), np.float32)
+    with pytest.raises(ServiceError, match=r"larger than max.*Ask with a smaller `batch_size`\.$"):
+        ask(x, url=rpc.url)
+    assert rpc.asked == naps == []
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])

@@ -98,14 +98,16 @@ class GrpcTransport:
         details = printable(details, 300).rstrip(".")
         if code == "DEADLINE_EXCEEDED":
             return too_late(self._timeout)
-        if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
+        if "CLIENT: Received message larger than max" in details:
             return too_large(self._limit)
         if code == "UNAVAILABLE" and any(words in details for words in _UNTRUSTED):
             return untrusted(details)
-        text = f"The model server at {self._url} answered {code}: {details}.{_HINTS.get(code, '')}"
+        text = f"The model server at {self._url} answered {code}: {details}."
+        if "larger than max" in details:  # the server's own limit for questions or answers
+            return ServiceError(f"{text} Ask with a smaller `batch_size`.")
         if code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
             return PassingError(text)
-        return ServiceError(text)
+        return ServiceError(text + _HINTS.get(code, ""))
 
     def _parse(self, response: Any) -> np.ndarray | list[bytes]:
         found = [name for name in response.outputs if name in _OUTPUTS]

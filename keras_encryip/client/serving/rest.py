@@ -25,6 +25,7 @@ _HINTS: Final = {
     401: " Give credentials as `headers`.",
     403: " Give credentials as `headers`.",
     404: " Check `model`, `version` and that `url` is that of the REST API.",
+    413: " Ask with a smaller `batch_size`.",
 }
 
 
