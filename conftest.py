@@ -143,6 +143,15 @@ def shipped(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield Shipped(made, url, model, saved, folder, bundles, fitted.history)
 
 
+@pytest.fixture(scope="session")
+def model_server(shipped: Shipped) -> Iterator[Any]:
+    """A server at the shipped model, by REST and gRPC: `rest_url` and `grpc_url`."""
+    from tests.serving.tf_serving import ModelServer
+
+    with ModelServer("digits", shipped.exported.parent) as server:
+        yield server
+
+
 @pytest.fixture
 def confused(shipped: Shipped) -> np.ndarray:
     """Three outputs of the shipped model: classes 7, 2 and 1, spread over their homophones."""
@@ -196,6 +205,14 @@ def _rotatable(shipped: Shipped, folder: Path) -> dict[str, Any]:
     return {"authority": own, "Decoder": ke.Decoder}
 
 
+def _asking(shipped: Shipped, digits: Digits, server: Any) -> dict[str, Any]:
+    decoder = ke.Decoder.open(shipped.exported, shipped.bundles["alice"], shipped.passphrase)
+    found = decoder.labels(shipped.model.predict(digits.x_test, verbose=0))
+    right = np.where(found == digits.y_test, found, -1).tolist()
+    images = digits.x_test[[right.index(label) for label in (7, 2, 1)]]
+    return {"url": server.rest_url, "decoder": decoder, "images": images}
+
+
 @pytest.fixture(autouse=True)
 def docstring_names(
     request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]
@@ -218,6 +235,8 @@ def docstring_names(
         names["confused"] = get("confused")
         if module.startswith("keras_encryip.client.sealed"):
             names |= _sealed(shipped, names["folder"])
+        if module.startswith("keras_encryip.client.serving"):
+            names |= _asking(shipped, get("digits"), get("model_server"))
     elif module.startswith("keras_encryip.owner.sealing"):
         shipped = get("shipped")
         shutil.copytree(shipped.exported, names["folder"] / "digits" / "1")

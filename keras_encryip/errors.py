@@ -65,4 +65,4 @@ class ExportError(EncryipError):
 
 
 class ServiceError(EncryipError):
-    """A suspicious service cannot be asked, or gives nothing that can be read."""
+    """A model server or suspicious service cannot be asked, or gives nothing that can be read."""

@@ -1,7 +1,10 @@
 """Model outputs as they come over the wire or out of files."""
 
+import contextlib
+import email.utils
 import json
 import os
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
@@ -86,7 +89,8 @@ def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
         found = np.array(rows)
         if found.dtype == np.int64 and found.size and np.abs(found).max() > 1:
             return found  # no probabilities
-        return found.astype(np.float32)
+        with np.errstate(all="ignore"):  # numbers too large for float32 become infinite
+            return found.astype(np.float32)
     except (ValueError, TypeError, OverflowError):
         pass
     raise FormatError("The predictions in the response are not a table of numbers.")
@@ -102,3 +106,30 @@ def _named(outputs: Any) -> Any:
             "protected model."
         )
     return found[0]
+
+
+def error_text(body: bytes, reason: str) -> str:
+    """What a server says of an error: TF Serving's JSON, else its text or the reason."""
+    text = body.decode("utf-8", "replace")
+    with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
+        text = str(json.loads(text)["error"])
+    return printable(text.strip() or reason, 200)
+
+
+def retry_after(header: str) -> float | None:
+    """Seconds from now in a header `Retry-After`, a number or a date, or `None`."""
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        moment = email.utils.parsedate_to_datetime(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    return None
+
+
+def printable(text: str, length: int) -> str:
+    """At most `length` characters, none of which can play tricks on a terminal."""
+    text = "".join(c if c.isprintable() else " " for c in text[: length + 1])
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,6 +1,5 @@
 """Asks a suspicious web service what it says to some inputs, and never trusts its answers."""
 
-import math
 import os
 import secrets
 import time
@@ -12,10 +11,12 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from keras_encryip.client.checks import check_count, check_inputs, check_seconds
 from keras_encryip.client.decoder import Decoder
+from keras_encryip.client.responses import printable
 from keras_encryip.errors import ArgumentError, ServiceError
 from keras_encryip.owner.reading import Reader, example_of
-from keras_encryip.owner.served import Served, StatusError, printable
+from keras_encryip.owner.served import Served, StatusError
 from keras_encryip.owner.transcript import MISSING, REFUSED, Transcript
 
 Predict: TypeAlias = Callable[[np.ndarray], Any]
@@ -83,15 +84,10 @@ def ask(
     array([ 1, -1,  1], dtype=int32)
     """
     names = _check_names(class_names, decoder)
-    inputs = _check_inputs(inputs)
-    _check_count("batch_size", batch_size, 1)
-    _check_count("retries", retries, 0)
-    if isinstance(backoff, bool) or not (
-        isinstance(backoff, int | float | np.number) and 0 <= backoff < math.inf
-    ):
-        raise ArgumentError(
-            f"`backoff` must be a number of seconds, not negative. Received: backoff={backoff!r}"
-        )
+    inputs = check_inputs("inputs", inputs)
+    check_count("batch_size", batch_size, 1)
+    check_count("retries", retries, 0)
+    check_seconds("backoff", backoff)
     if isinstance(predict, str):
         outputs = len(names) if decoder is None else decoder.num_labels
         predict = Served(predict, outputs, encrypted=decoder is not None)
@@ -226,23 +222,3 @@ def _check_names(class_names: Sequence[str], decoder: Decoder | None) -> list[st
             f"Received: class_names={example_of(names)}"
         )
     return names
-
-
-def _check_inputs(inputs: np.ndarray) -> np.ndarray:
-    inputs = np.asarray(inputs)
-    if inputs.ndim == 0 or inputs.size == 0:
-        raise ArgumentError(
-            "`inputs` must be an array of at least one input. "
-            f"Received: inputs.shape={inputs.shape}"
-        )
-    if inputs.dtype.kind not in "biuf" or inputs.dtype.itemsize > 8:
-        raise ArgumentError(f"`inputs` must hold numbers. Received: inputs.dtype={inputs.dtype}")
-    if not np.isfinite(inputs).all():
-        raise ArgumentError("`inputs` must be finite. Received: inputs with NaN or infinity")
-    return inputs
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        wanted = "a positive integer" if least else "an integer, not negative"
-        raise ArgumentError(f"`{name}` must be {wanted}. Received: {name}={value!r}")

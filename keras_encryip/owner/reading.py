@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from keras_encryip.client.decoder import Decoder
+from keras_encryip.client.responses import printable
 from keras_encryip.errors import FormatError, ServiceError
-from keras_encryip.owner.served import printable
 from keras_encryip.owner.transcript import MISSING, REFUSED
 
 _SHOWN_NAMES: Final = 3

@@ -1,19 +1,17 @@
 """A model at TF Serving's REST API, asked without trust."""
 
 import contextlib
-import email.utils
 import http.client
 import json
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
 
-from keras_encryip.client.responses import parse_response
+from keras_encryip.client.responses import error_text, parse_response, printable, retry_after
 from keras_encryip.errors import ArgumentError, FormatError, ServiceError
 
 TIMEOUT_S: Final = 30.0
@@ -83,8 +81,7 @@ class Served:
                 status = StatusError(error.code, _error_detail(error), _retry_after(error))
         if status is not None:
             raise status
-        with np.errstate(all="ignore"):
-            answers = parse_response(body)
+        answers = parse_response(body)
         if isinstance(answers, list) and not self._encrypted:
             raise ServiceError(
                 "The service answers with label ciphertexts. A `decoder` is needed to read them."
@@ -130,31 +127,13 @@ def _read_body(response: Any, limit: int) -> bytes:
 
 
 def _error_detail(error: urllib.error.HTTPError) -> str:
-    """What the service says of an error: TF Serving's JSON, else its text or the reason."""
-    text = ""
+    body = b""
     with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-        text = error.read(_DETAIL_BYTES).decode("utf-8", "replace")
-    with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
-        text = str(json.loads(text)["error"])
-    return printable(text.strip() or str(error.reason), 200)
+        body = error.read(_DETAIL_BYTES)
+    return error_text(body, str(error.reason))
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float | None:
-    """Seconds from now in the header `Retry-After`, a number or a date, or `None`."""
-    text = str(error.headers.get("Retry-After", "")).strip()
     if error.code not in (429, 503):
         return None
-    if text.isascii() and text.isdigit():
-        return float(text)
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        moment = email.utils.parsedate_to_datetime(text)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-    return None
-
-
-def printable(text: str, length: int) -> str:
-    """At most `length` characters, none of which can play tricks on a terminal."""
-    text = "".join(c if c.isprintable() else " " for c in text[: length + 1])
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return retry_after(str(error.headers.get("Retry-After", "")))

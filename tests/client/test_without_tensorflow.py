@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import keras_encryip
+from tests.serving.scripted import Reply, Server
 
 PACKAGE = Path(keras_encryip.__file__).parent
 FORBIDDEN = ("tensorflow", "keras", "jax", "torch", "sklearn", "scipy", "sqlalchemy", "keyring")
@@ -86,6 +87,53 @@ def test_the_hook_of_these_tests_does_forbid(name: str) -> None:
     assert f"{name} is not installed here" in done.stderr
 
 
+# --- asking a model server ---------------------------------------------------------
+
+
+ASK = """
+from keras_encryip.client import Decoder
+from keras_encryip.client.serving import ServingClient
+from keras_encryip.errors import ServiceError
+decoder = Decoder.open({model!r}, {bundle!r}, "correct horse")
+try:
+    with ServingClient({url!r}, "digits", decoder) as client:
+        print("answers:", client.predict([[0.5], [1]]).shape)
+except ServiceError as error:
+    print("problem:", error)
+"""
+
+
+def ask(world: Any, alice_file: Path, url: str, forbidden: tuple[str, ...]) -> str:
+    code = ASK.format(model=str(world.model), bundle=str(alice_file), url=url)
+    done = run(FORBID.format(forbidden=forbidden) + code + LIST.format(forbidden=FORBIDDEN))
+    assert done.returncode == 0, done.stderr
+    assert not set(FORBIDDEN) & set(done.stdout.split("loaded:")[1].split())
+    return done.stdout
+
+
+def test_rest_needs_no_framework(world: Any, alice_file: Path) -> None:
+    row = [1 / world.codebook.num_labels] * world.codebook.num_labels
+    with Server("inputs", lambda _: Reply({"outputs": [row, row]})) as server:
+        said = ask(world, alice_file, server.address, (*FORBIDDEN, "grpc", "tensorflow_serving"))
+    assert said.startswith("answers: (2, 10)")
+
+
+@pytest.mark.parametrize(
+    ("url", "missing", "package"),
+    [
+        ("http://127.0.0.1:1", ("httpx",), "httpx"),
+        ("grpc://127.0.0.1:1", ("tensorflow", "grpc", "tensorflow_serving"), "tensorflow-serving"),
+        ("grpc://127.0.0.1:1", ("grpc",), "tensorflow-serving"),
+    ],
+)
+def test_missing_packages_are_named(
+    world: Any, alice_file: Path, url: str, missing: tuple[str, ...], package: str
+) -> None:
+    said = ask(world, alice_file, url, missing)
+    assert said.startswith(f"problem: Asking this model server needs the package {package}")
+    assert 'pip install "keras_encryip[serving]"' in said
+
+
 # --- imports as written --------------------------------------------------------
 
 # What each package may import: the standard library, these, and the packages below it.
@@ -96,6 +144,11 @@ LIBRARIES = {
     "labels": {"msgspec", "Crypto", "numpy"},
     # rich when there is progress to show, keyring when it is asked for
     "client": {"msgspec", "Crypto", "numpy", "rich", "keyring"},
+}
+# Imported when a client for such a server is made, and not before.
+WHEN_NEEDED = {
+    "rest.py": {"httpx"},
+    "grpc.py": {"grpc", "tensorflow", "tensorflow_serving"},
 }
 FILES = [path for part in BELOW for path in sorted((PACKAGE / part).rglob("*.py"))]
 
@@ -116,12 +169,15 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_files_import_only_what_lies_below(path: Path) -> None:
     part = path.relative_to(PACKAGE).parts[0]
+    libraries = LIBRARIES[part]
+    if path.parent.name == "serving":
+        libraries = libraries | WHEN_NEEDED.get(path.name, set())
     for name in imported(path):
         top, _, rest = name.partition(".")
         if top == "keras_encryip":
             assert rest.split(".")[0] in BELOW[part] | {"errors"}, name
         else:
-            assert top in LIBRARIES[part] or top in sys.stdlib_module_names, name
+            assert top in libraries or top in sys.stdlib_module_names, name
 
 
 def test_the_files_are_found() -> None:

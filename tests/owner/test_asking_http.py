@@ -1,13 +1,10 @@
 """Asking services over real sockets, most of which behave badly."""
 
 import email.utils
-import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,7 @@ from keras_encryip.crypto.encoding import encode_base64
 from keras_encryip.errors import ArgumentError, ServiceError
 from keras_encryip.owner import served
 from keras_encryip.owner.asking import UNANSWERED, ask
+from tests.serving.scripted import Reply, Server
 
 NAMES = ["ant", "bee", "cicada", "Dragonfly"]
 INPUTS = np.arange(16, dtype=np.float32).reshape(8, 2) / 3
@@ -28,90 +26,20 @@ def truth(instances: list[Any]) -> list[int]:
     return [round(instance[0] * 3 / 2) % 4 for instance in instances]
 
 
-@dataclass
-class Reply:
-    """One HTTP response; `body` is sent as JSON unless it is bytes."""
-
-    body: Any = b""
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    chunks: int = 1
-    pause: float = 0.0
-
-
-Answer = Callable[[list[Any]], Reply]
-
-
-class Server:
-    """A server in a thread; `answer(instances)` says what it replies."""
-
-    def __init__(self) -> None:
-        self.answer: Answer = lambda instances: Reply({"predictions": truth(instances)})
-        self.replies: list[Reply] = []
-        self.requests: list[list[Any]] = []
-        self.paths: list[str] = []
-        self.gets = 0
-        self.done = threading.Event()
-        owner = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                owner.reply_to(self)
-
-            def do_GET(self) -> None:
-                owner.gets += 1
-                self.send_error(405)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = False
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1/models/digits"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
-
-    def reply_to(self, handler: BaseHTTPRequestHandler) -> None:
-        body = handler.rfile.read(int(handler.headers["Content-Length"]))
-        assert handler.headers["Content-Type"] == "application/json"
-        request = json.loads(body)
-        assert request.keys() == {"instances"}
-        self.paths.append(handler.path)
-        self.requests.append(request["instances"])
-        reply = self.replies.pop(0) if self.replies else self.answer(request["instances"])
-        data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
-        try:
-            handler.send_response(reply.status)
-            for name, value in {"Content-Length": str(len(data)), **reply.headers}.items():
-                handler.send_header(name, value)
-            handler.end_headers()
-            step = -(-len(data) // reply.chunks) or 1
-            for start in range(0, len(data), step):
-                self.done.wait(reply.pause)
-                handler.wfile.write(data[start : start + step])
-                handler.wfile.flush()
-        except ConnectionError:
-            pass  # the asker had enough
-
-    def close(self) -> None:
-        self.done.set()
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+def right(instances: list[Any]) -> Reply:
+    return Reply({"predictions": truth(instances)})
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server()
-    yield made
-    made.close()
+    with Server("instances", right) as made:
+        yield made
 
 
 @pytest.fixture
 def other() -> Iterator[Server]:
-    made = Server()
-    yield made
-    made.close()
+    with Server("instances", right) as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,0 +1,139 @@
+"""TF Serving's gRPC API, over tensorflow-serving-api, which loads TensorFlow."""
+
+import contextlib
+import math
+import os
+import urllib.parse
+from typing import Any, Final
+
+import numpy as np
+
+from keras_encryip.client.files import read_bounded
+from keras_encryip.client.responses import printable
+from keras_encryip.client.serving.failures import (
+    PassingError,
+    missing,
+    too_large,
+    too_late,
+    untrusted,
+)
+from keras_encryip.errors import ServiceError
+
+_OUTPUTS: Final = ("confused", "encrypted", "ciphertext_bytes")
+_MAX_PEM_BYTES: Final = 1 << 20
+_UNTRUSTED: Final = ("SSL_ERROR_SSL", "Verification Check failed")
+_HINTS: Final = {
+    "INVALID_ARGUMENT": " Check names, shapes and types of the inputs.",
+    "NOT_FOUND": " Check `model` and `version`.",
+    "PERMISSION_DENIED": " Give credentials as `headers`.",
+    "UNAUTHENTICATED": " Give credentials as `headers`.",
+    "UNIMPLEMENTED": " Check that `url` is that of TF Serving's gRPC API.",
+}
+
+
+class GrpcTransport:
+    """Asks `tensorflow.serving.PredictionService/Predict`."""
+
+    def __init__(
+        self,
+        address: urllib.parse.SplitResult,
+        model: str,
+        version: int | None,
+        *,
+        timeout: float,
+        headers: dict[str, str],
+        ca_file: str | os.PathLike[str] | None,
+        certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None,
+        max_answer_bytes: int,
+        **_: Any,
+    ) -> None:
+        try:
+            import grpc
+            import tensorflow as tf
+            from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+        except ModuleNotFoundError:
+            raise missing("tensorflow-serving-api") from None
+        self._grpc, self._tf, self._messages = grpc, tf, predict_pb2
+        self._url = address.geturl()
+        self._model, self._version = model, version
+        self._timeout = timeout
+        self._limit = max_answer_bytes
+        self._metadata = [(name.lower(), value) for name, value in headers.items()]
+        options = [
+            ("grpc.max_receive_message_length", min(max_answer_bytes, (1 << 31) - 1)),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.enable_retries", 0),  # the client's own are the only ones
+            ("grpc.initial_reconnect_backoff_ms", 100),  # and not held up by the channel's
+        ]
+        if address.scheme == "grpcs":
+            chain, key = (None, None) if certificate is None else map(_read_pem, certificate)
+            roots = None if ca_file is None else _read_pem(ca_file)
+            credentials = grpc.ssl_channel_credentials(roots, key, chain)
+            self._channel = grpc.secure_channel(address.netloc, credentials, options)
+        else:
+            self._channel = grpc.insecure_channel(address.netloc, options)
+        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+
+    def ask(self, inputs: dict[str, np.ndarray], signature: str) -> np.ndarray | list[bytes]:
+        request = self._messages.PredictRequest()
+        request.model_spec.name = self._model
+        request.model_spec.signature_name = signature
+        if self._version is not None:
+            request.model_spec.version.value = self._version
+        for name, array in inputs.items():
+            request.inputs[name].CopyFrom(self._tf.make_tensor_proto(array))
+        problem: Exception
+        try:
+            response = self._stub.Predict(request, timeout=self._timeout, metadata=self._metadata)
+        except self._grpc.RpcError as error:
+            problem = self._problem(error.code().name, error.details() or "")
+        else:
+            return self._parse(response)
+        raise problem
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _problem(self, code: str, details: str) -> Exception:
+        details = printable(details, 300).rstrip(".")
+        if code == "DEADLINE_EXCEEDED":
+            return too_late(self._timeout)
+        if "CLIENT: Received message larger than max" in details:
+            return too_large(self._limit)
+        if code == "UNAVAILABLE" and any(words in details for words in _UNTRUSTED):
+            return untrusted(details)
+        text = f"The model server at {self._url} answered {code}: {details}."
+        if "larger than max" in details:  # the server's own limit for questions or answers
+            return ServiceError(f"{text} Ask with a smaller `batch_size`.")
+        if code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
+            return PassingError(text)
+        return ServiceError(text + _HINTS.get(code, ""))
+
+    def _parse(self, response: Any) -> np.ndarray | list[bytes]:
+        found = [name for name in response.outputs if name in _OUTPUTS]
+        if len(found) != 1:
+            raise ServiceError(
+                "The model server's answer must hold the output `confused`, `encrypted` or "
+                "`ciphertext_bytes` of a protected model."
+            )
+        tensor = response.outputs[found[0]]
+        if found[0] == "ciphertext_bytes":
+            return list(tensor.string_val)
+        kind = self._tf.float32 if found[0] == "confused" else self._tf.int32
+        shape = [dim.size for dim in tensor.tensor_shape.dim]
+        array = None
+        # A tensor may leave out equal values: its size on the wire does not bound it.
+        small = min(shape, default=-1) >= 0 and 4 * math.prod(shape) <= self._limit
+        if tensor.dtype == kind.as_datatype_enum and small:
+            with contextlib.suppress(ValueError, TypeError):
+                array = np.asarray(self._tf.make_ndarray(tensor))
+        if array is None:
+            raise ServiceError(
+                f"The model server's output `{found[0]}` is no {kind.name} tensor of the size it "
+                f"says, of at most {self._limit} bytes."
+            )
+        return array
+
+
+def _read_pem(path: str | os.PathLike[str]) -> bytes:
+    return read_bounded(path, what="PEM file", max_bytes=_MAX_PEM_BYTES)
