@@ -25,7 +25,7 @@ import pytest
 import keras_encryip as ke
 from keras_encryip.client import Decoder
 from keras_encryip.client.serving import ServingClient
-from keras_encryip.errors import ServiceError, SignatureError
+from keras_encryip.errors import RevokedKeyError, ServiceError, SignatureError
 from tests.serving.tf_serving import ModelServer
 
 SERVERS = ["protocol", *(["binary"] if "TF_SERVING_BINARY" in os.environ else [])]
@@ -268,6 +268,38 @@ def test_a_new_version_takes_over(
         for latest, _, second in (clients[:3], clients[3:]):
             np.testing.assert_allclose(latest.predict(images), expected, atol=1e-5)
             np.testing.assert_allclose(second.predict(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_revocation_in_the_field(kind: str, shipped: Any, digits: Any, tmp_path: Path) -> None:
+    """A server that runs picks up the rotated version; the revoked user is left behind."""
+    shutil.copy(shipped.url.removeprefix("sqlite:///"), tmp_path / "a.authority")
+    base_path = tmp_path / "digits"
+    shutil.copytree(shipped.exported, base_path / "1")
+
+    def opened(user: str, version: int) -> Decoder:
+        return Decoder.open(base_path / str(version), shipped.bundles[user], shipped.passphrase)
+
+    def right(running: Running, scheme: str, decoder: Decoder, version: int | None) -> float:
+        with running.client(scheme, decoder, version=version) as client:
+            return float((client.labels(digits.x_test) == digits.y_test).mean())
+
+    with (
+        run_server(kind, base_path) as running,
+        ke.Authority.open(f"sqlite:///{tmp_path}/a.authority", shipped.passphrase) as authority,
+    ):
+        old = {user: opened(user, 1) for user in ("alice", "bob")}
+        assert all(right(running, "http", decoder, None) > 0.9 for decoder in old.values())
+        authority.revoke("bob")
+        ke.rotate_codebook(base_path / "1", base_path / "2", authority=authority)
+        running.wait_for(2)
+        for scheme in SCHEMES:
+            assert right(running, scheme, opened("alice", 2), 2) > 0.9
+            assert right(running, scheme, old["bob"], None) < 0.4
+            with pytest.raises(ServiceError, match=r"Specific\(digits, 1\)"):
+                right(running, scheme, old["bob"], 1)  # whoever asks for his version is told
+    with pytest.raises(RevokedKeyError, match="revoked before this model version"):
+        opened("bob", 2)
 
 
 # --- the calls of docs/serving.md, and what else the server answers -------------------------
