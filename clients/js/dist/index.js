@@ -5097,7 +5097,7 @@ function parseResponse(json) {
     const quoted = String(response["error"]).slice(0, 500);
     throw new FormatError(`The model server reported an error: ${quoted}`);
   }
-  let rows = response["predictions"] ?? response["outputs"];
+  let rows = response["predictions" in response ? "predictions" : "outputs"];
   if (isObject(rows)) rows = ourOutput(rows);
   else if (Array.isArray(rows) && isObject(rows[0]) && !("b64" in rows[0])) {
     rows = rows.map(ourOutput);
