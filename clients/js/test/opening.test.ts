@@ -207,14 +207,15 @@ test("sizes are bounded before anything is parsed", async () => {
 });
 
 test("a browser without the memory that scrypt takes is told so", async (context) => {
-  class Small extends Uint32Array {
-    constructor(length: any) {
-      if (length >= 2 ** 22) throw new RangeError("Array buffer allocation failed");
-      super(length);
-    }
-  }
-  replaceGlobal(context, "Uint32Array", Small);
-  const opened = (await KeyBundle.parse(bundle)).unlock(PASSPHRASE);
+  const parsed = await KeyBundle.parse(bundle);
+  const small = new Proxy(Uint8Array, {
+    construct(target, [length, ...others]) {
+      if (length >= 2 ** 24) throw new RangeError("Array buffer allocation failed");
+      return new target(length as number, ...(others as []));
+    },
+  });
+  replaceGlobal(context, "Uint8Array", small);
+  const opened = parsed.unlock(PASSPHRASE);
   await refused(opened, "FormatError", /scrypt_log2_n is 14: .* does not give the 16 MiB/);
 });
 
