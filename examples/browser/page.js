@@ -21,6 +21,7 @@ function on(id, action) {
       $("answers").hidden = true;
       $("problem").textContent = error.message;
       $("problem").hidden = false;
+      $("problem").scrollIntoView({ block: "nearest" });
     } finally {
       button.disabled = false;
     }
@@ -88,11 +89,13 @@ function show(answer) {
   const rows =
     answer.kind === "ciphertexts"
       ? decoder.decrypt(answer.ciphertexts).map((label) => [decoder.classNames[label], "", ""])
-      : decoder.topK(answer.rows, best).map(([first, ...others]) => [
-          first.name,
-          percent(first.probability),
-          others.map((guess) => `${guess.name} ${percent(guess.probability)}`).join(", "),
-        ]);
+      : decoder
+          .topK(answer.rows, best)
+          .map(([first, ...others]) => [
+            first.name,
+            percent(first.probability),
+            others.map((guess) => `${guess.name} ${percent(guess.probability)}`).join(", "),
+          ]);
   const shown = rows.slice(0, MAX_ROWS).map((cells, number) => {
     const row = document.createElement("tr");
     for (const text of [number + 1, ...cells]) row.insertCell().textContent = text;
@@ -100,6 +103,9 @@ function show(answer) {
   });
   const part = rows.length > MAX_ROWS ? `, the first ${MAX_ROWS} of ${rows.length}` : "";
   $("answers").querySelector("caption").textContent = `Answers of ${decoder.model}${part}`;
-  $("answers").querySelector("tbody").replaceChildren(...shown);
+  $("answers")
+    .querySelector("tbody")
+    .replaceChildren(...shown);
   $("answers").hidden = false;
+  $("answers").scrollIntoView({ block: "nearest" });
 }

@@ -1,6 +1,9 @@
 """The TypeScript client in node reads what Python reads, and refuses what Python refuses."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,3 +144,40 @@ def test_node_reads_any_text_and_threshold(threshold: int) -> None:
     assert found["classNames"] == list(metadata.class_names)
     header = KeyBundle.from_bytes(bundle.encode("ascii")).header
     assert found["header"] == {name: getattr(header, name) for name in header.__struct_fields__}
+
+
+def test_the_example_in_the_docs_runs(
+    tmp_path: Path, served: Any, server: Any, digits: Any
+) -> None:
+    """As a package, with the files where the example has them."""
+    docs = (CLIENT.parents[1] / "docs" / "javascript.md").read_text("utf-8")
+    (example,) = re.findall(r"<!-- tested -->\n```js\n(.*?)```", docs, re.DOTALL)
+    (tmp_path / "example.mjs").write_text(example, "utf-8")
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "keras-encryip-client").symlink_to(CLIENT)
+    shutil.copy(served.codebook("digits"), tmp_path)
+    shutil.copy(served.bundle("alice"), tmp_path)
+    for signature in ("serving_default", "encrypted_label"):
+        body = {"instances": digits.x_test[:50].tolist(), "signature_name": signature}
+        answer = server.predict("/v1/models/digits:predict", json.dumps(body).encode())
+        (tmp_path / "answer.json").write_text(json.dumps(answer), "ascii")
+        for passphrase, said in (
+            (served.passphrase, ""),
+            ("wrong", "PassphraseError: The passphr"),
+        ):
+            finished = subprocess.run(
+                ["node", "example.mjs"],
+                cwd=tmp_path,
+                env={**os.environ, "ENCRYIP_PASSPHRASE": passphrase},
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert finished.returncode == 0, finished.stderr
+            assert finished.stderr.startswith(said)
+            names = finished.stdout.splitlines()
+            if said:
+                assert names == []
+            else:
+                true = [served.names[label] for label in digits.y_test[:50]]
+                assert np.mean([a == b for a, b in zip(names, true, strict=True)]) > 0.85

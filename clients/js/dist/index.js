@@ -2754,9 +2754,7 @@ function parseCanonicalJson(text2, check, what) {
   }
   const checked = check(value, what);
   if (canonicalJson(checked) !== text2) {
-    throw new FormatError(
-      `The ${what} is not in canonical form (sorted keys, no spaces, ASCII).`
-    );
+    throw new FormatError(`The ${what} is not in canonical form (sorted keys, no spaces, ASCII).`);
   }
   return checked;
 }
@@ -4345,7 +4343,10 @@ var Codebook = class _Codebook {
     numbers.setUint32(0, this.numClasses);
     numbers.setUint32(4, label);
     numbers.setUint32(8, this.values[label]);
-    const [classes, suffix] = [new Uint8Array(numbers.buffer, 0, 4), new Uint8Array(numbers.buffer, 4)];
+    const [classes, suffix] = [
+      new Uint8Array(numbers.buffer, 0, 4),
+      new Uint8Array(numbers.buffer, 4)
+    ];
     const version = new Uint8Array([1]);
     const { bytes } = this.headers[block];
     return concat(version, this.codebookId, this.authority, classes, bytes, suffix);
@@ -5154,10 +5155,9 @@ function openResponse(words, key, associatedData) {
     );
   }
   const floats = new DataView(plaintext.buffer, plaintext.byteOffset, plaintext.byteLength);
-  return Float32Array.from(
-    { length: plaintext.length / 4 },
-    (_, i) => floats.getFloat32(4 * i, true)
-  );
+  const confused = new Float32Array(plaintext.length / 4);
+  for (let j = 0; j < confused.length; j++) confused[j] = floats.getFloat32(4 * j, true);
+  return confused;
 }
 
 // src/decoder.ts
@@ -5227,6 +5227,7 @@ var Decoder = class _Decoder {
    * was changed, or is of another version.
    */
   probabilities(rows) {
+    const table = this.#table;
     return rows.map((row) => {
       const confused = row.length === this.numLabels + EXTRA_WORDS ? openResponse(row, this.#responseKey, this.#codebook.codebookId) : row;
       if (confused.length !== this.numLabels) {
@@ -5235,8 +5236,8 @@ var Decoder = class _Decoder {
         );
       }
       const sums = new Float64Array(this.classNames.length);
-      for (let j = 0; j < confused.length; j++) sums[this.#table[j]] += confused[j];
-      return Float32Array.from(sums);
+      for (let j = 0; j < confused.length; j++) sums[table[j]] += confused[j];
+      return new Float32Array(sums);
     });
   }
   /** The most probable class of each row. */

@@ -197,7 +197,10 @@ export class Codebook {
     numbers.setUint32(0, this.numClasses);
     numbers.setUint32(4, label);
     numbers.setUint32(8, this.values[label]!);
-    const [classes, suffix] = [new Uint8Array(numbers.buffer, 0, 4), new Uint8Array(numbers.buffer, 4)];
+    const [classes, suffix] = [
+      new Uint8Array(numbers.buffer, 0, 4),
+      new Uint8Array(numbers.buffer, 4),
+    ];
     const version = new Uint8Array([1]);
     const { bytes } = this.headers[block]!;
     return concat(version, this.codebookId, this.authority, classes, bytes, suffix);

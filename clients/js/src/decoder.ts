@@ -109,6 +109,7 @@ export class Decoder {
    * was changed, or is of another version.
    */
   probabilities(rows: Rows): Float32Array[] {
+    const table = this.#table;
     return rows.map((row) => {
       const confused =
         row.length === this.numLabels + EXTRA_WORDS
@@ -121,8 +122,8 @@ export class Decoder {
         );
       }
       const sums = new Float64Array(this.classNames.length);
-      for (let j = 0; j < confused.length; j++) sums[this.#table[j]!]! += confused[j]!;
-      return Float32Array.from(sums);
+      for (let j = 0; j < confused.length; j++) sums[table[j]!]! += confused[j]!;
+      return new Float32Array(sums);
     });
   }
 

@@ -101,9 +101,7 @@ export function parseCanonicalJson<T>(text: string, check: Check<T>, what: strin
   }
   const checked = check(value, what);
   if (canonicalJson(checked) !== text) {
-    throw new FormatError(
-      `The ${what} is not in canonical form (sorted keys, no spaces, ASCII).`,
-    );
+    throw new FormatError(`The ${what} is not in canonical form (sorted keys, no spaces, ASCII).`);
   }
   return checked;
 }

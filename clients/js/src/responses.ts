@@ -114,7 +114,7 @@ export function openResponse(
     );
   }
   const floats = new DataView(plaintext.buffer, plaintext.byteOffset, plaintext.byteLength);
-  return Float32Array.from({ length: plaintext.length / 4 }, (_, i) =>
-    floats.getFloat32(4 * i, true),
-  );
+  const confused = new Float32Array(plaintext.length / 4);
+  for (let j = 0; j < confused.length; j++) confused[j] = floats.getFloat32(4 * j, true);
+  return confused;
 }

@@ -33,7 +33,9 @@ before(async () => {
   bundle = await acme.bundle(alice);
   codebook = await Codebook.parse(file);
   decoder = await Decoder.open(file, bundle, PASSPHRASE);
-  responseKey = await codebook.responseKey(await (await KeyBundle.parse(bundle)).unlock(PASSPHRASE));
+  responseKey = await codebook.responseKey(
+    await (await KeyBundle.parse(bundle)).unlock(PASSPHRASE),
+  );
 });
 
 function encrypt(row: number[], nonce: number): number[] {
@@ -46,7 +48,11 @@ function encrypt(row: number[], nonce: number): number[] {
 test("probabilities, labels, names, the k best", () => {
   assert.deepEqual(
     decoder.probabilities(ROWS).map((row) => [...row]),
-    [[0.75, 0.25, 0], [0, 0.875, 0.125], [0.25, 0, 0.75]],
+    [
+      [0.75, 0.25, 0],
+      [0, 0.875, 0.125],
+      [0.25, 0, 0.75],
+    ],
   );
   assert.deepEqual(decoder.labels(ROWS.map((row) => Float32Array.from(row))), [0, 1, 2]);
   assert.deepEqual(decoder.names(ROWS), ["cat", "dog", "bug"]);
@@ -54,7 +60,10 @@ test("probabilities, labels, names, the k best", () => {
     { label: 2, name: "bug", probability: 0.75 },
     { label: 0, name: "cat", probability: 0.25 },
   ]);
-  assert.deepEqual(decoder.topK([new Array(8).fill(0)], 3)[0]!.map((g) => g.label), [0, 1, 2]);
+  assert.deepEqual(
+    decoder.topK([new Array(8).fill(0)], 3)[0]!.map((g) => g.label),
+    [0, 1, 2],
+  );
   assert.deepEqual(decoder.labels([]), []);
   for (const k of [0, 4, 1.5]) {
     assert.throws(() => decoder.topK(ROWS, k), { name: "ArgumentError", message: /in 1 … 3\./ });
@@ -117,7 +126,10 @@ test("a revoked key reads no ciphertext", async () => {
 });
 
 test("answers in row and column format, plain and named", () => {
-  const rows = [[0.5, 1], [0, 1e-3]];
+  const rows = [
+    [0.5, 1],
+    [0, 1e-3],
+  ];
   const table = JSON.stringify(rows);
   const named = JSON.stringify(rows.map((confused) => ({ confused, other: [1] })));
   for (const body of [
@@ -155,5 +167,8 @@ test("what is no answer", () => {
     assert.throws(() => parseResponse(body), { name: "FormatError", message });
   }
   const long = JSON.stringify({ error: "x".repeat(10_000) });
-  assert.throws(() => parseResponse(long), (error: Error) => error.message.length < 600);
+  assert.throws(
+    () => parseResponse(long),
+    (error: Error) => error.message.length < 600,
+  );
 });

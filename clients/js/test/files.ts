@@ -8,14 +8,7 @@ import { p256 } from "@noble/curves/nist.js";
 import { scrypt } from "@noble/hashes/scrypt.js";
 import { sha256, sha512 } from "@noble/hashes/sha2.js";
 
-import {
-  ascii,
-  type Bytes,
-  canonicalJson,
-  concat,
-  encodeBase64,
-  hex,
-} from "../src/encoding.js";
+import { ascii, type Bytes, canonicalJson, concat, encodeBase64, hex } from "../src/encoding.js";
 import { Header, UserKey } from "../src/kem.js";
 import { aesBlocks, hkdf, taggedDigest } from "../src/primitives.js";
 
@@ -36,7 +29,10 @@ async function seal(key: Bytes, plaintext: Bytes, additionalData: Bytes): Promis
   const iv = random(12);
   const imported = await webcrypto.subtle.importKey("raw", key, "AES-GCM", false, ["encrypt"]);
   const parameters = { name: "AES-GCM", iv, additionalData };
-  return concat(iv, new Uint8Array(await webcrypto.subtle.encrypt(parameters, imported, plaintext)));
+  return concat(
+    iv,
+    new Uint8Array(await webcrypto.subtle.encrypt(parameters, imported, plaintext)),
+  );
 }
 
 /** Just enough of an authority to issue bundles and make codebooks, good ones and bad ones. */
@@ -89,7 +85,9 @@ export class Authority {
     };
     const salt = random(16);
     const password = ascii(passphrase.normalize("NFC"));
-    const wrapping = new Uint8Array(scrypt(password, salt, { N: 2 ** log2N, r: 8, p: 1, dkLen: 32 }));
+    const wrapping = new Uint8Array(
+      scrypt(password, salt, { N: 2 ** log2N, r: 8, p: 1, dkLen: 32 }),
+    );
     const sealed = await seal(wrapping, secret, ascii(canonicalJson(whole)));
     const body = {
       salt: encodeBase64(salt),
@@ -103,7 +101,9 @@ export class Authority {
   }
 
   /** A header's bytes and its keys. */
-  async #encapsulate(revoked: Bytes[]): Promise<{ bytes: Bytes; key: (p: string) => Promise<Bytes> }> {
+  async #encapsulate(
+    revoked: Bytes[],
+  ): Promise<{ bytes: Bytes; key: (p: string) => Promise<Bytes> }> {
     const nodes = revoked.map((key) => BigInt(`0x${hex(key.subarray(0, 32))}`));
     while (nodes.length < this.threshold) nodes.push(scalar());
     nodes.sort((a, b) => (a < b ? -1 : 1));
@@ -153,7 +153,10 @@ export class Authority {
       version: 1,
       ...body,
     };
-    return canonicalJson({ body: whole, signature: this.sign("codebook v1", canonicalJson(whole)) });
+    return canonicalJson({
+      body: whole,
+      signature: this.sign("codebook v1", canonicalJson(whole)),
+    });
   }
 }
 

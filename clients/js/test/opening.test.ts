@@ -10,7 +10,11 @@ import { encodeBase64 } from "../src/encoding.js";
 import { Authority, fromHex, PASSPHRASE } from "./files.js";
 
 const CLASSES = [0, 1, 2, 2, 1, 0, 1, 2, 0, 1, 2, 0];
-const METADATA = { class_names: ["cat", "dog", "K\u00e4fer \u{1f41e}\x7f"], model: "pets", notes: "" };
+const METADATA = {
+  class_names: ["cat", "dog", "K\u00e4fer \u{1f41e}\x7f"],
+  model: "pets",
+  notes: "",
+};
 const ORDER = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551";
 
 let acme: Authority;
@@ -26,11 +30,7 @@ before(async () => {
   codebook = await acme.codebook(CLASSES, METADATA, { revoked: [bob] });
 });
 
-const refused = async (
-  opened: Promise<unknown>,
-  name: string,
-  message: RegExp,
-): Promise<void> => {
+const refused = async (opened: Promise<unknown>, name: string, message: RegExp): Promise<void> => {
   await assert.rejects(opened, (error: Error) => {
     assert.equal(error.name, name);
     assert.match(error.message, message);
@@ -73,7 +73,11 @@ test("a revoked key is told so", async () => {
 
 test("a wrong passphrase is told so, and not repeated", async () => {
   const opened = Decoder.open(codebook, bundle, "wrong horse");
-  await refused(opened, "PassphraseError", /^The passphrase does not open key bundle [0-9a-f]{16} /);
+  await refused(
+    opened,
+    "PassphraseError",
+    /^The passphrase does not open key bundle [0-9a-f]{16} /,
+  );
   await assert.rejects(opened, (error) => !inspect(error).includes("wrong horse"));
 });
 
@@ -229,7 +233,10 @@ test("progress goes from 0 to 1, and a signal aborts", async () => {
   await Decoder.open(codebook, bundle, PASSPHRASE, { onProgress: (done) => seen.push(done) });
   assert.equal(seen[0], 0);
   assert.equal(seen.at(-1), 1);
-  assert.deepEqual(seen, [...seen].sort((a, b) => a - b));
+  assert.deepEqual(
+    seen,
+    [...seen].sort((a, b) => a - b),
+  );
   assert.ok(seen.length > 100);
   for (const when of [0, 0.4, 0.8]) {
     const stop = new AbortController();

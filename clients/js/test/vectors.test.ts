@@ -19,7 +19,10 @@ const HOSTED = read("hosted.json");
 
 for (const [name, vector] of Object.entries<any>(read("kem.json"))) {
   test(`kem ${name}: headers and keys`, async () => {
-    assert.equal(hex(await taggedDigest("public key v1", fromHex(vector.public_key))), vector.authority);
+    assert.equal(
+      hex(await taggedDigest("public key v1", fromHex(vector.public_key))),
+      vector.authority,
+    );
     let traced = 0;
     for (const [i, user] of vector.users.entries()) {
       const key = await UserKey.fromSecretBytes(fromHex(user.user_key));
