@@ -2,15 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.wait import WebDriverWait
 
 from keras_encryip.client.bundle import KeyBundle
 
@@ -24,7 +21,9 @@ QUIET = (
 
 
 @pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver  # of the extra `integration`
+
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
     for argument in (*QUIET.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
@@ -39,7 +38,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chr
 class Page:
     """The page as a visitor uses it."""
 
-    def __init__(self, browser: webdriver.Chrome, origin: str) -> None:
+    def __init__(self, browser: Any, origin: str) -> None:
         self.browser = browser
         browser.get("about:blank")
         for kind in ("browser", "performance"):
@@ -47,20 +46,25 @@ class Page:
         browser.get(origin + PAGE)
 
     def type(self, name: str, text: str) -> None:
-        field = self.browser.find_element(By.ID, name)
+        field = self.browser.find_element("id", name)
         field.clear()
         field.send_keys(text)
 
+    def wait(self, condition: Callable[[], bool]) -> None:
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        WebDriverWait(self.browser, 60).until(lambda _: condition())
+
     def press(self, form: str) -> None:
         """Press a form's button, and wait until its work is done."""
-        button = self.browser.find_element(By.CSS_SELECTOR, f"#{form} button")
+        button = self.browser.find_element("css selector", f"#{form} button")
         assert button.is_enabled()
         button.click()
-        WebDriverWait(self.browser, 60).until(lambda _: button.is_enabled())
+        self.wait(button.is_enabled)
 
     def open(self, codebook: Path, bundle: Path, passphrase: str) -> None:
-        self.browser.find_element(By.ID, "codebook").send_keys(str(codebook))
-        self.browser.find_element(By.ID, "bundle").send_keys(str(bundle))
+        self.browser.find_element("id", "codebook").send_keys(str(codebook))
+        self.browser.find_element("id", "bundle").send_keys(str(bundle))
         self.type("passphrase", passphrase)
         self.press("open")
 
@@ -76,16 +80,16 @@ class Page:
         )
 
     def text(self, name: str) -> str:
-        return self.browser.find_element(By.ID, name).text
+        return self.browser.find_element("id", name).text
 
     def rows(self) -> list[list[str]]:
         return [
-            [cell.text for cell in row.find_elements(By.TAG_NAME, "td")]
-            for row in self.browser.find_elements(By.CSS_SELECTOR, "#answers tbody tr")
+            [cell.text for cell in row.find_elements("tag name", "td")]
+            for row in self.browser.find_elements("css selector", "#answers tbody tr")
         ]
 
     def shows(self, name: str) -> bool:
-        return self.browser.find_element(By.ID, name).is_displayed()
+        return self.browser.find_element("id", name).is_displayed()
 
     def console(self) -> list[str]:
         return [entry["message"] for entry in self.browser.get_log("browser")]
@@ -120,7 +124,7 @@ class Page:
 
 
 @pytest.fixture
-def page(chromium: webdriver.Chrome, server: Any) -> Page:
+def page(chromium: Any, server: Any) -> Page:
     server.requests.clear()
     return Page(chromium, server.url)
 
@@ -133,7 +137,7 @@ def request(digits: Any, count: int) -> dict[str, Any]:
 def test_the_page_names_the_classes(
     name: str, page: Page, served: Any, server: Any, digits: Any
 ) -> None:
-    assert not page.browser.find_element(By.CSS_SELECTOR, "#ask button").is_enabled()
+    assert not page.browser.find_element("css selector", "#ask button").is_enabled()
     page.open(served.codebook(name), served.bundle("alice"), served.passphrase)
     assert page.text("opened") == "Model digits, 10 classes"
     page.ask(f"/v1/models/{name}:predict", request(digits, 40))
@@ -189,7 +193,7 @@ def test_the_page_says_why_not(
     page.open(served.codebook("digits"), served.bundle(user), passphrase or served.passphrase)
     assert message in page.text("problem")
     assert page.text("opened") == ""
-    assert not page.browser.find_element(By.CSS_SELECTOR, "#ask button").is_enabled()
+    assert not page.browser.find_element("css selector", "#ask button").is_enabled()
     assert "wrong horse" not in page.kept()
     assert page.console() == []
     page.open(served.codebook("digits"), served.bundle("alice"), served.passphrase)
@@ -217,8 +221,8 @@ def test_pasted_dropped_and_encrypted_answers(
         """,
         answer,
     )
-    field = page.browser.find_element(By.ID, "response")
-    WebDriverWait(page.browser, 60).until(lambda _: field.get_property("value") == answer)
+    field = page.browser.find_element("id", "response")
+    page.wait(lambda: field.get_property("value") == answer)
     page.press("paste")
     names = [row[1] for row in page.rows()]
     expected = [served.names[label] for label in digits.y_test[:20]]
