@@ -168,7 +168,7 @@ def test_the_example_in_the_docs_runs(
             finished = subprocess.run(
                 ["node", "example.mjs"],
                 cwd=tmp_path,
-                env={**os.environ, "ENCRYIP_PASSPHRASE": passphrase},
+                env={**os.environ, "ENCRYIP_BUNDLE_PASSPHRASE": passphrase},
                 capture_output=True,
                 text=True,
                 timeout=120,
