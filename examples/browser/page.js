@@ -42,6 +42,7 @@ on("open", async () => {
   const progress = $("progress");
   $("passphrase").value = "";
   $("opened").textContent = "";
+  decoder = undefined;
   enable(false);
   progress.hidden = false;
   try {
