@@ -92,7 +92,7 @@ def test_others_read_on_and_the_revoked_user_does_not(field: Field, digits: Any,
         with pytest.raises(SignatureError, match="another model version"):
             kept.labels(new)
     else:
-        assert (kept.labels(new) == digits.y_test).mean() < 0.4
+        assert (kept.labels(new) == digits.y_test).mean() < 0.6
 
 
 def test_labels_are_encrypted_under_the_new_codebook(field: Field, digits: Any) -> None:

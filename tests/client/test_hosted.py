@@ -1,5 +1,7 @@
 """Encrypted responses that are wrong, changed or cut off."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,3 +88,11 @@ def test_from_the_json_of_a_server() -> None:
     found = parse_response('{"predictions": [[0, 1, 0]]}')  # probabilities, written short
     assert isinstance(found, np.ndarray)
     assert found.dtype == np.float32
+
+
+def test_vector_opens() -> None:
+    path = Path(__file__).parents[1] / "vectors" / "hosted.json"
+    vector = json.loads(path.read_text(encoding="ascii"))
+    key, data = (bytes.fromhex(vector[name]) for name in ("response_key", "associated_data"))
+    opened = open_responses(np.array(vector["responses"]), key, data, 32)
+    np.testing.assert_array_equal(opened, np.array(vector["values"], np.float32))

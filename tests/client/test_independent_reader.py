@@ -1,19 +1,20 @@
-"""A reader written from docs/codebook.md and docs/key-bundle.md alone opens the vectors.
+"""A reader written from the pages on the formats alone opens the vectors.
 
-Nothing of the package is imported here: what a port to another language needs
-must be on those two pages.
+Nothing of the package is imported here: what a port to another language needs must be in
+docs/codebook.md, docs/key-bundle.md and docs/serving.md.
 """
 
 import hashlib
 import hmac
 import json
+import struct
 import unicodedata
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
 import pytest
-from Crypto.Cipher import AES
+from Crypto.Cipher import AES, ChaCha20_Poly1305
 from Crypto.Protocol import HPKE
 from Crypto.Protocol.DH import import_x25519_private_key
 from Crypto.PublicKey import ECC
@@ -24,6 +25,7 @@ Q = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 FOLDER = Path(__file__).parents[1] / "vectors"
 VECTORS = json.loads((FOLDER / "codebook.json").read_text(encoding="ascii"))
 TO_PUBLIC_KEY = json.loads((FOLDER / "public_key_bundle.json").read_text(encoding="ascii"))
+HOSTED = json.loads((FOLDER / "hosted.json").read_text(encoding="ascii"))
 
 
 def canonical(value: Any) -> bytes:
@@ -260,3 +262,23 @@ def test_label_ciphertexts(user_key: bytes) -> None:
         key = open_header(user_key, data[53:-8], b"label mask v1")
         assert (value - mask(key, label, k)) % k == expected
         assert VECTORS["table"][label] == expected
+
+
+def test_encrypted_responses(codebook: dict[str, Any], user_key: bytes) -> None:
+    body = codebook["body"]
+    key = open_header(user_key, b64decode(body["access"]["header"]), b"hosted responses v1")
+    assert key.hex() == HOSTED["response_key"]
+    assert b64decode(body["codebook_id"]).hex() == HOSTED["associated_data"]
+    for words, values, probabilities, label in zip(
+        *(HOSTED[name] for name in ("responses", "values", "probabilities", "labels")), strict=True
+    ):
+        data = struct.pack(f"<{len(words)}i", *words)
+        cipher = ChaCha20_Poly1305.new(key=key, nonce=data[:24])
+        cipher.update(b64decode(body["codebook_id"]))
+        opened = struct.unpack("<32f", cipher.decrypt_and_verify(data[24:-16], data[-16:]))
+        assert list(opened) == values
+        sums = [0.0] * body["num_classes"]
+        for label_class, value in zip(VECTORS["table"], values, strict=True):
+            sums[label_class] += value
+        assert sums == pytest.approx(probabilities, abs=1e-8)
+        assert max(range(len(sums)), key=sums.__getitem__) == label

@@ -295,7 +295,7 @@ def test_revocation_in_the_field(kind: str, shipped: Any, digits: Any, tmp_path:
         running.wait_for(2)
         for scheme in SCHEMES:
             assert right(running, scheme, opened("alice", 2), 2) > 0.9
-            assert right(running, scheme, old["bob"], None) < 0.4
+            assert right(running, scheme, old["bob"], None) < 0.6
             with pytest.raises(ServiceError, match=r"Specific\(digits, 1\)"):
                 right(running, scheme, old["bob"], 1)  # whoever asks for his version is told
     with pytest.raises(RevokedKeyError, match="revoked before this model version"):

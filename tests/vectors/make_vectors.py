@@ -1,6 +1,7 @@
 """Writes the test vectors: `python tests/vectors/make_vectors.py [--codebook] [--public-key]`.
 
-`kem.json` comes from a deterministic source of bytes and is the same each time.
+`kem.json` comes from a deterministic source of bytes and is the same each time; so
+does `hosted.json`, encrypted responses to the user of `codebook.json`.
 `codebook.json` holds a codebook and a key bundle made with the system's
 generator, and `public_key_bundle.json` a bundle made to a public key. They are
 only written again when asked for; readers must go on accepting those that are
@@ -9,19 +10,22 @@ committed.
 
 import argparse
 import json
+import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from Crypto.Cipher import ChaCha20_Poly1305
 from Crypto.Protocol import HPKE
 
 from keras_encryip.client.bodies import INFO
 from keras_encryip.client.bundle import KeyBundle, make_bundle
 from keras_encryip.client.keypair import X25519PrivateKey
 from keras_encryip.crypto.encoding import canonical_json, decode_base64
-from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, TracingHeader
+from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, TracingHeader, UserKey
 from keras_encryip.crypto.signing import SigningKey
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.ciphertext import label_masks, mask_key
@@ -155,6 +159,32 @@ def public_key_case() -> dict[str, Any]:
     }
 
 
+def hosted_case(vectors: dict[str, Any]) -> dict[str, Any]:
+    """Three encrypted responses to the user of `codebook.json`, and what they decode to."""
+    codebook = Codebook.from_bytes(vectors["codebook"].encode("ascii"))
+    key = codebook.response_key(UserKey.from_secret_bytes(bytes.fromhex(vectors["user_key"])))
+    take = counter_stream("encryip hosted vector")
+    numbers = struct.unpack(f">{3 * codebook.num_labels}I", take(12 * codebook.num_labels))
+    values = np.array(numbers, np.float64).reshape(3, -1)
+    values = (values / values.sum(1, keepdims=True)).astype("<f4")
+    responses = []
+    for row in values:
+        cipher = ChaCha20_Poly1305.new(key=key, nonce=take(24))
+        cipher.update(codebook.codebook_id)
+        sealed, tag = cipher.encrypt_and_digest(row.tobytes())
+        responses.append(struct.unpack(f"<{len(row) + 10}i", cipher.nonce + sealed + tag))
+    decoded = values.astype(np.float64) @ np.eye(codebook.num_classes)[vectors["table"]]
+    return {
+        "seed": "encryip hosted vector",
+        "response_key": key.hex(),
+        "associated_data": codebook.codebook_id.hex(),
+        "values": values.tolist(),
+        "responses": responses,
+        "probabilities": decoded.round(9).tolist(),
+        "labels": decoded.argmax(1).tolist(),
+    }
+
+
 def write(name: str, value: dict[str, Any]) -> None:
     fields = (f" {json.dumps(key)}: {json.dumps(field)}" for key, field in value.items())
     (FOLDER / name).write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="ascii")
@@ -181,3 +211,4 @@ if __name__ == "__main__":
         write("codebook.json", codebook_case())
     if arguments.public_key:
         write("public_key_bundle.json", public_key_case())
+    write("hosted.json", hosted_case(json.loads((FOLDER / "codebook.json").read_text("ascii"))))

@@ -1,0 +1,178 @@
+/** Turns confused labels into class probabilities. */
+
+import { KeyBundle } from "./bundle.js";
+import { parseCiphertext } from "./ciphertext.js";
+import { Codebook, type ModelMetadata } from "./codebook.js";
+import { type Bytes, equal } from "./encoding.js";
+import { ArgumentError, ForeignKeyError, WrongModelError } from "./errors.js";
+import type { WorkOptions } from "./primitives.js";
+import { EXTRA_WORDS, openResponse } from "./responses.js";
+
+/**
+ * Model outputs, one row for each prediction: N confused labels, or the N + 10 integers of an
+ * encrypted response.
+ */
+export type Rows = readonly ArrayLike<number>[];
+
+/** One of the most probable classes. */
+export interface Guess {
+  label: number;
+  name: string;
+  probability: number;
+}
+
+/**
+ * Reads the outputs of one protected model with one user's key.
+ *
+ * Get one with `Decoder.open`. It holds the key's decode table in private fields: printing,
+ * serialising or cloning it shows public facts only.
+ */
+export class Decoder {
+  /** The model's name. */
+  readonly model: string;
+  /** The names of its K classes. */
+  readonly classNames: readonly string[];
+  /** N, the model's number of outputs. */
+  readonly numLabels: number;
+  readonly #codebook: Codebook;
+  readonly #table: Int32Array;
+  readonly #responseKey: Bytes;
+
+  private constructor(
+    codebook: Codebook,
+    metadata: ModelMetadata,
+    table: Int32Array,
+    responseKey: Bytes,
+  ) {
+    this.model = metadata.model;
+    this.classNames = metadata.class_names;
+    this.numLabels = codebook.numLabels;
+    this.#codebook = codebook;
+    this.#table = table;
+    this.#responseKey = responseKey;
+  }
+
+  /**
+   * Open a model's outputs with a key bundle.
+   *
+   * @param codebook The bytes or text of `codebook.json`.
+   * @param bundle A key bundle, or its bytes or text.
+   * @param passphrase Opens the bundle.
+   * @param options Report progress, or abort.
+   *
+   * Throws `ForeignKeyError` if the bundle is of another authority than the model,
+   * `RevokedKeyError` if the key was revoked before this version was exported, `ExpiredKeyError` if
+   * the bundle is outside its dates, `WrongModelError` if it is not meant for this model;
+   * `PassphraseError`, `FormatError`, `SignatureError` as they say.
+   */
+  static async open(
+    codebook: string | Uint8Array,
+    bundle: KeyBundle | string | Uint8Array,
+    passphrase: string,
+    { signal, onProgress }: WorkOptions = {},
+  ): Promise<Decoder> {
+    const third = (index: number): WorkOptions => ({
+      signal,
+      onProgress: (done) => onProgress?.((index + done) / 3),
+    });
+    const key = bundle instanceof KeyBundle ? bundle : await KeyBundle.parse(bundle);
+    const book = await Codebook.parse(codebook, third(0));
+    if (!equal(book.authority, key.authority)) {
+      throw new ForeignKeyError(
+        `Key bundle ${key.header.key_id} was issued by another authority ` +
+          `('${key.header.issuer_name}') than the one that made this model.`,
+      );
+    }
+    await book.verify(key.issuer);
+    key.checkDates();
+    const userKey = await key.unlock(passphrase, third(1));
+    const metadata = await book.openMetadata(userKey);
+    if (!key.allows(metadata.model)) {
+      throw new WrongModelError(
+        `Key bundle ${key.header.key_id} is for model(s) ${key.header.scope.join(", ")}, ` +
+          `not for '${metadata.model}'.`,
+      );
+    }
+    const table = await book.decodeTable(userKey, third(2));
+    return new Decoder(book, metadata, table, await book.responseKey(userKey));
+  }
+
+  /** The class of each confused label, to this key. Secret. */
+  secretTable(): Int32Array {
+    return this.#table.slice();
+  }
+
+  /**
+   * Class probabilities: for each row, K sums over the class's confused labels.
+   *
+   * Throws `ArgumentError` for rows of another length; `SignatureError` if an encrypted response
+   * was changed, or is of another version.
+   */
+  probabilities(rows: Rows): Float32Array[] {
+    const table = this.#table;
+    return rows.map((row) => {
+      const confused =
+        row.length === this.numLabels + EXTRA_WORDS
+          ? openResponse(row, this.#responseKey, this.#codebook.codebookId)
+          : row;
+      if (confused.length !== this.numLabels) {
+        throw new ArgumentError(
+          `\`rows\` must hold ${this.numLabels} numbers each, the outputs of model ` +
+            `'${this.model}'. Received: a row of ${confused.length}`,
+        );
+      }
+      const sums = new Float64Array(this.classNames.length);
+      for (let j = 0; j < confused.length; j++) sums[table[j]!]! += confused[j]!;
+      return new Float32Array(sums);
+    });
+  }
+
+  /** The most probable class of each row. */
+  labels(rows: Rows): number[] {
+    return this.probabilities(rows).map((row) =>
+      row.reduce((best, probability, label) => (probability > row[best]! ? label : best), 0),
+    );
+  }
+
+  /** The names of `labels(rows)`. */
+  names(rows: Rows): string[] {
+    return this.labels(rows).map((label) => this.classNames[label]!);
+  }
+
+  /** The k most probable classes of each row, best first. */
+  topK(rows: Rows, k = 5): Guess[][] {
+    if (!Number.isInteger(k) || k < 1 || k > this.classNames.length) {
+      throw new ArgumentError(`\`k\` must be in 1 … ${this.classNames.length}. Received: k=${k}`);
+    }
+    return this.probabilities(rows).map((row) =>
+      Array.from(row, (probability, label) => ({
+        label,
+        name: this.classNames[label]!,
+        probability,
+      }))
+        .sort((a, b) => b.probability - a.probability)
+        .slice(0, k),
+    );
+  }
+
+  /**
+   * Read outputs of the `encrypted_label` signature: their classes.
+   *
+   * Throws `FormatError` for what is no label ciphertext, `WrongModelError` for one that was not
+   * made with this model version's codebook.
+   */
+  decrypt(ciphertexts: Iterable<Uint8Array>): number[] {
+    return Array.from(ciphertexts, (data) => {
+      const end = new DataView(data.buffer, data.byteOffset, data.byteLength);
+      const label = data.length < 8 ? this.numLabels : end.getUint32(data.length - 8);
+      if (label >= this.numLabels || !equal(this.#codebook.ciphertext(label), data)) {
+        parseCiphertext(data); // malformed bytes say so
+        throw new WrongModelError(
+          `A ciphertext does not belong to this version of model '${this.model}'. ` +
+            "Open the codebook it was made with, or use KeyBundle.decrypt.",
+        );
+      }
+      return this.#table[label]!;
+    });
+  }
+}

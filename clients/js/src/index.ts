@@ -1,0 +1,15 @@
+/**
+ * Decoding in a web page or in node, without TensorFlow:
+ *
+ *     const decoder = await Decoder.open(codebook, bundle, "correct horse");
+ *     const answer = parseResponse(await response.text());
+ *     if (answer.kind === "outputs") decoder.names(answer.rows); // ["seven", "two", …]
+ *
+ * docs/javascript.md
+ */
+
+export { type BundleHeader, KeyBundle } from "./bundle.js";
+export { Decoder, type Guess, type Rows } from "./decoder.js";
+export * from "./errors.js";
+export type { WorkOptions } from "./primitives.js";
+export { type Answer, parseResponse } from "./responses.js";

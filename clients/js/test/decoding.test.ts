@@ -1,0 +1,174 @@
+/** Rows and ciphertexts in, classes out; and what is no answer. */
+
+import assert from "node:assert/strict";
+import { before, test } from "node:test";
+
+import { xchacha20poly1305 } from "@noble/ciphers/chacha.js";
+
+import { KeyBundle } from "../src/bundle.js";
+import { Codebook } from "../src/codebook.js";
+import { Decoder } from "../src/decoder.js";
+import { encodeBase64 } from "../src/encoding.js";
+import { parseResponse } from "../src/responses.js";
+import { Authority, PASSPHRASE } from "./files.js";
+
+const CLASSES = [0, 1, 2, 2, 1, 0, 1, 1];
+const METADATA = { class_names: ["cat", "dog", "bug"], model: "pets", notes: "" };
+const ROWS = [
+  [0.5, 0.25, 0, 0, 0, 0.25, 0, 0],
+  [0, 0.125, 0.125, 0, 0.5, 0, 0.125, 0.125],
+  [0, 0, 0.5, 0.25, 0, 0.25, 0, 0],
+];
+
+let acme: Authority;
+let codebook: Codebook;
+let decoder: Decoder;
+let bundle: string;
+let responseKey: Uint8Array<ArrayBuffer>;
+
+before(async () => {
+  acme = new Authority();
+  const alice = acme.issue();
+  const file = await acme.codebook(CLASSES, METADATA);
+  bundle = await acme.bundle(alice);
+  codebook = await Codebook.parse(file);
+  decoder = await Decoder.open(file, bundle, PASSPHRASE);
+  responseKey = await codebook.responseKey(
+    await (await KeyBundle.parse(bundle)).unlock(PASSPHRASE),
+  );
+});
+
+function encrypt(row: number[], nonce: number): number[] {
+  const start = new Uint8Array(24).fill(nonce);
+  const cipher = xchacha20poly1305(responseKey, start, codebook.codebookId);
+  const sealed = cipher.encrypt(new Uint8Array(Float32Array.from(row).buffer));
+  return [...new Int32Array(new Uint8Array([...start, ...sealed]).buffer)];
+}
+
+test("probabilities, labels, names, the k best", () => {
+  assert.deepEqual(
+    decoder.probabilities(ROWS).map((row) => [...row]),
+    [
+      [0.75, 0.25, 0],
+      [0, 0.875, 0.125],
+      [0.25, 0, 0.75],
+    ],
+  );
+  assert.deepEqual(decoder.labels(ROWS.map((row) => Float32Array.from(row))), [0, 1, 2]);
+  assert.deepEqual(decoder.names(ROWS), ["cat", "dog", "bug"]);
+  assert.deepEqual(decoder.topK(ROWS, 2)[2], [
+    { label: 2, name: "bug", probability: 0.75 },
+    { label: 0, name: "cat", probability: 0.25 },
+  ]);
+  assert.deepEqual(
+    decoder.topK([new Array(8).fill(0)], 3)[0]!.map((g) => g.label),
+    [0, 1, 2],
+  );
+  assert.deepEqual(decoder.labels([]), []);
+  for (const k of [0, 4, 1.5]) {
+    assert.throws(() => decoder.topK(ROWS, k), { name: "ArgumentError", message: /in 1 … 3\./ });
+  }
+});
+
+test("rows of another length are refused", () => {
+  for (const row of [[], ROWS[0]!.slice(1), [...ROWS[0]!, 0], new Array(19).fill(0)]) {
+    const message = /must hold 8 numbers each, the outputs of model 'pets'\. Received: a row of/;
+    assert.throws(() => decoder.probabilities([row]), { name: "ArgumentError", message });
+  }
+});
+
+test("encrypted responses, signed and unsigned words", () => {
+  const words = ROWS.map(encrypt);
+  assert.deepEqual(decoder.names(words), ["cat", "dog", "bug"]);
+  assert.deepEqual(decoder.names(words.map((row) => Uint32Array.from(row))), ["cat", "dog", "bug"]);
+});
+
+test("every word of an encrypted response counts", async () => {
+  const words = encrypt(ROWS[0]!, 7);
+  for (let place = 0; place < words.length; place++) {
+    const changed = words.with(place, words[place]! ^ (1 << 17));
+    const message = /cannot be opened with this key, belongs to another model version, or was/;
+    assert.throws(() => decoder.labels([changed]), { name: "SignatureError", message });
+  }
+  const swapped = [...words.slice(0, 6), ...encrypt(ROWS[1]!, 8).slice(6)];
+  assert.throws(() => decoder.labels([swapped]), { name: "SignatureError" });
+  for (const wrong of [0.5, NaN, 2 ** 32, -(2 ** 31) - 1]) {
+    const changed = words.with(3, wrong);
+    assert.throws(() => decoder.labels([changed]), { name: "ArgumentError", message: /32-bit/ });
+  }
+  const other = await Decoder.open(await acme.codebook(CLASSES, METADATA), bundle, PASSPHRASE);
+  assert.throws(() => other.labels([words]), { name: "SignatureError" });
+});
+
+test("label ciphertexts, by decoder and by bundle", async () => {
+  const ciphertexts = CLASSES.map((_, label) => codebook.ciphertext(label));
+  assert.deepEqual(decoder.decrypt(ciphertexts), CLASSES);
+  const parsed = await KeyBundle.parse(bundle);
+  assert.deepEqual(await parsed.decrypt(ciphertexts, PASSPHRASE), CLASSES);
+  const later = await Codebook.parse(await acme.codebook(CLASSES, METADATA));
+  const message = /does not belong to this version of model 'pets'/;
+  assert.throws(() => decoder.decrypt([later.ciphertext(3)]), { name: "WrongModelError", message });
+  assert.deepEqual(await parsed.decrypt([later.ciphertext(3)], PASSPHRASE), [2]);
+  const foreign = await Codebook.parse(await new Authority().codebook(CLASSES, METADATA));
+  const opened = parsed.decrypt([foreign.ciphertext(0)], PASSPHRASE);
+  await assert.rejects(opened, { name: "ForeignKeyError" });
+  const past = await acme.bundle(acme.issue(), { not_after: "2025-01-01T00:00:00Z" });
+  const expired = (await KeyBundle.parse(past)).decrypt(ciphertexts, "");
+  await assert.rejects(expired, { name: "ExpiredKeyError" });
+});
+
+test("a revoked key reads no ciphertext", async () => {
+  const bob = acme.issue();
+  const file = await acme.codebook(CLASSES, METADATA, { revoked: [bob] });
+  const ciphertext = (await Codebook.parse(file)).ciphertext(0);
+  const parsed = await KeyBundle.parse(await acme.bundle(bob));
+  await assert.rejects(parsed.decrypt([ciphertext], PASSPHRASE), { name: "RevokedKeyError" });
+});
+
+test("answers in row and column format, plain and named", () => {
+  const rows = [
+    [0.5, 1],
+    [0, 1e-3],
+  ];
+  const table = JSON.stringify(rows);
+  const named = JSON.stringify(rows.map((confused) => ({ confused, other: [1] })));
+  for (const body of [
+    `{"predictions": ${table}}`,
+    `{"outputs": ${table}}`,
+    `{"predictions": ${named}}`,
+    `{"outputs": {"encrypted": ${table}, "more": 1}}`,
+  ]) {
+    assert.deepEqual(parseResponse(body), { kind: "outputs", rows });
+  }
+  const ciphertexts = [new Uint8Array([1, 2]), new Uint8Array([3])];
+  const encoded = ciphertexts.map((data) => ({ b64: encodeBase64(data) }));
+  for (const body of [
+    { predictions: encoded },
+    { predictions: encoded.map((data) => ({ ciphertext_bytes: data })) },
+    { outputs: { ciphertext_bytes: encoded } },
+  ]) {
+    assert.deepEqual(parseResponse(JSON.stringify(body)), { kind: "ciphertexts", ciphertexts });
+  }
+});
+
+test("what is no answer", () => {
+  for (const [body, message] of [
+    ["<html>", /not a JSON object/],
+    ["[[1]]", /not a JSON object/],
+    ['{"error": "Servable not found"}', /server reported an error: Servable not found$/],
+    ['{"predictions": [1, 2]}', /not a table of numbers/],
+    ['{"predictions": [[]]}', /not a table of numbers/],
+    ['{"predictions": [[[1]]]}', /not a table of numbers/],
+    ['{"predictions": [[1, "2"]]}', /not a table of numbers/],
+    ['{"predictions": [[1, null]]}', /not a table of numbers/],
+    ['{"predictions": null, "outputs": [[1]]}', /no `predictions`/],
+    ['{"predictions": [{"__proto__": [1]}]}', /must hold the output/],
+  ] as const) {
+    assert.throws(() => parseResponse(body), { name: "FormatError", message });
+  }
+  const long = JSON.stringify({ error: "x".repeat(10_000) });
+  assert.throws(
+    () => parseResponse(long),
+    (error: Error) => error.message.length < 600,
+  );
+});

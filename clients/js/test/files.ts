@@ -1,0 +1,167 @@
+/** The test vectors that Python's tests read too, and an authority to make files of any kind. */
+
+import { webcrypto } from "node:crypto";
+import { readFileSync } from "node:fs";
+
+import { ed25519 } from "@noble/curves/ed25519.js";
+import { p256 } from "@noble/curves/nist.js";
+import { scrypt } from "@noble/hashes/scrypt.js";
+import { sha256, sha512 } from "@noble/hashes/sha2.js";
+
+import { ascii, type Bytes, canonicalJson, concat, encodeBase64, hex } from "../src/encoding.js";
+import { Header, UserKey } from "../src/kem.js";
+import { aesBlocks, hkdf, taggedDigest } from "../src/primitives.js";
+
+const { Fn, BASE } = p256.Point;
+
+export const read = (name: string): any =>
+  JSON.parse(readFileSync(new URL(`../../../../tests/vectors/${name}`, import.meta.url), "ascii"));
+
+export const fromHex = (text: string): Bytes => new Uint8Array(Buffer.from(text, "hex"));
+export const PASSPHRASE = "correct horse";
+
+const random = (n: number): Bytes => webcrypto.getRandomValues(new Uint8Array(n));
+const scalar = (): bigint => (BigInt(`0x${hex(random(40))}`) % (Fn.ORDER - 1n)) + 1n;
+const scalarBytes = (value: bigint): Bytes => fromHex(value.toString(16).padStart(64, "0"));
+const point = (exponent: bigint): Bytes => new Uint8Array(BASE.multiply(exponent).toBytes(true));
+
+async function seal(key: Bytes, plaintext: Bytes, additionalData: Bytes): Promise<Bytes> {
+  const iv = random(12);
+  const imported = await webcrypto.subtle.importKey("raw", key, "AES-GCM", false, ["encrypt"]);
+  const parameters = { name: "AES-GCM", iv, additionalData };
+  return concat(
+    iv,
+    new Uint8Array(await webcrypto.subtle.encrypt(parameters, imported, plaintext)),
+  );
+}
+
+/** Just enough of an authority to issue bundles and make codebooks, good ones and bad ones. */
+export class Authority {
+  readonly #seed = random(32);
+  readonly #coefficients: bigint[];
+  readonly issuer = new Uint8Array(ed25519.getPublicKey(this.#seed));
+
+  constructor(readonly threshold = 2) {
+    this.#coefficients = Array.from({ length: threshold + 1 }, scalar);
+  }
+
+  digest(): Promise<Bytes> {
+    return taggedDigest("public key v1", concat(...this.#coefficients.map(point)));
+  }
+
+  #evaluate(x: bigint): bigint {
+    return this.#coefficients.reduceRight((sum, a) => Fn.add(Fn.mul(sum, x), a), 0n);
+  }
+
+  /** z ‖ P(z) */
+  issue(z = scalar()): Bytes {
+    return concat(scalarBytes(z), scalarBytes(this.#evaluate(z)));
+  }
+
+  sign(domain: string, message: string): string {
+    const signed = concat(ascii(`encryip ${domain}\0`), sha512(ascii(message)));
+    return encodeBase64(ed25519.sign(signed, this.#seed));
+  }
+
+  async bundle(
+    key: Bytes,
+    header: Record<string, unknown> = {},
+    { passphrase = PASSPHRASE, log2N = 14, secret = key } = {},
+  ): Promise<string> {
+    const tagged = sha256(concat(ascii("encryip key id v1\0"), key.subarray(0, 32)));
+    const whole = {
+      authority: encodeBase64(await this.digest()),
+      format: "encryip-key-bundle",
+      issued_at: "2024-01-01T00:00:00Z",
+      issuer: encodeBase64(this.issuer),
+      issuer_name: "ACME",
+      key_id: hex(tagged).slice(0, 16),
+      not_after: "2999-01-01T00:00:00Z",
+      not_before: "2024-01-01T00:00:00Z",
+      scope: ["*"],
+      subject: "alice",
+      version: 1,
+      ...header,
+    };
+    const salt = random(16);
+    const password = ascii(passphrase.normalize("NFC"));
+    const wrapping = new Uint8Array(
+      scrypt(password, salt, { N: 2 ** log2N, r: 8, p: 1, dkLen: 32 }),
+    );
+    const sealed = await seal(wrapping, secret, ascii(canonicalJson(whole)));
+    const body = {
+      salt: encodeBase64(salt),
+      scrypt_log2_n: log2N,
+      sealed: encodeBase64(sealed),
+    };
+    const bundle = { body, header: whole };
+    const signature = this.sign("key bundle v1", canonicalJson(bundle));
+    const line = canonicalJson({ bundle, signature });
+    return `-----BEGIN ENCRYIP KEY BUNDLE-----\n${line}\n-----END ENCRYIP KEY BUNDLE-----\n`;
+  }
+
+  /** A header's bytes and its keys. */
+  async #encapsulate(
+    revoked: Bytes[],
+  ): Promise<{ bytes: Bytes; key: (p: string) => Promise<Bytes> }> {
+    const nodes = revoked.map((key) => BigInt(`0x${hex(key.subarray(0, 32))}`));
+    while (nodes.length < this.threshold) nodes.push(scalar());
+    nodes.sort((a, b) => (a < b ? -1 : 1));
+    const r = scalar();
+    const points = nodes.map((x) => point(Fn.mul(r, this.#evaluate(x))));
+    const start = new Uint8Array([nodes.length]);
+    const bytes = concat(start, ...nodes.map(scalarBytes), point(r), ...points);
+    const secret = point(Fn.mul(r, this.#coefficients[0]!));
+    const salt = await taggedDigest("header v1", bytes);
+    return { bytes, key: (purpose) => hkdf(secret, salt, purpose) };
+  }
+
+  /** A codebook in which confused label j stands for class `classes[j]`, in blocks of 5. */
+  async codebook(
+    classes: number[],
+    metadata: Record<string, unknown>,
+    { revoked = [] as Bytes[], numClasses = 3, body = {} as Record<string, unknown> } = {},
+  ): Promise<string> {
+    const blocks = [];
+    const values = new DataView(new ArrayBuffer(4 * classes.length));
+    for (let start = 0; start < classes.length; start += 5) {
+      const size = Math.min(5, classes.length - start);
+      const header = await this.#encapsulate(revoked);
+      const stream = await aesBlocks(await header.key("label mask v1"), start, size);
+      for (let i = 0; i < size; i++) {
+        const mask = BigInt(`0x${hex(stream.subarray(16 * i, 16 * i + 16))}`) % BigInt(numClasses);
+        values.setUint32(4 * (start + i), (classes[start + i]! + Number(mask)) % numClasses);
+      }
+      blocks.push({ header: encodeBase64(header.bytes), size });
+    }
+    const access = await this.#encapsulate(revoked);
+    const [id, authority] = [random(16), await this.digest()];
+    const plaintext = ascii(canonicalJson(metadata));
+    const key = await access.key("access metadata v1");
+    const whole = {
+      access: {
+        header: encodeBase64(access.bytes),
+        sealed: encodeBase64(await seal(key, plaintext, concat(id, authority))),
+      },
+      authority: encodeBase64(authority),
+      blocks,
+      codebook_id: encodeBase64(id),
+      format: "encryip-codebook",
+      issuer: encodeBase64(this.issuer),
+      num_classes: numClasses,
+      values: encodeBase64(new Uint8Array(values.buffer)),
+      version: 1,
+      ...body,
+    };
+    return canonicalJson({
+      body: whole,
+      signature: this.sign("codebook v1", canonicalJson(whole)),
+    });
+  }
+}
+
+/** The key of a header as a point of the vectors' file names it. */
+export async function derived(userKey: string, header: string, purpose: any): Promise<string> {
+  const key = await UserKey.fromSecretBytes(fromHex(userKey));
+  return hex(await key.derive(Header.parse(fromHex(header)), purpose));
+}

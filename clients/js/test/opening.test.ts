@@ -1,0 +1,284 @@
+/** Who may open what, checked in the documented order, with files made for the purpose. */
+
+import assert from "node:assert/strict";
+import { before, test, type TestContext } from "node:test";
+import { inspect } from "node:util";
+
+import { KeyBundle } from "../src/bundle.js";
+import { Decoder } from "../src/decoder.js";
+import { encodeBase64 } from "../src/encoding.js";
+import { Authority, fromHex, PASSPHRASE } from "./files.js";
+
+const CLASSES = [0, 1, 2, 2, 1, 0, 1, 2, 0, 1, 2, 0];
+const METADATA = {
+  class_names: ["cat", "dog", "K\u00e4fer \u{1f41e}\x7f"],
+  model: "pets",
+  notes: "",
+};
+const ORDER = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551";
+
+let acme: Authority;
+let alice: Uint8Array<ArrayBuffer>;
+let bob: Uint8Array<ArrayBuffer>;
+let bundle: string;
+let codebook: string;
+
+before(async () => {
+  acme = new Authority();
+  [alice, bob] = [acme.issue(), acme.issue()];
+  bundle = await acme.bundle(alice);
+  codebook = await acme.codebook(CLASSES, METADATA, { revoked: [bob] });
+});
+
+const refused = async (opened: Promise<unknown>, name: string, message: RegExp): Promise<void> => {
+  await assert.rejects(opened, (error: Error) => {
+    assert.equal(error.name, name);
+    assert.match(error.message, message);
+    assert.equal(error.cause, undefined);
+    return true;
+  });
+};
+
+/** Until the test ends. */
+function replaceGlobal(context: TestContext, name: string, value: unknown): void {
+  const found = Object.getOwnPropertyDescriptor(globalThis, name)!;
+  Object.defineProperty(globalThis, name, { configurable: true, writable: true, value });
+  context.after(() => Object.defineProperty(globalThis, name, found));
+}
+
+for (const threshold of [1, 4, 64]) {
+  test(`opens with a threshold of ${threshold}, from text, bytes or a parsed bundle`, async () => {
+    const authority = new Authority(threshold);
+    const key = authority.issue();
+    const [file, book] = await Promise.all([
+      authority.bundle(key),
+      authority.codebook(CLASSES, METADATA),
+    ]);
+    const encoder = new TextEncoder();
+    for (const given of [file, encoder.encode(file), await KeyBundle.parse(file)]) {
+      const decoder = await Decoder.open(encoder.encode(book), given, PASSPHRASE);
+      assert.deepEqual([...decoder.secretTable()], CLASSES);
+      assert.deepEqual(decoder.classNames, METADATA.class_names);
+      assert.equal(decoder.model, "pets");
+      assert.equal(decoder.numLabels, CLASSES.length);
+    }
+  });
+}
+
+test("a revoked key is told so", async () => {
+  const file = await acme.bundle(bob);
+  const opened = Decoder.open(codebook, file, PASSPHRASE);
+  await refused(opened, "RevokedKeyError", /was revoked before this model version was exported/);
+});
+
+test("a wrong passphrase is told so, and not repeated", async () => {
+  const opened = Decoder.open(codebook, bundle, "wrong horse");
+  await refused(
+    opened,
+    "PassphraseError",
+    /^The passphrase does not open key bundle [0-9a-f]{16} /,
+  );
+  await assert.rejects(opened, (error) => !inspect(error).includes("wrong horse"));
+});
+
+test("what is no passphrase is refused", async () => {
+  await refused(Decoder.open(codebook, bundle, ""), "ArgumentError", /string that is not empty/);
+  const half = "half \ud800";
+  await refused(Decoder.open(codebook, bundle, half), "ArgumentError", /is not Unicode text/);
+});
+
+test("dates: refused before the passphrase is tried", async () => {
+  const past = await acme.bundle(alice, { not_after: "2025-01-01T00:00:00Z" });
+  await refused(Decoder.open(codebook, past, ""), "ExpiredKeyError", /expired on 2025-01-01T00/);
+  const future = await acme.bundle(alice, { not_before: "2998-01-01T00:00:00Z" });
+  const early = Decoder.open(codebook, future, "");
+  await refused(early, "ExpiredKeyError", /valid from 2998-01-01T00:00:00Z on; check this machine/);
+});
+
+test("dates: the first and the last second are inside", async () => {
+  const found = await KeyBundle.parse(bundle);
+  found.checkDates(new Date("2024-01-01T00:00:00Z"));
+  found.checkDates(new Date("2999-01-01T00:00:00Z"));
+  assert.throws(() => found.checkDates(new Date("2023-12-31T23:59:59.999Z")), /valid from/);
+  assert.throws(() => found.checkDates(new Date("2999-01-01T00:00:00.001Z")), /expired/);
+});
+
+test("scope", async () => {
+  const others = await acme.bundle(alice, { scope: ["birds", "fish"] });
+  const opened = Decoder.open(codebook, others, PASSPHRASE);
+  await refused(opened, "WrongModelError", /is for model\(s\) birds, fish, not for 'pets'/);
+  const named = await acme.bundle(alice, { scope: ["birds", "pets"] });
+  assert.equal((await Decoder.open(codebook, named, PASSPHRASE)).model, "pets");
+});
+
+test("another authority's key is refused before the passphrase is tried", async () => {
+  const other = new Authority();
+  const file = await other.bundle(other.issue(), { issuer_name: "Other Ltd" });
+  const message = /was issued by another authority \('Other Ltd'\)/;
+  await refused(Decoder.open(codebook, file, ""), "ForeignKeyError", message);
+});
+
+test("another authority's key under a stolen digest: issuer, then access header", async () => {
+  const other = new Authority();
+  const digest = encodeBase64(await acme.digest());
+  const claims = await other.bundle(other.issue(), { authority: digest });
+  const message = /codebook was made by another authority than the one that issued this key/;
+  await refused(Decoder.open(codebook, claims, ""), "ForeignKeyError", message);
+  // Signed by the right issuer, but a point of another polynomial.
+  const signed = await acme.bundle(other.issue());
+  const opened = Decoder.open(codebook, signed, PASSPHRASE);
+  await refused(opened, "ForeignKeyError", /does not open this codebook: another authority/);
+});
+
+test("a codebook that another signer made for this authority is refused", async () => {
+  const forged = JSON.parse(codebook);
+  forged.signature = new Authority().sign("codebook v1", JSON.stringify(forged.body));
+  const opened = Decoder.open(JSON.stringify(forged), bundle, "");
+  await refused(opened, "SignatureError", /The signature of the codebook is wrong/);
+});
+
+test("a signature for another purpose is refused", async () => {
+  const forged = JSON.parse(codebook);
+  forged.signature = acme.sign("key bundle v1", JSON.stringify(forged.body));
+  await refused(Decoder.open(JSON.stringify(forged), bundle, ""), "SignatureError", /codebook/);
+});
+
+test("well signed, yet refused: fields of the bundle", async () => {
+  for (const [header, message] of [
+    [{ version: 2 }, /version 2 is unknown; this release reads 1\. Ask for a bundle that opens/],
+    [{ version: 2, recipient: "x25519" }, /version 2 is unknown/],
+    [{ extra: 1 }, /header\.extra is unknown/],
+    [{ key_id: "0".repeat(16) }, /key_id does not belong to the key inside/],
+    [{ not_after: "2024-02-30T00:00:00Z" }, /not_after is not a date/],
+    [{ issued_at: "2024-13-01T00:00:00Z" }, /issued_at is not a date/],
+    [{ not_before: "0000-01-01T00:00:00Z" }, /not_before is not a date/],
+    [{ scope: [] }, /scope must be a list of 1 … 64/],
+    [{ subject: "\u{1f41e}".repeat(257) }, /subject must be 1 … 256 characters/],
+  ] as const) {
+    const file = await acme.bundle(alice, header);
+    await refused(Decoder.open(codebook, file, PASSPHRASE), "FormatError", message);
+  }
+  const wild = "\u{1f41e}".repeat(250) + '"\\/\b\x7f';
+  const file = await acme.bundle(alice, { subject: wild });
+  assert.equal((await KeyBundle.parse(file)).header.subject, wild);
+});
+
+test("well signed, yet refused: scalars in the sealed key", async () => {
+  for (const scalar of ["0".repeat(64), ORDER, "f".repeat(64)]) {
+    const secret = fromHex(Buffer.from(alice.subarray(0, 32)).toString("hex") + scalar);
+    const file = await acme.bundle(alice, {}, { secret });
+    const opened = Decoder.open(codebook, file, PASSPHRASE);
+    await refused(opened, "FormatError", /User key value is not a scalar/);
+  }
+});
+
+test("well signed, yet refused: fields of the codebook", async () => {
+  for (const [body, message] of [
+    [{ version: 2 }, /version must be 1/],
+    [{ blocks: [] }, /blocks must be a list of 1 … 64/],
+    [{ num_classes: 1 }, /num_classes must be an integer/],
+    [{ values: "" }, /values has 0 bytes, expected 48/],
+    [{ values: "/".repeat(64) }, /is not below num_classes/],
+  ] as const) {
+    const file = await acme.codebook(CLASSES, METADATA, { body });
+    await refused(Decoder.open(file, bundle, PASSPHRASE), "FormatError", message);
+  }
+  const one = JSON.parse(await new Authority(1).codebook([0], METADATA)).body.blocks[0];
+  const two = JSON.parse(await acme.codebook([0], METADATA)).body.blocks[0];
+  const body = { blocks: [two, one], values: encodeBase64(new Uint8Array(8)) };
+  const mixed = await acme.codebook(CLASSES, METADATA, { body });
+  await refused(Decoder.open(mixed, bundle, ""), "FormatError", /have different thresholds/);
+});
+
+test("well signed, yet refused: metadata", async () => {
+  for (const [metadata, message] of [
+    [{ ...METADATA, class_names: ["a", "b"] }, /names another number of classes/],
+    [{ ...METADATA, more: 1 }, /metadata\.more is unknown/],
+    [{ model: "pets", notes: "" }, /class_names must be present/],
+    [{ ...METADATA, model: "m".repeat(257) }, /model must be 0 … 256 characters/],
+  ] as const) {
+    const file = await acme.codebook(CLASSES, metadata);
+    await refused(Decoder.open(file, bundle, PASSPHRASE), "FormatError", message);
+  }
+});
+
+test("sizes are bounded before anything is parsed", async () => {
+  const large = " ".repeat(65_537);
+  await refused(KeyBundle.parse(large), "FormatError", /too large: 65537 bytes, at most 65536/);
+  const huge = new Uint8Array(2 ** 28 + 1);
+  const opened = Decoder.open(huge, bundle, PASSPHRASE);
+  await refused(opened, "FormatError", /codebook is too large: 268435457 bytes, at most 268435456/);
+});
+
+test("a browser without the memory that scrypt takes is told so", async (context) => {
+  const parsed = await KeyBundle.parse(bundle);
+  const small = new Proxy(Uint8Array, {
+    construct(target, [length, ...others]) {
+      if (length >= 2 ** 24) throw new RangeError("Array buffer allocation failed");
+      return new target(length as number, ...(others as []));
+    },
+  });
+  replaceGlobal(context, "Uint8Array", small);
+  const opened = parsed.unlock(PASSPHRASE);
+  await refused(opened, "FormatError", /scrypt_log2_n is 14: .* does not give the 16 MiB/);
+});
+
+test("a page without WebCrypto is told what to do", async (context) => {
+  replaceGlobal(context, "crypto", {});
+  await refused(KeyBundle.parse(bundle), "ArgumentError", /serve it over HTTPS, or from localhost/);
+});
+
+test("progress goes from 0 to 1, and a signal aborts", async () => {
+  const seen: number[] = [];
+  await Decoder.open(codebook, bundle, PASSPHRASE, { onProgress: (done) => seen.push(done) });
+  assert.equal(seen[0], 0);
+  assert.equal(seen.at(-1), 1);
+  assert.deepEqual(
+    seen,
+    [...seen].sort((a, b) => a - b),
+  );
+  assert.ok(seen.length > 100);
+  for (const when of [0, 0.4, 0.8]) {
+    const stop = new AbortController();
+    const onProgress = (done: number): void => {
+      if (done >= when) stop.abort();
+    };
+    const opened = Decoder.open(codebook, bundle, PASSPHRASE, { signal: stop.signal, onProgress });
+    await assert.rejects(opened, { name: "AbortError" });
+  }
+});
+
+test("other work runs while a model opens", async () => {
+  const costly = await acme.bundle(alice, {}, { log2N: 16 });
+  let turns = 0;
+  const timer = setInterval(() => turns++, 1);
+  await Decoder.open(codebook, costly, PASSPHRASE);
+  clearInterval(timer);
+  assert.ok(turns >= 5, `${turns} turns`);
+});
+
+test("printing, serialising and cloning show public facts only", async () => {
+  const decoder = await Decoder.open(codebook, bundle, PASSPHRASE);
+  const parsed = await KeyBundle.parse(bundle);
+  const key = await parsed.unlock(PASSPHRASE);
+  const secrets = [
+    ...[alice.subarray(0, 32), alice.subarray(32)].flatMap((part) => {
+      const text = Buffer.from(part).toString("hex");
+      return [text, BigInt(`0x${text}`).toString(), encodeBase64(part)];
+    }),
+    CLASSES.join(","),
+    CLASSES.join(", "),
+    PASSPHRASE,
+  ];
+  for (const object of [decoder, parsed, key]) {
+    const shown = [
+      inspect(object, { showHidden: true, depth: 9 }),
+      String(object),
+      JSON.stringify(object),
+      inspect(structuredClone({ ...object }), { depth: 9 }),
+      Object.getOwnPropertyNames(object).join(),
+    ].join("\n");
+    for (const secret of secrets) assert.ok(!shown.includes(secret));
+  }
+  assert.match(inspect(key), new RegExp(parsed.header.key_id));
+});

@@ -1,0 +1,155 @@
+/** The vectors that Python's tests read: every value on the way, and what is refused. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { KeyBundle } from "../src/bundle.js";
+import { parseCiphertext, readLabels } from "../src/ciphertext.js";
+import { Codebook } from "../src/codebook.js";
+import { Decoder } from "../src/decoder.js";
+import { canonicalJson, hex } from "../src/encoding.js";
+import { ForeignKeyError, RevokedKeyError } from "../src/errors.js";
+import { Header, UserKey } from "../src/kem.js";
+import { taggedDigest } from "../src/primitives.js";
+import { openResponse, parseResponse } from "../src/responses.js";
+import { derived, fromHex, read } from "./files.js";
+
+const VECTORS = read("codebook.json");
+const HOSTED = read("hosted.json");
+
+for (const [name, vector] of Object.entries<any>(read("kem.json"))) {
+  test(`kem ${name}: headers and keys`, async () => {
+    assert.equal(
+      hex(await taggedDigest("public key v1", fromHex(vector.public_key))),
+      vector.authority,
+    );
+    let traced = 0;
+    for (const [i, user] of vector.users.entries()) {
+      const key = await UserKey.fromSecretBytes(fromHex(user.user_key));
+      assert.equal(key.keyId, user.key_id);
+      const revoked = vector.revoked_users.includes(i);
+      for (const kind of ["header", "tracing_header"]) {
+        const header = Header.parse(fromHex(vector[kind].bytes));
+        assert.equal(header.threshold, vector.threshold);
+        assert.equal(hex(await header.digest()), vector[kind].digest);
+        const keys = kind === "header" ? vector.keys : vector.tracing_keys[traced];
+        for (const purpose of ["label mask v1", "access metadata v1"] as const) {
+          const opened = derived(user.user_key, vector[kind].bytes, purpose);
+          if (revoked) await assert.rejects(opened, RevokedKeyError);
+          else assert.equal(await opened, keys[purpose]);
+        }
+      }
+      if (!revoked) traced++;
+    }
+    assert.equal(traced, vector.tracing_keys.length);
+  });
+}
+
+test("key bundle: associated data, user key, NFC passphrase", async () => {
+  const bundle = await KeyBundle.parse(VECTORS.key_bundle);
+  assert.equal(canonicalJson(bundle.header), VECTORS.bundle_associated_data);
+  bundle.checkDates(new Date("2024-01-01T00:00:00Z"));
+  bundle.checkDates(new Date("9999-12-31T00:00:00Z"));
+  assert.ok(bundle.allows("pets"));
+  assert.ok(!bundle.allows("digits"));
+  const { accessHeader } = await Codebook.parse(VECTORS.codebook);
+  const expected = await derived(VECTORS.user_key, hex(accessHeader.bytes), "access metadata v1");
+  assert.equal(expected, VECTORS.access_key);
+  for (const passphrase of [VECTORS.passphrase, "correct h\u00f6rse"]) {
+    const key = await bundle.unlock(passphrase);
+    assert.equal(key.keyId, bundle.header.key_id);
+    assert.equal(hex(await key.derive(accessHeader, "access metadata v1")), VECTORS.access_key);
+  }
+});
+
+test("codebook: metadata, mask keys, masks, table, ciphertexts", async () => {
+  const bundle = await KeyBundle.parse(VECTORS.key_bundle);
+  const codebook = await Codebook.parse(new TextEncoder().encode(VECTORS.codebook));
+  await codebook.verify(bundle.issuer);
+  const key = await UserKey.fromSecretBytes(fromHex(VECTORS.user_key));
+  assert.equal(canonicalJson(await codebook.openMetadata(key)), VECTORS.metadata);
+  const masks: number[] = [];
+  for (const [block, header] of codebook.headers.entries()) {
+    assert.equal(hex(await key.derive(header, "label mask v1")), VECTORS.mask_keys[block]);
+    const zeros = new Array(codebook.blockSizes[block]!).fill(0);
+    const minus = await readLabels(fromHex(VECTORS.mask_keys[block]), masks.length, zeros, 3);
+    masks.push(...Array.from(minus, (value) => (3 - value) % 3));
+  }
+  assert.deepEqual(masks, VECTORS.masks);
+  assert.deepEqual([...(await codebook.decodeTable(key))], VECTORS.table);
+  for (const [i, label] of [0, 1, 8, 17, 31].entries()) {
+    assert.equal(hex(codebook.ciphertext(label)), VECTORS.ciphertexts[i]);
+    const fields = parseCiphertext(fromHex(VECTORS.ciphertexts[i]));
+    assert.deepEqual(fields.codebookId, codebook.codebookId);
+    assert.equal(fields.value, codebook.values[label]);
+  }
+  const ciphertexts = VECTORS.ciphertexts.map(fromHex);
+  assert.deepEqual(await bundle.decrypt(ciphertexts, VECTORS.passphrase), VECTORS.classes);
+});
+
+test("codebook: revoked and foreign keys", async () => {
+  const codebook = await Codebook.parse(VECTORS.codebook);
+  const [revoked, foreign] = await Promise.all(
+    [VECTORS.revoked_user_key, VECTORS.foreign_user_key].map((text) =>
+      UserKey.fromSecretBytes(fromHex(text)),
+    ),
+  );
+  await assert.rejects(codebook.openMetadata(revoked!), RevokedKeyError);
+  await assert.rejects(codebook.decodeTable(revoked!), RevokedKeyError);
+  await assert.rejects(codebook.responseKey(revoked!), RevokedKeyError);
+  await assert.rejects(codebook.openMetadata(foreign!), ForeignKeyError);
+});
+
+test("hosted responses: key, values, probabilities", async () => {
+  const decoder = await Decoder.open(VECTORS.codebook, VECTORS.key_bundle, VECTORS.passphrase);
+  assert.deepEqual([...decoder.secretTable()], VECTORS.table);
+  const codebook = await Codebook.parse(VECTORS.codebook);
+  const key = await UserKey.fromSecretBytes(fromHex(VECTORS.user_key));
+  assert.equal(hex(await codebook.responseKey(key)), HOSTED.response_key);
+  assert.equal(hex(codebook.codebookId), HOSTED.associated_data);
+  for (const [i, words] of HOSTED.responses.entries()) {
+    const opened = openResponse(words, fromHex(HOSTED.response_key), codebook.codebookId);
+    assert.deepEqual([...opened], HOSTED.values[i]);
+  }
+  const unsigned = HOSTED.responses.map((row: number[]) => Uint32Array.from(row));
+  for (const rows of [HOSTED.responses, unsigned, HOSTED.values]) {
+    for (const [i, row] of decoder.probabilities(rows).entries()) {
+      row.forEach((p, k) => assert.ok(Math.abs(p - HOSTED.probabilities[i][k]) < 1e-6));
+    }
+    assert.deepEqual(decoder.labels(rows), HOSTED.labels);
+  }
+});
+
+const HOSTILE = read("hostile.json");
+const GOOD: Record<string, string> = {
+  key_bundle: VECTORS.key_bundle,
+  codebook: VECTORS.codebook,
+  ciphertext: VECTORS.ciphertexts[0],
+  response: HOSTILE.response,
+};
+
+const openedOnce = Decoder.open(VECTORS.codebook, VECTORS.key_bundle, VECTORS.passphrase);
+
+async function openAll(files: Record<string, string>): Promise<void> {
+  const bytes = (name: string): Uint8Array => new TextEncoder().encode(files[name]!);
+  const good = files["codebook"] === GOOD["codebook"] && files["key_bundle"] === GOOD["key_bundle"];
+  const decoder = await (good
+    ? openedOnce
+    : Decoder.open(bytes("codebook"), bytes("key_bundle"), VECTORS.passphrase));
+  decoder.decrypt([fromHex(files["ciphertext"]!)]);
+  parseResponse(files["response"]!);
+}
+
+for (const name of Object.keys(GOOD)) {
+  test(`hostile changes of the ${name} give Python's errors`, async () => {
+    await openAll(GOOD);
+    const cases = HOSTILE.cases.filter((found: any) => found.file === name);
+    assert.ok(cases.length >= 26);
+    for (const { at, remove, insert, error } of cases) {
+      const good = GOOD[name]!;
+      const changed = good.slice(0, at) + insert + good.slice(at + remove);
+      const where = `at ${at}: ${insert.slice(0, 80)}`;
+      await assert.rejects(openAll({ ...GOOD, [name]: changed }), { name: error }, where);
+    }
+  });
+}

@@ -1,0 +1,183 @@
+"""The TypeScript client in node reads what Python reads, and refuses what Python refuses."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import keras_encryip.errors
+from keras_encryip.client.bundle import KeyBundle, make_bundle
+from keras_encryip.client.decoder import Decoder
+from keras_encryip.client.responses import parse_response
+from keras_encryip.crypto.kem import MasterKey
+from keras_encryip.crypto.signing import SigningKey
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.codebook import Codebook, ModelMetadata
+
+pytestmark = pytest.mark.integration
+
+CLIENT = Path(__file__).parents[2] / "clients" / "js"
+SCRIPT = """
+import { readFileSync } from "node:fs";
+import { Decoder, KeyBundle, parseResponse } from CLIENT;
+const { codebook, bundle, passphrase, answers } = JSON.parse(readFileSync(0, "utf8"));
+try {
+  const decoder = await Decoder.open(codebook, bundle, passphrase);
+  const { header } = await KeyBundle.parse(bundle);
+  const read = answers.map((text) => {
+    const answer = parseResponse(text);
+    if (answer.kind === "ciphertexts") return { labels: decoder.decrypt(answer.ciphertexts) };
+    const probabilities = decoder.probabilities(answer.rows).map((row) => [...row]);
+    const [labels, names] = [decoder.labels(answer.rows), decoder.names(answer.rows)];
+    return { probabilities, labels, names };
+  });
+  const table = [...decoder.secretTable()];
+  console.log(JSON.stringify({ header, table, classNames: decoder.classNames, read }));
+} catch (error) {
+  console.log(JSON.stringify({ name: error.name, message: error.message }));
+}
+"""
+
+
+def node(codebook: str, bundle: str, passphrase: str, answers: list[str]) -> dict[str, Any]:
+    """What the client in node says to files and answers."""
+    script = SCRIPT.replace("CLIENT", json.dumps((CLIENT / "dist" / "index.js").as_uri()))
+    finished = subprocess.run(
+        ["node", "--input-type=module", "--eval", script],
+        input=json.dumps(
+            {"codebook": codebook, "bundle": bundle, "passphrase": passphrase, "answers": answers}
+        ),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    found: dict[str, Any] = json.loads(finished.stdout)
+    return found
+
+
+def test_its_own_tests_pass() -> None:
+    finished = subprocess.run(
+        ["npm", "test"], cwd=CLIENT, capture_output=True, text=True, timeout=600
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize("name", ["digits", "hosted"])
+def test_node_decodes_as_python_does(name: str, served: Any, server: Any, digits: Any) -> None:
+    images = digits.x_test[:200].tolist()
+    requests: list[dict[str, Any]] = [{"instances": images}]
+    if name == "digits":
+        requests.append({"instances": images, "signature_name": "encrypted_label"})
+    answers = [
+        json.dumps(server.predict(f"/v1/models/{name}:predict", json.dumps(r).encode()))
+        for r in requests
+    ]
+    codebook = served.codebook(name).read_text("ascii")
+    found = node(codebook, served.bundle("alice").read_text("ascii"), served.passphrase, answers)
+    decoder = Decoder.open(served.codebook(name), served.bundle("alice"), served.passphrase)
+    assert found["table"] == decoder.secret_table().tolist()
+    assert found["classNames"] == decoder.class_names == list(served.names)
+    confused = parse_response(answers[0])
+    read = found["read"][0]
+    np.testing.assert_allclose(
+        read["probabilities"], decoder.probabilities(confused), rtol=0, atol=1e-6
+    )
+    assert read["labels"] == decoder.labels(confused).tolist()
+    assert read["names"] == decoder.names(confused)
+    assert (np.array(read["labels"]) == digits.y_test[:200]).mean() > 0.9
+    if name == "digits":
+        ciphertexts = parse_response(answers[1])
+        assert found["read"][1]["labels"] == decoder.decrypt(ciphertexts).tolist()
+
+
+@pytest.mark.parametrize(
+    ("user", "passphrase", "error"),
+    [
+        ("bob", None, "RevokedKeyError"),
+        ("alice", "correct horse", "PassphraseError"),
+        ("alice", "", "ArgumentError"),
+    ],
+    ids=["revoked", "wrong-passphrase", "no-passphrase"],
+)
+def test_node_refuses_with_pythons_words(
+    user: str, passphrase: str | None, error: str, served: Any
+) -> None:
+    passphrase = served.passphrase if passphrase is None else passphrase
+    codebook = served.codebook("digits").read_text("ascii")
+    said = node(codebook, served.bundle(user).read_text("ascii"), passphrase, [])
+    with pytest.raises(getattr(keras_encryip.errors, error)) as caught:
+        Decoder.open(served.codebook("digits"), served.bundle(user), passphrase)
+    assert said == {"name": error, "message": str(caught.value)}
+
+
+@pytest.mark.parametrize("threshold", [1, 16, 64])
+def test_node_reads_any_text_and_threshold(threshold: int) -> None:
+    """Strings that canonical JSON must spell alike in both languages, and keys of any size."""
+    wild = 'A"\\/\b\f\n\r\t\x00\x1f\x7f\x80é\u2028\uffff\U0001f41e\U0010ffff'
+    passphrase = "e\u0301 \U0001f41e \x00"
+    master, signing_key = MasterKey.generate(threshold), SigningKey.generate()
+    alice = master.issue()
+    metadata = ModelMetadata(model=wild, class_names=[wild, "", "x" * 256], notes=wild)
+    codebook, _ = Codebook.make(LabelAssignment.draw(3, 9, 5), metadata, master, signing_key)
+    bundle = make_bundle(
+        alice,
+        passphrase=passphrase,
+        subject=wild,
+        issuer_name="\U0001f41e" * 256,
+        authority=master.public_key().digest,
+        signing_key=signing_key,
+        not_before=datetime(1970, 1, 1, tzinfo=UTC),
+        not_after=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
+        scope=[wild, "pets"],
+        scrypt_log2_n=14,
+    ).decode("ascii")
+    found = node(codebook.to_bytes().decode("ascii"), bundle, passphrase, [])
+    assert found["table"] == codebook.decode_table(alice).tolist()
+    assert found["classNames"] == list(metadata.class_names)
+    header = KeyBundle.from_bytes(bundle.encode("ascii")).header
+    assert found["header"] == {name: getattr(header, name) for name in header.__struct_fields__}
+
+
+def test_the_example_in_the_docs_runs(
+    tmp_path: Path, served: Any, server: Any, digits: Any
+) -> None:
+    """As a package, with the files where the example has them."""
+    docs = (CLIENT.parents[1] / "docs" / "javascript.md").read_text("utf-8")
+    (example,) = re.findall(r"<!-- tested -->\n```js\n(.*?)```", docs, re.DOTALL)
+    (tmp_path / "example.mjs").write_text(example, "utf-8")
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "keras-encryip-client").symlink_to(CLIENT)
+    shutil.copy(served.codebook("digits"), tmp_path)
+    shutil.copy(served.bundle("alice"), tmp_path)
+    for signature in ("serving_default", "encrypted_label"):
+        body = {"instances": digits.x_test[:50].tolist(), "signature_name": signature}
+        answer = server.predict("/v1/models/digits:predict", json.dumps(body).encode())
+        (tmp_path / "answer.json").write_text(json.dumps(answer), "ascii")
+        for passphrase, said in (
+            (served.passphrase, ""),
+            ("wrong", "PassphraseError: The passphr"),
+        ):
+            finished = subprocess.run(
+                ["node", "example.mjs"],
+                cwd=tmp_path,
+                env={**os.environ, "ENCRYIP_BUNDLE_PASSPHRASE": passphrase},
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert finished.returncode == 0, finished.stderr
+            assert finished.stderr.startswith(said)
+            names = finished.stdout.splitlines()
+            if said:
+                assert names == []
+            else:
+                true = [served.names[label] for label in digits.y_test[:50]]
+                assert np.mean([a == b for a, b in zip(names, true, strict=True)]) > 0.85
