@@ -1,8 +1,10 @@
 """`export_saved_model`: what is written, who can use it, and what is refused."""
 
 import os
+import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from keras_encryip.export import column_spread
 from keras_encryip.labels.assignment import LabelAssignment
 
 layers = keras.layers
+
+UNLEARNED = r"has learned \d+ of its 32 trace labels.*those of 1,000 other users"
 
 CONSUMER = """
 import sys
@@ -416,3 +420,34 @@ def test_column_spread_of_noise_is_about_one(classes: int) -> None:
     assignment = LabelAssignment.draw(classes, 4, 0)
     kernel = np.random.default_rng(0).normal(size=(32, assignment.num_labels))
     assert 0.9 < column_spread(kernel, None, assignment) < 2
+
+
+# --- trace labels that were not learned ----------------------------------------------
+
+
+@pytest.mark.parametrize(("epochs", "warned"), [(1, True), (25, False)])
+def test_the_owner_is_told_if_a_service_could_not_be_traced(
+    epochs: int, warned: bool, digits: Any, new_classifier: Any, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/own.authority"
+    with (
+        ke.Authority.create(url, "owner", scrypt_log2_n=14) as authority,
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        model = ke.protect(
+            new_classifier(), authority, name="digits", homophones=4, trace_labels=32
+        )
+        model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+        model.fit(digits.x, digits.y, epochs=epochs, verbose=0)
+        ke.export_saved_model(model, tmp_path / "digits" / "1")
+        bundle = tmp_path / "alice.keybundle"
+        authority.issue("alice", bundle, passphrase="x", scrypt_log2_n=14)
+        authority.enroll(f"user {number}" for number in range(999))
+        decoder = ke.Decoder.open(tmp_path / "digits" / "1", bundle, "x")
+        report = authority.trace_service(
+            lambda batch: decoder.labels(model.predict(batch, verbose=0)), model=model
+        )
+    found = [str(w.message) for w in caught if re.search(UNLEARNED, str(w.message))]
+    assert len(found) == warned
+    assert ([s.subject for s in report.guilty] == ["alice"]) is not warned, "and it is true"
