@@ -8,7 +8,13 @@ same samples.
 from dataclasses import asdict, replace
 from typing import Any
 
-from .attacks import Outsider, unlabelled_attacks, with_model, without_model
+from .attacks import (
+    Outsider,
+    probe_others,
+    unlabelled_attacks,
+    with_model,
+    without_model,
+)
 from .cells import Cells
 from .sizes import Size
 from .training import accuracy, augments
@@ -65,6 +71,20 @@ def run(trainings: Trainings, cells: Cells, grid: bool) -> None:
                 key,
                 lambda o=outsider, n=n: with_model(o, data, n, seed, augment, size.steps),
             )
+
+
+def run_probes(trainings: Trainings, cells: Cells) -> None:
+    """Linear probes on the layers that the other attacks leave out."""
+    size, seed = trainings.size, trainings.seed
+    every, most = trainings.data, size.tests
+    data = replace(every, x_test=every.x_test[:most], y_test=every.y_test[:most])
+    for name in size.ways:
+        keys = {n: f"seed {seed}, {name}, other layers, n = {n}" for n in size.labelled}
+        if all(key in cells for key in keys.values()):
+            continue
+        outsider = Outsider.of(trainings.main(name).model, data, others=True)
+        for n, key in keys.items():
+            cells.get(key, lambda o=outsider, n=n: probe_others(o, data, n, seed))
 
 
 def about_twin(trainings: Trainings) -> dict[str, Any]:

@@ -11,9 +11,19 @@ from .ladder import settings
 from .sizes import SIZES, Size
 from .trainings import Trainings
 
-SUITES = ("ladder", "peers", "inference", "removal", "removal-peers", "forgery", "claims", "grid")
+SUITES = (
+    "ladder",
+    "probes",
+    "peers",
+    "inference",
+    "removal",
+    "removal-peers",
+    "forgery",
+    "claims",
+    "grid",
+)
 QUICK_SUITES = ("ladder", "peers", "removal", "forgery")
-FILES = {"grid": "ladder", "inference": "peers", "claims": "forgery"}
+FILES = {"grid": "ladder", "probes": "ladder", "inference": "peers", "claims": "forgery"}
 """Suites whose cells join the file of another one."""
 
 
@@ -35,6 +45,7 @@ def run(suite: str, name: str, trainings: Trainings) -> None:
     {
         "ladder": partial(ladder.run, grid=False),
         "grid": partial(ladder.run, grid=True),
+        "probes": ladder.run_probes,
         "peers": compare.run,
         "removal": removal.run,
         "removal-peers": compare.run_removal,

@@ -14,7 +14,14 @@ from ..data import Data, labelled
 from . import probing, reading, training, unlabelled
 from .outsider import NEIGHBOURS, UNLABELLED, Outsider, raw_inputs
 
-__all__ = ["Outsider", "ladder", "unlabelled_attacks", "with_model", "without_model"]
+__all__ = [
+    "Outsider",
+    "ladder",
+    "probe_others",
+    "unlabelled_attacks",
+    "with_model",
+    "without_model",
+]
 
 Results = dict[str, dict[str, Any]]
 """`{attack: {best, setting, tried, family, needs_model}}`."""
@@ -73,6 +80,20 @@ def with_model(
         *training.pseudo_labelled(outsider, x, y, known, y_test, plan),
     ]
     return found | _by_attack(trained, "training", True)
+
+
+def probe_others(outsider: Outsider, data: Data, n: int, seed: int) -> Results:
+    """Linear probes on every layer that `ladder` does not look at.
+
+    Args:
+        outsider: made with `others`.
+        data, n, seed: as for `ladder`, with the same labelled samples.
+    """
+    chosen = labelled(data, n, seed)
+    known = outsider.layers(data.x[chosen])
+    spaces = {name: s for name, s in outsider.spaces.items() if name.startswith("other")}
+    tried = probing.linear_probes(spaces, known, data.y[chosen], data.y_test)
+    return {"linear probes, other layers": _best(tried, "layers", True)}
 
 
 def without_model(data: Data, n: int, seed: int, augment: bool, steps: int = STEPS) -> Results:

@@ -86,6 +86,7 @@ class Outsider:
         backbone: inputs → features, a functional or sequential model.
         kernel, bias: the head, `[d, N]` and `[N]`.
         unlabelled, test: inputs.
+        others: look at the layers that are not boundaries, instead of those that are.
     """
 
     def __init__(
@@ -95,25 +96,28 @@ class Outsider:
         bias: np.ndarray,
         unlabelled: np.ndarray,
         test: np.ndarray,
+        *,
+        others: bool = False,
     ) -> None:
         self.backbone = backbone
         self.kernel = kernel
         self.bias = bias
         self.unlabelled = unlabelled
         self.test = test
-        self._boundaries = _boundaries(backbone)
+        self._boundaries = _boundaries(backbone, others)
         self._projections: dict[str, Projection] = {}
         for name, values in self._raw(unlabelled[:_FIT]).items():
             self._projections[name] = Projection(values)
 
     @classmethod
-    def of(cls, model: ProtectedModel, data: Data) -> "Outsider":
+    def of(cls, model: ProtectedModel, data: Data, *, others: bool = False) -> "Outsider":
         head = model.confused_labels
         kernel = keras.ops.convert_to_numpy(head.kernel)
         bias = np.zeros(model.num_labels, "float32")
         if head.use_bias:
             bias = keras.ops.convert_to_numpy(head.bias)
-        return cls(model.backbone, kernel, bias, data.x[:UNLABELLED], data.x_test)
+        unlabelled = data.x[:UNLABELLED]
+        return cls(model.backbone, kernel, bias, unlabelled, data.x_test, others=others)
 
     # --- what the model says ---------------------------------------------------
 
@@ -179,14 +183,23 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return scores / scores.sum(-1, keepdims=True)
 
 
-def _boundaries(backbone: keras.Model) -> keras.Model:
+def _boundaries(backbone: keras.Model, others: bool) -> keras.Model:
     """The backbone with the features, and the outputs of all activations that everything passes
-    through: in a residual network, those between its blocks. Numbered from the inputs."""
+    through: in a residual network, those between its blocks. Numbered from the inputs.
+
+    Or the outputs of all `others`: activations inside of blocks, sums and normalisations.
+    Convolutions before a normalisation are left out: probes standardise units, and see the
+    same in both."""
     found = {}
-    for layer in _bridges(backbone):
+    bridges = _bridges(backbone)
+    for layer in backbone.layers:
         rectified = isinstance(layer, keras.layers.ReLU | keras.layers.Activation)
         activation = getattr(layer, "activation", None)
-        if rectified or activation not in (None, keras.activations.linear):
+        active = rectified or activation not in (None, keras.activations.linear)
+        linear = isinstance(layer, keras.layers.BatchNormalization | keras.layers.Add)
+        if others and (linear or (active and layer not in bridges)):
+            found[f"other {len(found) + 1}"] = layer.output
+        elif not others and active and layer in bridges:
             found[f"layer {len(found) + 1}"] = layer.output
     kept = {n: output for n, output in found.items() if output is not backbone.outputs[0]}
     return keras.Model(backbone.input, {**kept, "features": backbone.outputs[0]})

@@ -195,6 +195,10 @@ def coverage(results: Results) -> dict[str, str]:
     ladder = ["twin", *(f"no model, n = {n}" for n in samples), *_parts(results.size.ways, samples)]
     keys = {
         "ladder": (results.ladder, ladder),
+        "probes of other layers": (
+            results.ladder,
+            [f"{way}, other layers, n = {n}" for way in results.size.ways for n in samples],
+        ),
         "grid": (results.ladder, _parts(GRID, samples[:2])),
         "peers": (results.peers, ["twin", "ours", "ours from scratch", *METHODS]),
         "removal": (results.removal, ["model", *rungs]),

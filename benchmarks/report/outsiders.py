@@ -31,7 +31,10 @@ def tables(results: Results) -> list[str]:
 
 
 def cells(results: Results, way: str, n: int) -> BySeed:
-    return results.ladder.of(f"{way}, n = {n}")
+    """With the probes of other layers, in the seeds that have them."""
+    others = results.ladder.of(f"{way}, other layers, n = {n}")
+    found = results.ladder.of(f"{way}, n = {n}")
+    return {seed: {**cell, **others.get(seed, {})} for seed, cell in found.items()}
 
 
 def every(results: Results) -> str:

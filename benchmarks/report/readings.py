@@ -26,8 +26,8 @@ over seeds.
 The outsider has the weights, the architecture, the owner's training inputs without labels, and n
 labelled samples per class. Every attack is given its best setting *as the test set tells*, which
 favours it. Layers are the activations that everything passes through: in a residual network those
-between its blocks, not the ones inside. The best attack is the best within each seed. What needs no
-model gets the same samples. Columns with an n are test accuracies in %.
+between its blocks; linear probes look at all others, too. The best attack is the best within
+each seed. What needs no model gets the same samples. Columns with an n are test accuracies in %.
 """,
     "removals": """
 A traitor holds a key and a personalised copy, and tampers with the copy, with samples that nobody

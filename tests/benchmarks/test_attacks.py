@@ -116,6 +116,42 @@ def test_layers_are_all_boundaries_in_at_most_256_dimensions(
         np.testing.assert_allclose(found[name], space.test[:20], atol=1e-5, err_msg=name)
 
 
+def test_the_other_layers() -> None:
+    """ResNet-20: of 9 blocks 2 normalisations, an activation and a sum; 3 normalisations more."""
+    backbone = backbones.build("cifar10", (32, 32, 3))
+    backbone = keras.Model(backbone.input, backbone.layers[-2].output)
+    around, others = (view._boundaries(backbone, which).output_names for which in (False, True))
+    assert len(others) - 1 == 9 * 4 + 3
+    assert len(around) - 1 == 10
+    x = np.random.default_rng(0).random((12, 32, 32, 3), "float32")
+    outsider = attacks.Outsider(
+        backbone, np.eye(64, 10, dtype="float32"), np.zeros(10, "float32"), x, x, others=True
+    )
+    names = {name for name in outsider.spaces if name.startswith("other")}
+    assert names == {f"other {i}{p}" for i in range(1, 40) for p in ("", ", pooled")}
+
+
+def test_probes_of_other_layers_read_what_is_there(digits: data.Data) -> None:
+    """A branch that passes digits on, beside one that passes nothing, and their sum."""
+    inputs = keras.Input(digits.x.shape[1:])
+    seen = keras.layers.ReLU()(keras.layers.Conv2D(4, 3, padding="same")(inputs))
+    nothing = keras.layers.Conv2D(4, 1, kernel_initializer="zeros")(inputs)
+    joined = keras.layers.Flatten()(keras.layers.Add()([seen, nothing]))
+    backbone = keras.Model(inputs, keras.layers.Dense(4, activation="relu")(joined))
+    outsider = attacks.Outsider(
+        backbone,
+        np.eye(4, 10, dtype="float32"),
+        np.zeros(10, "float32"),
+        digits.x[:500],
+        digits.x_test,
+        others=True,
+    )
+    (found,) = attacks.probe_others(outsider, digits, 20, 0).values()
+    assert found["best"] > 0.8
+    assert found["setting"].startswith("other 1")
+    assert found["tried"] == 4 * 6
+
+
 # --- without labels ------------------------------------------------------------
 
 
