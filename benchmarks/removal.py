@@ -85,7 +85,7 @@ LADDERS: dict[str, Ladder] = {
     "cifar10": Ladder(
         (
             Schedule(5, 128, 1e-4),
-            *(Schedule(n, 128, 1e-3) for n in (1, 5)),
+            *(Schedule(n, 128, 1e-3) for n in (1, 5, 20)),
             Schedule(5, 128, 1e-2),
         ),
         SHARES,
