@@ -43,7 +43,7 @@ def test_nightly_runs_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
 def test_unknown_suite_is_refused() -> None:
     error = invoke("nightly", "--suite", "peers", "--suite", "tables").exception
     assert isinstance(error, ArgumentError)
-    assert "one of ladder, peers, inference" in str(error)
+    assert "one of ladder, probes, peers, inference" in str(error)
     assert str(error).endswith("Received: tables")
 
 
