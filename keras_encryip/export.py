@@ -43,6 +43,7 @@ WATCHED_USERS = 1_000
 """Among as many, `trace_service` should find a leaker; the export warns if it could not."""
 
 _SPREAD_SAMPLE = 2048
+_EXACT, _ROUNDED = 1e-5, 5e-2
 _TRACE_BATCH = 32
 
 
@@ -309,6 +310,9 @@ def _compare(model: ProtectedModel, codebook: Codebook, key: bytes | None, direc
     """Re-open what was written, and compare it with the model at two batch sizes."""
     loaded = tf.saved_model.load(str(directory))
     random = np.random.default_rng(0)
+    # 16 bits are rounded elsewhere once operations are fused.
+    rounded = any("16" in layer.compute_dtype for layer in model._flatten_layers())
+    tolerance = _ROUNDED if rounded else _EXACT
     for batch in (1, 3):
         probe = keras.tree.map_structure(
             lambda s, b=batch: tf.cast(
@@ -325,7 +329,7 @@ def _compare(model: ProtectedModel, codebook: Codebook, key: bytes | None, direc
                 found["encrypted"].numpy(), key, codebook.codebook_id, codebook.num_labels
             )
         expected = keras.ops.convert_to_numpy(model(probe, training=False))
-        if not np.allclose(written, expected, atol=1e-5):
+        if not np.allclose(written, expected, atol=tolerance):
             raise ExportError(
                 f"The exported model {model.name!r} does not give the model's outputs "
                 f"(difference {np.abs(written - expected).max():.1e}); nothing was kept."
