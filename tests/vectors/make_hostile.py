@@ -1,8 +1,8 @@
 """Writes hostile.json: `python tests/vectors/make_hostile.py`.
 
-Each case changes one place of a file of `codebook.json` or `public_key_bundle.json`: at `at`, counted in characters, `remove`
-of them make way for `insert`. It names the error that opening then gives; readers in other
-languages must give the same one.
+Each case changes one place of a file of `codebook.json` or `public_key_bundle.json`: at `at`,
+counted in characters, `remove` of them make way for `insert`. It names the error that opening then
+gives; readers in other languages must give the same one.
 """
 
 import json

@@ -111,7 +111,5 @@ function publicKey(text: string, field: string): X25519PublicKey {
   } catch (error) {
     if (!(error instanceof FormatError)) throw error;
   }
-  throw new FormatError(
-    `Field ${field} is not base64 of an X25519 public key that can be used.`,
-  );
+  throw new FormatError(`Field ${field} is not base64 of an X25519 public key that can be used.`);
 }

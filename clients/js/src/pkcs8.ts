@@ -86,7 +86,8 @@ export async function unwrap(
 
 /** The DER inside of one PEM block with nothing but white space around it. */
 function block(source: string, label: string): Bytes | undefined {
-  const text = source.split(/[ \t\n\v\f\r]+/).join(" ").trim();
+  const words = source.split(/[ \t\n\v\f\r]+/).filter((word) => word !== "");
+  const text = words.join(" ");
   const [begin, end] = [`-----BEGIN ${label}----- `, ` -----END ${label}-----`];
   if (!text.startsWith(begin) || !text.endsWith(end)) return undefined;
   const base64 = text.slice(begin.length, -end.length).replaceAll(" ", "");
@@ -135,7 +136,14 @@ async function deriveKey(
       }
       const power = N > 1 && (N & (N - 1)) === 0 && N < 2 ** (16 * r);
       if (!power || p < 1 || length !== size) malformed();
-      return scryptKey(password, content(salt, OCTET_STRING), { N, r, p }, size, "The private key", options);
+      return scryptKey(
+        password,
+        content(salt, OCTET_STRING),
+        { N, r, p },
+        size,
+        "The private key",
+        options,
+      );
     }
     case PBKDF2: {
       const [salt, count, ...others] = sequence(parameters, 2, 4);
@@ -180,7 +188,7 @@ function malformed(): never {
 /** The elements side by side: tags of one byte, definite lengths in the shortest form. */
 function elements(data: Bytes): Element[] {
   const found: Element[] = [];
-  for (let at = 0; at < data.length; ) {
+  for (let at = 0; at < data.length;) {
     const [tag, short = malformed()] = data.subarray(at, at + 2);
     at += 2;
     let length = short;

@@ -59,12 +59,7 @@ export async function taggedDigest(tag: string, data: Uint8Array): Promise<Bytes
 }
 
 /** HKDF-SHA256 (RFC 5869), `length` bytes. */
-export async function hkdf(
-  material: Bytes,
-  salt: Bytes,
-  info: Bytes,
-  length = 32,
-): Promise<Bytes> {
+export async function hkdf(material: Bytes, salt: Bytes, info: Bytes, length = 32): Promise<Bytes> {
   const key = await subtle().importKey("raw", material, "HKDF", false, ["deriveBits"]);
   const parameters = { name: "HKDF", hash: "SHA-256", salt, info };
   return new Uint8Array(await subtle().deriveBits(parameters, key, 8 * length));
