@@ -261,7 +261,7 @@ def test_the_example_in_the_docs_runs(
 ) -> None:
     """As a package, with the files where the example has them."""
     docs = (CLIENT.parents[1] / "docs" / "javascript.md").read_text("utf-8")
-    (example,) = re.findall(r"<!-- tested -->\n```js\n(.*?)```", docs, re.DOTALL)
+    example, _ = re.findall(r"<!-- tested -->\n```js\n(.*?)```", docs, re.DOTALL)
     (tmp_path / "example.mjs").write_text(example, "utf-8")
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules" / "keras-encryip-client").symlink_to(CLIENT)
@@ -291,3 +291,22 @@ def test_the_example_in_the_docs_runs(
             else:
                 true = [served.names[label] for label in digits.y_test[:50]]
                 assert np.mean([a == b for a, b in zip(names, true, strict=True)]) > 0.85
+
+
+def test_the_example_of_a_private_key_runs(tmp_path: Path, served: Any) -> None:
+    docs = (CLIENT.parents[1] / "docs" / "javascript.md").read_text("utf-8")
+    _, example = re.findall(r"<!-- tested -->\n```js\n(.*?)```", docs, re.DOTALL)
+    (tmp_path / "example.mjs").write_text(example, "utf-8")
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "keras-encryip-client").symlink_to(CLIENT)
+    for file in (served.codebook("digits"), served.bundle("carol"), served.private_key):
+        shutil.copy(file, tmp_path)
+    finished = subprocess.run(
+        ["node", "example.mjs"],
+        cwd=tmp_path,
+        env={**os.environ, "ENCRYIP_BUNDLE_PASSPHRASE": served.own_passphrase},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.stdout.splitlines() == list(served.names), finished.stderr
