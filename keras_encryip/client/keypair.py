@@ -180,7 +180,7 @@ class X25519PrivateKey(Opaque):
             )
         secret = None if passphrase is None else passphrase_bytes(passphrase)
         parts = None
-        with contextlib.suppress(ValueError, TypeError, IndexError, KeyError):
+        with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError):
             parts = PKCS8.unwrap(der, secret)
         if parts is None:
             raise (
