@@ -1,6 +1,11 @@
 /** Opens a protected model with a key bundle, and shows the class names of its answers. */
 
-import { Decoder, parseResponse } from "../../clients/js/dist/index.js";
+import {
+  Decoder,
+  KeyBundle,
+  parseResponse,
+  X25519PrivateKey,
+} from "../../clients/js/dist/index.js";
 
 const MAX_ROWS = 500;
 const $ = (id) => document.getElementById(id);
@@ -37,6 +42,23 @@ async function bytes(id) {
   return new Uint8Array(await $(id).files[0].arrayBuffer());
 }
 
+/** Ask for what opens this bundle: a passphrase, or the private key of its recipient. */
+function askFor(bundle) {
+  const own = bundle?.recipient !== undefined;
+  $("own").hidden = !own;
+  $("private-key").required = own;
+  $("passphrase").required = !own; // a private key need not be encrypted
+  $("of-what").textContent = own ? "Its passphrase" : "Passphrase";
+}
+
+$("bundle").addEventListener("change", async () => {
+  askFor(
+    await bytes("bundle")
+      .then(KeyBundle.parse)
+      .catch(() => undefined),
+  ); // said on opening
+});
+
 on("open", async () => {
   const passphrase = $("passphrase").value;
   const progress = $("progress");
@@ -47,8 +69,19 @@ on("open", async () => {
   progress.hidden = false;
   try {
     const onProgress = (done) => (progress.value = done);
-    const files = [await bytes("codebook"), await bytes("bundle")];
-    decoder = await Decoder.open(...files, passphrase, { onProgress });
+    const bundle = await KeyBundle.parse(await bytes("bundle"));
+    let secret = passphrase;
+    askFor(bundle);
+    if (bundle.recipient !== undefined) {
+      if ($("private-key").files.length === 0) {
+        throw new Error(
+          "The key bundle was made to your public key: choose your private key, too.",
+        );
+      }
+      const pem = await bytes("private-key");
+      secret = await X25519PrivateKey.parse(pem, passphrase || undefined, { onProgress });
+    }
+    decoder = await Decoder.open(await bytes("codebook"), bundle, secret, { onProgress });
     $("opened").textContent = `Model ${decoder.model}, ${decoder.classNames.length} classes`;
     enable(true);
   } finally {

@@ -4,8 +4,6 @@ Who sends an owner the public key gets a bundle that only the private key opens
 (HPKE, RFC 9180), and shares no passphrase with anybody.
 """
 
-import base64
-import binascii
 import contextlib
 import os
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from Crypto.PublicKey import ECC
 from Crypto.PublicKey.ECC import EccKey
 
 from keras_encryip.client.files import read_bounded, write_new_file
+from keras_encryip.crypto.encoding import decode_base64, encode_base64
 from keras_encryip.crypto.opaque import Opaque
 from keras_encryip.crypto.sealing import passphrase_bytes
 from keras_encryip.errors import ArgumentError, FormatError, PassphraseError, SignatureError
@@ -101,8 +100,8 @@ class X25519PublicKey:
 
     def to_pem(self) -> bytes:
         """One PEM block, ASCII, as OpenSSL writes it."""
-        text = base64.b64encode(_PUBLIC_PREFIX + self.raw)
-        return b"-----BEGIN PUBLIC KEY-----\n" + text + b"\n-----END PUBLIC KEY-----\n"
+        text = encode_base64(_PUBLIC_PREFIX + self.raw)
+        return f"-----BEGIN {_PUBLIC}-----\n{text}\n-----END {_PUBLIC}-----\n".encode("ascii")
 
     def seal(self, plaintext: bytes, *, info: bytes, associated_data: bytes) -> tuple[bytes, bytes]:
         """Encrypt to the holder of the private key (HPKE, base mode): nobody is named as sender.
@@ -181,7 +180,7 @@ class X25519PrivateKey(Opaque):
             )
         secret = None if passphrase is None else passphrase_bytes(passphrase)
         parts = None
-        with contextlib.suppress(ValueError, TypeError, IndexError, KeyError):
+        with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError):
             parts = PKCS8.unwrap(der, secret)
         if parts is None:
             raise (
@@ -264,7 +263,6 @@ def _block(data: bytes, label: str) -> bytes | None:
     begin, end = f"-----BEGIN {label}----- ", f" -----END {label}-----"
     if not (text.startswith(begin) and text.endswith(end)):
         return None
-    try:
-        return base64.b64decode(text[len(begin) : -len(end)].replace(" ", ""), validate=True)
-    except binascii.Error:
-        return None
+    with contextlib.suppress(FormatError):
+        return decode_base64(text[len(begin) : -len(end)].replace(" ", ""), what=label)
+    return None

@@ -300,6 +300,7 @@ ARMOUR = {
     "another end": lambda data: data.replace(b"-----END ", b"-----END RSA "),
     "no padding": lambda data: data.replace(b"=", b""),
     "other alphabet": lambda data: data.replace(b"M", b"_", 1),
+    "not ASCII": lambda data: data.replace(b"M", "Ä".encode(), 1),
     "null byte": lambda data: data.replace(b"\n", b"\0\n", 1),
     "UTF-16": lambda data: data.decode().encode("utf-16"),
     "DER": lambda data: base64.b64decode(b"".join(data.split(b"\n")[1:-2])),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import keras_encryip as ke
+from keras_encryip.client.keypair import write_key_pair
 
 ROOT = Path(__file__).parents[2]
 PASSPHRASE = "correct hörse, battery & <staple>"
@@ -22,14 +23,22 @@ USERS = ("alice", "bob")
 
 @dataclass(frozen=True)
 class Served:
-    """Two exports of one model, which bob may not read, and the users' bundles."""
+    """Two exports of one model, which bob may not read, and the users' bundles.
+
+    Carol's is made to her own public key; `own_passphrase` opens her private key's file.
+    """
 
     folder: Path
     passphrase: str = PASSPHRASE
+    own_passphrase: str = "a passphrase of carol's own, ü"
     names: tuple[str, ...] = tuple(NAMES)
 
     def bundle(self, user: str) -> Path:
         return self.folder / f"{user}.keybundle"
+
+    @property
+    def private_key(self) -> Path:
+        return self.folder / "carol.private.pem"
 
     def export(self, name: str) -> Path:
         return self.folder / name / "1"
@@ -53,6 +62,9 @@ def served(
         model.fit(digits.x, digits.y, batch_size=64, epochs=16, verbose=0)
         for user in USERS:
             authority.issue(user, found.bundle(user), passphrase=PASSPHRASE, scrypt_log2_n=14)
+        public = found.folder / "carol.public.pem"
+        public_key = write_key_pair(found.private_key, public, found.own_passphrase)
+        authority.issue("carol", found.bundle("carol"), public_key=public_key)
         authority.revoke("bob")
         ke.export_saved_model(model, found.export("digits"))
         ke.export_saved_model(model, found.export("hosted"), responses="encrypted")

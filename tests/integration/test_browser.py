@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.client.keypair import X25519PrivateKey, write_key_pair
 
 pytestmark = pytest.mark.integration
 
@@ -62,9 +64,17 @@ class Page:
         button.click()
         self.wait(button.is_enabled)
 
-    def open(self, codebook: Path, bundle: Path, passphrase: str) -> None:
-        self.browser.find_element("id", "codebook").send_keys(str(codebook))
-        self.browser.find_element("id", "bundle").send_keys(str(bundle))
+    def choose(self, name: str, file: Path) -> None:
+        self.browser.find_element("id", name).send_keys(str(file))
+
+    def open(
+        self, codebook: Path, bundle: Path, passphrase: str, private_key: Path | None = None
+    ) -> None:
+        self.choose("codebook", codebook)
+        self.choose("bundle", bundle)
+        if private_key is not None:
+            self.wait(lambda: self.shows("private-key"))
+            self.choose("private-key", private_key)
         self.type("passphrase", passphrase)
         self.press("open")
 
@@ -177,6 +187,63 @@ def test_neither_passphrase_nor_key_stays_or_leaves(
     assert {path for method, path, _ in server.requests if method == "POST"} == {
         "/v1/models/digits:predict"
     }
+
+
+def test_a_bundle_to_the_users_own_public_key(
+    page: Page, served: Any, server: Any, digits: Any, tmp_path: Path
+) -> None:
+    assert not page.shows("private-key")
+    carol, codebook = served.bundle("carol"), served.codebook("digits")
+    page.open(codebook, carol, served.own_passphrase, served.private_key)
+    assert page.text("opened") == "Model digits, 10 classes"
+    page.ask("/v1/models/digits:predict", request(digits, 3))
+    assert len(page.rows()) == 3
+    private_key = X25519PrivateKey.read(served.private_key, served.own_passphrase)
+    key = KeyBundle.read(carol).unlock(private_key=private_key).secret_bytes()
+    armour = served.private_key.read_text("ascii").split("\n")
+    secrets = [served.own_passphrase, *armour[1:-2], private_key._key.seed.hex()]
+    secrets += [key.hex(), key[:32].hex(), key[32:].hex(), "passphrase of carol's"]
+    sent = "".join(path + body.decode("latin-1") for _, path, body in server.requests)
+    for place in (page.kept(), sent, "".join(page.urls()), "".join(page.console())):
+        assert [secret for secret in secrets if secret in place] == []
+    assert page.console() == []
+    # A key without a passphrase, and then a bundle that needs no private key.
+    plain = tmp_path / "plain.pem"
+    plain.write_bytes(
+        subprocess.run(
+            ["openssl", "pkey", "-in", served.private_key, "-passin", "stdin"],
+            input=served.own_passphrase.encode(),
+            capture_output=True,
+            timeout=60,
+            check=True,
+        ).stdout
+    )
+    page.open(codebook, carol, "", plain)
+    assert page.text("opened") == "Model digits, 10 classes"
+    page.choose("bundle", served.bundle("alice"))
+    page.wait(lambda: not page.shows("private-key"))
+    page.open(codebook, served.bundle("alice"), served.passphrase)
+    assert page.text("opened") == "Model digits, 10 classes"
+    assert not page.shows("problem")
+
+
+def test_the_page_says_why_a_private_key_does_not_open(
+    page: Page, served: Any, tmp_path: Path
+) -> None:
+    codebook, carol = served.codebook("digits"), served.bundle("carol")
+    other = tmp_path / "other.private.pem"
+    write_key_pair(other, tmp_path / "other.public.pem", served.own_passphrase)
+    for file, passphrase, message in (
+        (served.private_key, "wrong horse", "The passphrase does not open the private key"),
+        (served.private_key, "", "The private key is encrypted: pass its passphrase."),
+        (other, served.own_passphrase, "was made to the public key"),
+        (carol, "", "The private key is not one whole PEM block"),
+    ):
+        page.open(codebook, carol, passphrase, file)
+        assert message in page.text("problem")
+        assert page.text("opened") == ""
+        assert "wrong horse" not in page.kept()
+    assert page.console() == []
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 import keras_encryip.errors
 from keras_encryip.client.bundle import KeyBundle, make_bundle
 from keras_encryip.client.decoder import Decoder
+from keras_encryip.client.keypair import X25519PrivateKey
 from keras_encryip.client.responses import parse_response
 from keras_encryip.crypto.kem import MasterKey
 from keras_encryip.crypto.signing import SigningKey
@@ -23,13 +24,15 @@ from keras_encryip.labels.codebook import Codebook, ModelMetadata
 
 pytestmark = pytest.mark.integration
 
+PASSPHRASE = "a passphrase of my own"
 CLIENT = Path(__file__).parents[2] / "clients" / "js"
 SCRIPT = """
 import { readFileSync } from "node:fs";
-import { Decoder, KeyBundle, parseResponse } from CLIENT;
-const { codebook, bundle, passphrase, answers } = JSON.parse(readFileSync(0, "utf8"));
+import { Decoder, KeyBundle, parseResponse, X25519PrivateKey } from CLIENT;
+const { codebook, bundle, passphrase, pem, answers } = JSON.parse(readFileSync(0, "utf8"));
 try {
-  const decoder = await Decoder.open(codebook, bundle, passphrase);
+  const own = pem === null ? null : await X25519PrivateKey.parse(pem, passphrase ?? undefined);
+  const decoder = await Decoder.open(codebook, bundle, own ?? passphrase);
   const { header } = await KeyBundle.parse(bundle);
   const read = answers.map((text) => {
     const answer = parseResponse(text);
@@ -46,13 +49,25 @@ try {
 """
 
 
-def node(codebook: str, bundle: str, passphrase: str, answers: list[str]) -> dict[str, Any]:
-    """What the client in node says to files and answers."""
+def node(
+    codebook: str,
+    bundle: str,
+    passphrase: str | None,
+    answers: list[str],
+    pem: str | None = None,
+) -> dict[str, Any]:
+    """What the client in node says to files and answers; `pem` is the user's private key."""
     script = SCRIPT.replace("CLIENT", json.dumps((CLIENT / "dist" / "index.js").as_uri()))
     finished = subprocess.run(
         ["node", "--input-type=module", "--eval", script],
         input=json.dumps(
-            {"codebook": codebook, "bundle": bundle, "passphrase": passphrase, "answers": answers}
+            {
+                "codebook": codebook,
+                "bundle": bundle,
+                "passphrase": passphrase,
+                "pem": pem,
+                "answers": answers,
+            }
         ),
         capture_output=True,
         text=True,
@@ -118,6 +133,101 @@ def test_node_refuses_with_pythons_words(
     assert said == {"name": error, "message": str(caught.value)}
 
 
+OTHERS = {
+    "scrypt": ("-scrypt",),
+    "scrypt-wide": ("-scrypt", "-scrypt_N", "1024", "-scrypt_r", "16", "-scrypt_p", "2"),
+    "pbkdf2": ("-iter", "600000"),
+    "aes-128": ("-v2", "aes-128-cbc"),
+    "plain": ("-nocrypt",),
+}
+REFUSED = {
+    "aes-192": ("-v2", "aes-192-cbc"),
+    "3des": ("-v2", "des3"),
+    "sha-1": ("-v2", "aes-256-cbc", "-v2prf", "hmacWithSHA1"),
+    "sha-512": ("-v2", "aes-256-cbc", "-v2prf", "hmacWithSHA512"),
+    "pbes1": ("-v1", "PBE-SHA1-3DES"),
+    "dear-pbkdf2": ("-iter", "10000001"),
+    "wide-scrypt": ("-scrypt", "-scrypt_N", "2", "-scrypt_r", "8", "-scrypt_p", "129"),
+}
+
+
+def convert(pem: bytes, *form: str, passphrase: str = PASSPHRASE) -> bytes:
+    """A private key's file that OpenSSL encrypts in another way."""
+    passphrases = ["-passin", f"pass:{passphrase}", "-passout", f"pass:{passphrase}"]
+    return subprocess.run(
+        ["openssl", "pkcs8", "-topk8", *form, *passphrases],
+        input=pem,
+        capture_output=True,
+        timeout=120,
+        check=True,
+    ).stdout
+
+
+@pytest.mark.parametrize("name", ["as-written", *OTHERS])
+def test_node_opens_bundles_to_a_public_key(name: str) -> None:
+    """The key pair and the bundle are Python's; OpenSSL writes the private key in other forms."""
+    codebook, bundle, own, table = to_public_key()
+    pem = own.to_pem(PASSPHRASE)
+    if name in OTHERS:
+        pem = convert(pem, *OTHERS[name])
+    passphrase = None if name == "plain" else PASSPHRASE
+    assert X25519PrivateKey.from_pem(pem, passphrase).public_key == own.public_key
+    found = node(codebook, bundle, passphrase, [], pem.decode("ascii"))
+    assert found["table"] == table
+    assert found["header"]["version"] == 2
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_node_says_how_to_convert_other_private_keys(name: str) -> None:
+    """And the command that it names makes a file that opens."""
+    codebook, bundle, own, table = to_public_key()
+    pem = convert(own.to_pem(PASSPHRASE), *REFUSED[name])
+    said = node(codebook, bundle, PASSPHRASE, [], pem.decode("ascii"))
+    assert said["name"] == "FormatError"
+    command = r"Convert it: openssl pkcs8 -topk8 (.*) -in OLD.pem -out NEW.pem$"
+    (form,) = re.findall(command, said["message"])
+    converted = convert(pem, *form.split()).decode("ascii")
+    assert node(codebook, bundle, PASSPHRASE, [], converted)["table"] == table
+
+
+def test_node_refuses_private_keys_with_pythons_words() -> None:
+    codebook, bundle, own, _ = to_public_key()
+    opened = KeyBundle.from_bytes(bundle.encode("ascii"))
+    pem, stranger = own.to_pem(PASSPHRASE), X25519PrivateKey.generate().to_pem(PASSPHRASE)
+    for data, passphrase, error in (
+        (pem, "wrong horse", "PassphraseError"),
+        (pem, None, "PassphraseError"),
+        (pem, "", "ArgumentError"),
+        (convert(pem, "-nocrypt"), PASSPHRASE, "PassphraseError"),
+        (own.public_key.to_pem(), None, "FormatError"),
+        (stranger, PASSPHRASE, "KeyRefusedError"),
+    ):
+        said = node(codebook, bundle, passphrase, [], data.decode("ascii"))
+        with pytest.raises(getattr(keras_encryip.errors, error)) as caught:
+            opened.unlock(private_key=X25519PrivateKey.from_pem(data, passphrase))
+        assert said == {"name": error, "message": str(caught.value)}
+
+
+def to_public_key() -> tuple[str, str, X25519PrivateKey, list[int]]:
+    """A codebook, a bundle to a new key pair, its private key, and the decode table."""
+    master, signing_key = MasterKey.generate(2), SigningKey.generate()
+    alice, own = master.issue(), X25519PrivateKey.generate()
+    metadata = ModelMetadata(model="pets", class_names=["cat", "dog", "bug"], notes="")
+    codebook, _ = Codebook.make(LabelAssignment.draw(3, 9, 5), metadata, master, signing_key)
+    bundle = make_bundle(
+        alice,
+        public_key=own.public_key,
+        subject="alice",
+        issuer_name="ACME",
+        authority=master.public_key().digest,
+        signing_key=signing_key,
+        not_before=datetime(1970, 1, 1, tzinfo=UTC),
+        not_after=datetime(9999, 12, 31, tzinfo=UTC),
+    )
+    text = codebook.to_bytes().decode("ascii"), bundle.decode("ascii")
+    return *text, own, codebook.decode_table(alice).tolist()
+
+
 @pytest.mark.parametrize("threshold", [1, 16, 64])
 def test_node_reads_any_text_and_threshold(threshold: int) -> None:
     """Strings that canonical JSON must spell alike in both languages, and keys of any size."""
@@ -151,7 +261,7 @@ def test_the_example_in_the_docs_runs(
 ) -> None:
     """As a package, with the files where the example has them."""
     docs = (CLIENT.parents[1] / "docs" / "javascript.md").read_text("utf-8")
-    (example,) = re.findall(r"<!-- tested -->\n```js\n(.*?)```", docs, re.DOTALL)
+    example, _ = re.findall(r"<!-- tested -->\n```js\n(.*?)```", docs, re.DOTALL)
     (tmp_path / "example.mjs").write_text(example, "utf-8")
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules" / "keras-encryip-client").symlink_to(CLIENT)
@@ -181,3 +291,22 @@ def test_the_example_in_the_docs_runs(
             else:
                 true = [served.names[label] for label in digits.y_test[:50]]
                 assert np.mean([a == b for a, b in zip(names, true, strict=True)]) > 0.85
+
+
+def test_the_example_of_a_private_key_runs(tmp_path: Path, served: Any) -> None:
+    docs = (CLIENT.parents[1] / "docs" / "javascript.md").read_text("utf-8")
+    _, example = re.findall(r"<!-- tested -->\n```js\n(.*?)```", docs, re.DOTALL)
+    (tmp_path / "example.mjs").write_text(example, "utf-8")
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "keras-encryip-client").symlink_to(CLIENT)
+    for file in (served.codebook("digits"), served.bundle("carol"), served.private_key):
+        shutil.copy(file, tmp_path)
+    finished = subprocess.run(
+        ["node", "example.mjs"],
+        cwd=tmp_path,
+        env={**os.environ, "ENCRYIP_BUNDLE_PASSPHRASE": served.own_passphrase},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.stdout.splitlines() == list(served.names), finished.stderr

@@ -1,18 +1,23 @@
 """Writes hostile.json: `python tests/vectors/make_hostile.py`.
 
-Each case changes one place of a file of `codebook.json`: at `at`, counted in characters, `remove`
-of them make way for `insert`. It names the error that opening then gives; readers in other
-languages must give the same one.
+Each case changes one place of a file of `codebook.json` or `public_key_bundle.json`: at `at`,
+counted in characters, `remove` of them make way for `insert`. It names the error that opening then
+gives; readers in other languages must give the same one.
 """
 
 import json
-from base64 import b64decode, b64encode
+from base64 import b64decode, b64encode, encodebytes
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from Crypto.IO._PBES import PBES2
+
 from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder
+from keras_encryip.client.keypair import X25519PrivateKey
 from keras_encryip.client.responses import parse_response
+from keras_encryip.crypto.sealing import passphrase_bytes
 from keras_encryip.errors import EncryipError
 from keras_encryip.labels.codebook import Codebook
 
@@ -119,19 +124,7 @@ def hostile_changes(vectors: dict[str, Any]) -> list[tuple[str, str, str]]:
     texts += [("codebook", body["access"]["header"]), ("codebook", body["blocks"][0]["header"])]
     texts += [("key_bundle", header["authority"]), ("key_bundle", header["issuer"])]
     texts += [("key_bundle", sealed["salt"]), ("key_bundle", sealed["sealed"])]
-    for target, text in texts:
-        data = b64decode(text)
-        spellings = [text + "\\n", " " + text, text.rstrip("=") + "====", text[:-4], "!" + text[1:]]
-        spellings += [text[:-2] + "Ä=", text.replace("=", "")] if "=" in text else []
-        if text.endswith("="):  # an unused bit that is not zero
-            last = text.rstrip("=")[-1]
-            alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-            spelled = text.rstrip("=")[:-1] + alphabet[alphabet.index(last) + 1]
-            spellings.append(spelled + "=" * text.count("="))
-        flipped = [bytes([data[0] ^ 1]) + data[1:], data[:-1] + bytes([data[-1] ^ 1])]
-        lengths = [data + b"\0", data[:-1], b""]
-        spellings += [b64encode(new).decode() for new in flipped + lengths]
-        changes += [(target, text, new) for new in spellings if new != text]
+    changes += [change for target, text in texts for change in respelled(target, text)]
     block = b64decode(body["blocks"][0]["header"])
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
     prime = (1 << 256) - (1 << 224) + (1 << 192) + (1 << 96) - 1
@@ -211,23 +204,189 @@ def hostile_changes(vectors: dict[str, Any]) -> list[tuple[str, str, str]]:
     return changes
 
 
-def files(vectors: dict[str, Any]) -> dict[str, str]:
+def respelled(target: str, text: str) -> list[tuple[str, str, str]]:
+    """Other spellings, other bytes and other lengths of a field in base64."""
+    data = b64decode(text)
+    spellings = [text + "\\n", " " + text, text.rstrip("=") + "====", text[:-4], "!" + text[1:]]
+    spellings += [text[:-2] + "Ä=", text.replace("=", "")] if "=" in text else []
+    if text.endswith("="):  # an unused bit that is not zero
+        last = text.rstrip("=")[-1]
+        alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+        spelled = text.rstrip("=")[:-1] + alphabet[alphabet.index(last) + 1]
+        spellings.append(spelled + "=" * text.count("="))
+    flipped = [bytes([data[0] ^ 1]) + data[1:], data[:-1] + bytes([data[-1] ^ 1])]
+    lengths = [data + b"\0", data[:-1], b""]
+    spellings += [b64encode(new).decode() for new in flipped + lengths]
+    return [(target, text, new) for new in spellings if new != text]
+
+
+def public_key_bundle_changes(own: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Of the bundle of version 2."""
+    target, bundle = "public_key_bundle", own["key_bundle"]
+    file = json.loads(bundle.split("\n")[1])
+    header, body = file["bundle"]["header"], file["bundle"]["body"]
+    sealed = f'"sealed":"{body["sealed"]}"'
+    whole = bundle[bundle.index('{"encapsulated"') : bundle.index(',"header"')]
+    version_1 = f'{{"salt":"{"A" * 22}==","scrypt_log2_n":14,"sealed":"{"A" * 122}=="}}'
+    changes = [
+        ('"version":2', '"version":1'),
+        ('"version":2', '"version":3'),
+        ('"version":2', '"version":2.0'),
+        ('"version":2', '"version":"2"'),
+        (',"version":2', ""),
+        (whole, version_1),
+        (whole, "{}"),
+        (whole, "null"),
+        (whole, whole[:-1] + ',"zz":1}'),
+        (whole, whole[:-1] + ',"salt":""}'),
+        (whole, "{" + sealed + "}"),
+        (sealed, '"sealed":1'),
+        (sealed, sealed + "," + sealed),
+        (sealed, '"scrypt_log2_n":14,' + sealed),
+        (f'"{body["recipient"]}"', "null"),
+        (f'"{body["recipient"]}"', "[]"),
+        ('"alice"', '"bob"'),
+        (header["key_id"], "0" * 16),
+        ('["pets"]', '["*"]'),
+        ("9999-12-31T00:00:00Z", "9999-12-31T00:00:01Z"),
+    ]
+    prime = (1 << 255) - 19
+    order_8 = (
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    )
+    low = [0, 1, prime - 1, *order_8]
+    spelled = [prime, prime + 1, *(u + (1 << 255) for u in low)]  # of the same points
+    spelled += [prime + 9, 9 + (1 << 255), (1 << 256) - 1]  # of good points
+    points = [u.to_bytes(32, "little") for u in (*low, *spelled, 9)]  # the last is a good one
+    for field in ("encapsulated", "recipient"):
+        changes += [(body[field], b64encode(point).decode()) for point in points]
+    texts = [*body.values(), header["authority"], header["issuer"], file["signature"]]
+    return [(target, *change) for change in changes] + [
+        change for text in texts for change in respelled(target, text)
+    ]
+
+
+def private_key_changes(own: dict[str, Any], passphrase: str) -> list[tuple[str, str, str]]:
+    """Of the encrypted private key: its armour, its DER, and what is encrypted."""
+    text = own["private_key_pem"]
+    der = b64decode("".join(text.split("\n")[1:-2]))
+    iv, data = der.index(b"\x04\x10") + 2, len(der) - 64
+    texts = [
+        "",
+        text + text,
+        "Dear owner,\n" + text,
+        text + "Best regards\n",
+        text[: text.index("-----END")],
+        text.split("\n", 1)[1],
+        text.replace("-----\n", "-----\nProc-Type: 4,ENCRYPTED\n\n", 1),
+        text.replace("ENCRYPTED PRIVATE", "PRIVATE"),
+        text.replace("ENCRYPTED PRIVATE", "RSA PRIVATE"),
+        text.replace("BEGIN ENCRYPTED", "BEGIN  ENCRYPTED"),
+        text.replace("END ENCRYPTED", "END RSA"),
+        text.replace("M", "_", 1),
+        text.replace("M", "\0M", 1),
+        text.replace("M", "Ä", 1),
+        text.replace("M", "", 1),
+        text.replace("\n-----END", "=\n-----END"),
+        text.replace("\n-----END", "====\n-----END"),
+        "\ufeff" + text,
+    ]
+    ders = [
+        b"",
+        der[:-1],
+        der[1:],
+        der + b"\0",
+        b"\x31" + der[1:],
+        b"\x30\x82\x00" + der[2:],  # a length in two bytes that needs one
+        b"\x30\x80" + der[3:] + b"\0\0",  # an indefinite length
+        der[:2] + bytes([der[2] - 1]) + der[3:],
+        der[:2] + bytes([der[2] + 1]) + der[3:],
+        b"\x30\x84\xff\xff\xff\xff" + der[3:],
+        der.replace(b"\x02\x02\x40\x00", b"\x02\x02\x40\x01"),  # N is no power of 2
+        der.replace(b"\x02\x02\x40\x00", b"\x02\x02\x00\x01"),
+        der.replace(b"\x02\x02\x40\x00", b"\x02\x02\x00\x00"),
+        der.replace(b"\x02\x02\x40\x00", b"\x02\x02\xc0\x00"),  # N is negative
+        der.replace(b"\x02\x02\x40\x00", b"\x02\x02\x20\x00"),
+        der.replace(b"\x02\x01\x08", b"\x02\x01\x00"),
+        der.replace(b"\x02\x01\x05", b"\x02\x01\x00"),
+        der.replace(b"\x02\x01\x05", b"\x02\x01\xfb"),
+        der.replace(b"\x02\x01\x05", b"\x04\x01\x05"),
+        der[: iv - 2] + b"\x05" + der[iv - 1 :],
+        der[:iv] + bytes([der[iv] ^ 1]) + der[iv + 1 :],  # a SET is inside
+        der[: iv + 10] + bytes([der[iv + 10] ^ 1]) + der[iv + 11 :],  # X448's name is inside
+        der[:data] + bytes([der[data] ^ 1]) + der[data + 1 :],
+        der[: data + 16] + bytes([der[data + 16] ^ 1]) + der[data + 17 :],  # another key is inside
+        der[:-17] + bytes([der[-17] ^ 16]) + der[-16:],
+        der[:-1] + bytes([der[-1] ^ 1]),
+    ]
+    x25519, key = bytes.fromhex("300506032b656e"), bytes.fromhex("04220420") + bytes(range(32))
+    for inside in [  # of PKCS #8, encrypted well
+        b"",
+        b"\0" * 48,
+        tlv(0x30, b"\x02\x01\x00", x25519, key),  # somebody else's
+        tlv(0x30, b"\x02\x01\x00", b"\x30\x07" + x25519[2:] + b"\x05\x00", key),
+        tlv(0x30, b"\x02\x01\x00", x25519, key, b"\xa0\x00"),
+        tlv(0x30, b"\x02\x01\x01", x25519, key, b"\xa0\x00", b"\x81\x21\x00" + bytes(32)),
+        tlv(0x30, b"\x02\x01\x00", x25519, key, b"\xa0\x00", b"\x81\x21\x00" + bytes(32)),
+        tlv(0x30, b"\x02\x01\x00", x25519, key) + b"\0",
+        tlv(0x30, b"\x02\x01\x02", x25519, key),
+        tlv(0x30, b"\x02\x01\xff", x25519, key),
+        tlv(0x30, b"\x04\x01\x00", x25519, key),
+        tlv(0x30, x25519, key),
+        tlv(0x30, b"\x02\x01\x00", x25519[2:], key),
+        tlv(0x30, b"\x02\x01\x00", b"\x30\x00", key),
+        tlv(0x30, b"\x02\x01\x00", x25519, b"\x03" + key[1:]),
+        tlv(0x30, b"\x02\x01\x00", x25519, tlv(0x04, bytes(range(32)))),
+        tlv(0x30, b"\x02\x01\x00", x25519, tlv(0x04, b"\x04\x1f" + bytes(range(31)))),
+        tlv(0x30, b"\x02\x01\x00", x25519, tlv(0x04, b"\x04\x21" + bytes(range(33)))),
+        tlv(0x30, b"\x02\x01\x00", x25519, tlv(0x04, b"\x03\x20" + bytes(range(32)))),
+        tlv(0x30, b"\x02\x01\x00", bytes.fromhex("300506032b6570"), key),  # Ed25519
+    ]:
+        cheap = {"iteration_count": 1 << 10}
+        secret = passphrase_bytes(passphrase)
+        ders.append(PBES2.encrypt(inside, secret, "scryptAndAES256-CBC", cheap, bytes))
+    texts += [
+        f"-----BEGIN ENCRYPTED PRIVATE KEY-----\n{encodebytes(new).decode()}"
+        "-----END ENCRYPTED PRIVATE KEY-----\n"
+        for new in ders
+    ]
+    return [("private_key", text, new) for new in texts]
+
+
+def tlv(tag: int, *parts: bytes) -> bytes:
+    """One element of DER."""
+    body = b"".join(parts)
+    assert len(body) < 128
+    return bytes([tag, len(body)]) + body
+
+
+def files(vectors: dict[str, Any], own: dict[str, Any]) -> dict[str, str]:
     """The good files that the cases change; the ciphertext is spelled in hexadecimal."""
     return {
         "key_bundle": vectors["key_bundle"],
         "codebook": vectors["codebook"],
         "ciphertext": vectors["ciphertexts"][0],
         "response": RESPONSE,
+        "public_key_bundle": own["key_bundle"],
+        "private_key": own["private_key_pem"],
     }
 
 
 def open_all(passphrase: str, found: dict[str, str]) -> None:
-    """What an application does: open the model, read a response and a ciphertext."""
+    """What applications do: open a bundle each way, a model, a response and a ciphertext."""
+    private_key = read_private_key(found["private_key"], passphrase)
+    KeyBundle.from_bytes(found["public_key_bundle"].encode()).unlock(private_key=private_key)
     bundle = KeyBundle.from_bytes(found["key_bundle"].encode())
     codebook = Codebook.from_bytes(found["codebook"].encode())
     decoder = Decoder.open(codebook, bundle, passphrase)
     decoder.decrypt([bytes.fromhex(found["ciphertext"])])
     parse_response(found["response"])
+
+
+@cache
+def read_private_key(text: str, passphrase: str) -> X25519PrivateKey:
+    return X25519PrivateKey.from_pem(text.encode(), passphrase)
 
 
 def shared(a: str, b: str) -> int:
@@ -246,10 +405,14 @@ def edit(old: str, new: str) -> dict[str, Any]:
 
 def main() -> None:
     vectors = json.loads((FOLDER / "codebook.json").read_text("ascii"))
-    good = files(vectors)
+    own = json.loads((FOLDER / "public_key_bundle.json").read_text("ascii"))
+    assert own["passphrase"] == vectors["passphrase"]
+    good = files(vectors, own)
     open_all(vectors["passphrase"], good)
+    changes = hostile_changes(vectors) + public_key_bundle_changes(own)
+    changes += private_key_changes(own, own["passphrase"])
     cases = []
-    for target, old, new in hostile_changes(vectors):
+    for target, old, new in changes:
         assert old in good[target], (target, old)
         changed = good[target].replace(old, new, 1)
         error = ""

@@ -1,8 +1,9 @@
 /** A user's key file: docs/key-bundle.md. */
-import { type Bytes } from "./encoding.js";
+import { type Bytes, type Check } from "./encoding.js";
+import type { X25519PrivateKey, X25519PublicKey } from "./keypair.js";
 import { UserKey } from "./kem.js";
 import { type WorkOptions } from "./primitives.js";
-declare const HEADER: import("./encoding.js").Check<{
+declare const HEADER: Check<{
     authority: string;
     format: "encryip-key-bundle";
     issued_at: string;
@@ -13,7 +14,7 @@ declare const HEADER: import("./encoding.js").Check<{
     not_before: string;
     scope: string[];
     subject: string;
-    version: 1;
+    version: 1 | 2;
 }>;
 /** What a bundle says in the clear. */
 export type BundleHeader = Readonly<ReturnType<typeof HEADER>>;
@@ -28,6 +29,8 @@ export declare class KeyBundle {
     readonly notBefore: Date;
     readonly notAfter: Date;
     private constructor();
+    /** The public key that it was made to; `undefined` if a passphrase opens it. */
+    get recipient(): X25519PublicKey | undefined;
     /**
      * Parse a bundle; the signature is checked before anything could be decrypted.
      *
@@ -35,13 +38,22 @@ export declare class KeyBundle {
      * field; `SignatureError` if the issuer named in the bundle did not sign it.
      */
     static parse(data: string | Uint8Array): Promise<KeyBundle>;
-    /** Decrypt the user key. Throws `PassphraseError`: wrong passphrase or changed body. */
-    unlock(passphrase: string, options?: WorkOptions): Promise<UserKey>;
+    /**
+     * Decrypt the user key.
+     *
+     * @param secret The passphrase, or the private key of the bundle's `recipient`.
+     * @param options Report progress, or abort.
+     *
+     * Throws `ArgumentError` for the other of the two; `PassphraseError`: wrong passphrase or changed
+     * body; `KeyRefusedError`: the bundle was made to another public key; `SignatureError`: it was
+     * changed since the key was sealed.
+     */
+    unlock(secret: string | X25519PrivateKey, options?: WorkOptions): Promise<UserKey>;
     /** Refuse a bundle outside its dates. Advisory: the holder's clock decides. */
     checkDates(now?: Date): void;
     /** Whether the bundle's scope names this model. */
     allows(model: string): boolean;
     /** Read label ciphertexts with nothing but this bundle: their classes. */
-    decrypt(ciphertexts: Iterable<Uint8Array>, passphrase: string, options?: WorkOptions): Promise<number[]>;
+    decrypt(ciphertexts: Iterable<Uint8Array>, secret: string | X25519PrivateKey, options?: WorkOptions): Promise<number[]>;
 }
 export {};

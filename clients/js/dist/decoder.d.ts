@@ -1,5 +1,6 @@
 /** Turns confused labels into class probabilities. */
 import { KeyBundle } from "./bundle.js";
+import type { X25519PrivateKey } from "./keypair.js";
 import type { WorkOptions } from "./primitives.js";
 /**
  * Model outputs, one row for each prediction: N confused labels, or the N + 10 integers of an
@@ -32,15 +33,17 @@ export declare class Decoder {
      *
      * @param codebook The bytes or text of `codebook.json`.
      * @param bundle A key bundle, or its bytes or text.
-     * @param passphrase Opens the bundle.
+     * @param secret Opens the bundle: the passphrase, or for a bundle that was made to the user's
+     *   public key, the `X25519PrivateKey`.
      * @param options Report progress, or abort.
      *
      * Throws `ForeignKeyError` if the bundle is of another authority than the model,
      * `RevokedKeyError` if the key was revoked before this version was exported, `ExpiredKeyError` if
-     * the bundle is outside its dates, `WrongModelError` if it is not meant for this model;
-     * `PassphraseError`, `FormatError`, `SignatureError` as they say.
+     * the bundle is outside its dates, `WrongModelError` if it is not meant for this model,
+     * `KeyRefusedError` if it was made to another public key; `ArgumentError`, `PassphraseError`,
+     * `FormatError`, `SignatureError` as they say.
      */
-    static open(codebook: string | Uint8Array, bundle: KeyBundle | string | Uint8Array, passphrase: string, { signal, onProgress }?: WorkOptions): Promise<Decoder>;
+    static open(codebook: string | Uint8Array, bundle: KeyBundle | string | Uint8Array, secret: string | X25519PrivateKey, { signal, onProgress }?: WorkOptions): Promise<Decoder>;
     /** The class of each confused label, to this key. Secret. */
     secretTable(): Int32Array;
     /**

@@ -13,6 +13,7 @@ export declare const ascii: (text: string) => Bytes;
 export declare function concat(...parts: Uint8Array[]): Bytes;
 export declare const equal: (a: Uint8Array, b: Uint8Array) => boolean;
 export declare const hex: (data: Uint8Array) => string;
+export declare const fromHex: (text: string) => Bytes;
 /** The text of an ASCII file of at most `maxBytes`, given as text or bytes. */
 export declare function asciiText(data: string | Uint8Array, what: string, maxBytes: number): string;
 export declare function encodeBase64(data: Uint8Array): string;
@@ -26,7 +27,8 @@ export declare function parseCanonicalJson<T>(text: string, check: Check<T>, wha
 export declare const text: (min: number, max: number, pattern?: RegExp) => Check<string>;
 export declare const base64Text: Check<string>;
 export declare const integer: (min: number, max: number) => Check<number>;
-export declare const literal: <const T extends string | number>(expected: T) => Check<T>;
+/** One of these values. */
+export declare const literal: <const T extends string | number>(...expected: T[]) => Check<T>;
 export declare const list: <T>(item: Check<T>, min?: number, max?: number) => Check<T[]>;
 /** An object with exactly these fields. */
 export declare const object: <F extends Record<string, Check<unknown>>>(fields: F) => Check<{ [K in keyof F]: ReturnType<F[K]>; }>;

@@ -10,5 +10,6 @@
 export { type BundleHeader, KeyBundle } from "./bundle.js";
 export { Decoder, type Guess, type Rows } from "./decoder.js";
 export * from "./errors.js";
+export { X25519PrivateKey, X25519PublicKey } from "./keypair.js";
 export type { WorkOptions } from "./primitives.js";
 export { type Answer, parseResponse } from "./responses.js";

@@ -1,5 +1,139 @@
 // keras-encryip-client. Apache-2.0. Bundles @noble/curves, hashes, ciphers: LICENSES.txt
 
+// src/errors.ts
+var EncryipError = class extends Error {
+  name = "EncryipError";
+};
+var ArgumentError = class extends EncryipError {
+  name = "ArgumentError";
+};
+var FormatError = class extends EncryipError {
+  name = "FormatError";
+};
+var SignatureError = class extends EncryipError {
+  name = "SignatureError";
+};
+var PassphraseError = class extends EncryipError {
+  name = "PassphraseError";
+};
+var KeyRefusedError = class extends EncryipError {
+  name = "KeyRefusedError";
+};
+var RevokedKeyError = class extends KeyRefusedError {
+  name = "RevokedKeyError";
+};
+var ForeignKeyError = class extends KeyRefusedError {
+  name = "ForeignKeyError";
+};
+var ExpiredKeyError = class extends KeyRefusedError {
+  name = "ExpiredKeyError";
+};
+var WrongModelError = class extends KeyRefusedError {
+  name = "WrongModelError";
+};
+
+// src/encoding.ts
+var ascii = (text2) => new TextEncoder().encode(text2);
+function concat(...parts) {
+  const joined = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    joined.set(part, at);
+    at += part.length;
+  }
+  return joined;
+}
+var equal = (a, b) => a.length === b.length && a.every((byte, i) => byte === b[i]);
+var hex = (data) => Array.from(data, (byte) => byte.toString(16).padStart(2, "0")).join("");
+var fromHex = (text2) => Uint8Array.from(text2.match(/../g) ?? [], (pair) => Number.parseInt(pair, 16));
+function asciiText(data, what, maxBytes) {
+  if (data.length > maxBytes) {
+    throw new FormatError(`The ${what} is too large: ${data.length} bytes, at most ${maxBytes}.`);
+  }
+  const text2 = typeof data === "string" ? data : new TextDecoder().decode(data);
+  if (typeof data === "string" ? ascii(text2).length !== text2.length : text2.length !== data.length) {
+    throw new FormatError(`The ${what} is malformed: it is not ASCII text.`);
+  }
+  return text2;
+}
+function decodeBase64(text2, what, length) {
+  let binary;
+  try {
+    binary = atob(text2);
+  } catch {
+  }
+  if (binary === void 0 || btoa(binary) !== text2) {
+    throw new FormatError(`Field ${what} is not canonical base64.`);
+  }
+  if (length !== void 0 && binary.length !== length) {
+    throw new FormatError(`Field ${what} has ${binary.length} bytes, expected ${length}.`);
+  }
+  const data = new Uint8Array(binary.length);
+  for (let i = 0; i < data.length; i++) data[i] = binary.charCodeAt(i);
+  return data;
+}
+function canonicalJson(value) {
+  if (Array.isArray(value)) return `[${value.map(canonicalJson).join(",")}]`;
+  if (typeof value === "object" && value !== null) {
+    const fields = Object.entries(value).sort(([a], [b]) => a < b ? -1 : 1);
+    return `{${fields.map(([k, v]) => `${canonicalJson(k)}:${canonicalJson(v)}`).join(",")}}`;
+  }
+  return JSON.stringify(value).replace(
+    /[\u007f-\uffff]/g,
+    (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`
+  );
+}
+function parseCanonicalJson(text2, check, what) {
+  let value;
+  try {
+    value = JSON.parse(text2);
+  } catch {
+    throw new FormatError(`The ${what} is malformed: it is not JSON.`);
+  }
+  const checked = check(value, what);
+  if (canonicalJson(checked) !== text2) {
+    throw new FormatError(`The ${what} is not in canonical form (sorted keys, no spaces, ASCII).`);
+  }
+  return checked;
+}
+var refuse = (where, rule) => {
+  throw new FormatError(`Field ${where} must be ${rule}.`);
+};
+var text = (min, max, pattern) => (value, where) => {
+  if (typeof value !== "string" || /\p{Surrogate}/u.test(value)) {
+    return refuse(where, "a string of Unicode text");
+  }
+  const exact = max !== Infinity && value.length <= 2 * max;
+  const characters = exact ? [...value].length : value.length;
+  if (characters < min || characters > max) refuse(where, `${min} … ${max} characters long`);
+  if (pattern !== void 0 && !pattern.test(value)) refuse(where, `of the form ${pattern}`);
+  return value;
+};
+var base64Text = text(0, Infinity);
+var integer = (min, max) => (value, where) => Number.isInteger(value) && value >= min && value <= max ? value : refuse(where, `an integer in ${min} … ${max}`);
+var literal = (...expected) => (value, where) => expected.find((one) => one === value) ?? refuse(where, expected.map((one) => JSON.stringify(one)).join(" or "));
+var list = (item, min = 0, max = Infinity) => (value, where) => {
+  if (!Array.isArray(value) || value.length < min || value.length > max) {
+    return refuse(where, `a list of ${min} … ${max} entries`);
+  }
+  return value.map((entry, i) => item(entry, `${where}[${i}]`));
+};
+var object = (fields) => (value, where) => {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+    return refuse(where, "a JSON object");
+  }
+  for (const name of Object.keys(value)) {
+    if (!Object.hasOwn(fields, name)) {
+      throw new FormatError(`Field ${where}.${name.slice(0, 64)} is unknown.`);
+    }
+  }
+  const checked = Object.entries(fields).map(([name, check]) => {
+    if (!Object.hasOwn(value, name)) refuse(`${where}.${name}`, "present");
+    return [name, check(value[name], `${where}.${name}`)];
+  });
+  return Object.fromEntries(checked);
+};
+
 // node_modules/@noble/hashes/_u64.js
 var U32_MASK64 = /* @__PURE__ */ (() => BigInt(2 ** 32 - 1))();
 var _32n = /* @__PURE__ */ BigInt(32);
@@ -1109,13 +1243,13 @@ function sqrt5mod8(Fp2, n) {
   assertIsSquare(F, root, n);
   return root;
 }
-function sqrt9mod16(P) {
-  const Fp_ = Field(P);
-  const tn = tonelliShanks(P);
+function sqrt9mod16(P2) {
+  const Fp_ = Field(P2);
+  const tn = tonelliShanks(P2);
   const c1 = tn(Fp_, Fp_.neg(Fp_.ONE));
   const c2 = tn(Fp_, c1);
   const c3 = tn(Fp_, Fp_.neg(c1));
-  const c4 = (P + _7n) / _16n;
+  const c4 = (P2 + _7n) / _16n;
   return ((Fp2, n) => {
     const F = Fp2;
     let tv1 = F.pow(n, c4);
@@ -1132,18 +1266,18 @@ function sqrt9mod16(P) {
     return root;
   });
 }
-function tonelliShanks(P) {
-  if (P < _3n)
+function tonelliShanks(P2) {
+  if (P2 < _3n)
     throw new Error("sqrt is not defined for small field");
-  aoddModulus(P, "tonelliShanks");
-  let Q = P - _1n2;
+  aoddModulus(P2, "tonelliShanks");
+  let Q = P2 - _1n2;
   let S = 0;
   while (Q % _2n === _0n2) {
     Q /= _2n;
     S++;
   }
   let Z = _2n;
-  const _Fp = Field(P);
+  const _Fp = Field(P2);
   while (FpLegendre(_Fp, Z) === 1) {
     if (Z++ > 1e3)
       throw new Error("Cannot find square root: probably non-prime P");
@@ -1183,15 +1317,15 @@ function tonelliShanks(P) {
     return R;
   };
 }
-function FpSqrt(P) {
-  aoddModulus(P, "Fp.sqrt");
-  if (P % _4n === _3n)
+function FpSqrt(P2) {
+  aoddModulus(P2, "Fp.sqrt");
+  if (P2 % _4n === _3n)
     return sqrt3mod4;
-  if (P % _8n === _5n)
+  if (P2 % _8n === _5n)
     return sqrt5mod8;
-  if (P % _16n === _9n)
-    return sqrt9mod16(P);
-  return tonelliShanks(P);
+  if (P2 % _16n === _9n)
+    return sqrt9mod16(P2);
+  return tonelliShanks(P2);
 }
 var isNegativeLE = (num, modulo) => (mod(num, modulo) & _1n2) === _1n2;
 var FIELD_FIELDS = [
@@ -1503,8 +1637,8 @@ function validateMSMScalars(scalars, field, maxScalar) {
   });
 }
 var pointWindowSizes = /* @__PURE__ */ new WeakMap();
-function getWindowSize(P) {
-  return pointWindowSizes.get(P) || 1;
+function getWindowSize(P2) {
+  return pointWindowSizes.get(P2) || 1;
 }
 function oddMultiples(p, size) {
   const dbl = p.double();
@@ -2196,14 +2330,14 @@ function eddsa(Point, cHash, eddsaOpts = {}) {
   const verifyOpts = {
     zip215: opts.zip215
   };
-  function verify2(sig, msg, publicKey, options = verifyOpts) {
+  function verify2(sig, msg, publicKey2, options = verifyOpts) {
     validateObject(options);
     const { context } = options;
     const zip215 = options.zip215 === void 0 ? !!verifyOpts.zip215 : options.zip215;
     const len = lengths.signature;
     sig = abytes2(sig, len, "signature");
     msg = abytes2(msg, void 0, "message");
-    publicKey = abytes2(publicKey, lengths.publicKey, "publicKey");
+    publicKey2 = abytes2(publicKey2, lengths.publicKey, "publicKey");
     if (zip215 !== void 0)
       abool(zip215, "zip215");
     if (prehash)
@@ -2213,7 +2347,7 @@ function eddsa(Point, cHash, eddsaOpts = {}) {
     const s = bytesToNumberLE(sig.subarray(mid, len));
     let A, R, SB;
     try {
-      A = Point.fromBytes(publicKey, zip215);
+      A = Point.fromBytes(publicKey2, zip215);
       R = Point.fromBytes(r, zip215);
       SB = BASE.multiplyUnsafe(s);
     } catch (error) {
@@ -2221,7 +2355,7 @@ function eddsa(Point, cHash, eddsaOpts = {}) {
     }
     if (!zip215 && A.isSmallOrder())
       return false;
-    const k = hashDomainToScalar(context, r, publicKey, msg);
+    const k = hashDomainToScalar(context, r, publicKey2, msg);
     const RkA = R.add(A.multiplyUnsafe(k));
     return RkA.subtract(SB).clearCofactor().is0();
   }
@@ -2252,10 +2386,10 @@ function eddsa(Point, cHash, eddsaOpts = {}) {
     isValidSecretKey,
     isValidPublicKey,
     /** Converts an Edwards public key to a companion Montgomery public key. */
-    toMontgomery(publicKey) {
+    toMontgomery(publicKey2) {
       if (toMontgomery2 === void 0)
         throw new Error("Montgomery conversion is not supported for this curve");
-      return toMontgomery2(Point.fromBytes(publicKey));
+      return toMontgomery2(Point.fromBytes(publicKey2));
     },
     toMontgomerySecret(secretKey) {
       if (toMontgomerySecret2 === void 0)
@@ -2276,9 +2410,158 @@ function eddsa(Point, cHash, eddsaOpts = {}) {
   });
 }
 
-// node_modules/@noble/curves/ed25519.js
+// node_modules/@noble/curves/abstract/montgomery.js
+var _0n5 = /* @__PURE__ */ BigInt(0);
 var _1n5 = /* @__PURE__ */ BigInt(1);
 var _2n3 = /* @__PURE__ */ BigInt(2);
+function cmask(P2, swap) {
+  return P2 + swap - (swap >> _1n5 << _1n5);
+}
+function cswap(P2) {
+  const offset = BigInt(6) * P2;
+  return (mask, x_2, x_3) => {
+    const sum = x_2 + x_3;
+    const d = offset + x_3 - x_2;
+    const a = (d * mask + x_2) % P2;
+    return { x_2: a, x_3: sum - a };
+  };
+}
+function validateOpts(curve) {
+  validateObject(curve, {
+    P: "bigint",
+    type: "string",
+    adjustScalarBytes: "function",
+    powPminus2: "function"
+  }, {
+    randomBytes: "function",
+    scalarMultBase: "function"
+  });
+  return Object.freeze({ ...curve });
+}
+function montgomery(curveDef) {
+  const CURVE = validateOpts(curveDef);
+  const { P: P2, type, adjustScalarBytes: adjustScalarBytes2, powPminus2, randomBytes: rand } = CURVE;
+  const mulBaseHook = CURVE.scalarMultBase;
+  const is25519 = type === "x25519";
+  if (!is25519 && type !== "x448")
+    throw new Error("invalid type");
+  const randomBytes_ = rand === void 0 ? randomBytes2 : rand;
+  const montgomeryBits = is25519 ? 255 : 448;
+  const swap = cswap(P2);
+  const fieldLen = is25519 ? 32 : 56;
+  const Gu = is25519 ? BigInt(9) : BigInt(5);
+  const a24 = is25519 ? BigInt(121665) : BigInt(39081);
+  const minScalar = is25519 ? _2n3 ** BigInt(254) : _2n3 ** BigInt(447);
+  const maxAdded = is25519 ? BigInt(8) * (_2n3 ** BigInt(251) - _1n5) : BigInt(4) * (_2n3 ** BigInt(445) - _1n5);
+  const maxScalar = minScalar + maxAdded + _1n5;
+  const modP = (n) => mod(n, P2);
+  const GuBytes = encodeU(Gu);
+  function encodeU(u) {
+    return numberToBytesLE(modP(u), fieldLen);
+  }
+  function decodeU(u) {
+    const _u = copyBytes(abytes2(u, fieldLen, "uCoordinate"));
+    if (is25519)
+      _u[31] &= 127;
+    return modP(bytesToNumberLE(_u));
+  }
+  function decodeScalar2(scalar) {
+    return bytesToNumberLE(adjustScalarBytes2(copyBytes(abytes2(scalar, fieldLen, "scalar"))));
+  }
+  const lowOrderU = new Set(is25519 ? [
+    _0n5,
+    _1n5,
+    P2 - _1n5,
+    BigInt("325606250916557431795983626356110631294008115727848805560023387167927233504"),
+    BigInt("39382357235489614581723060781553021112529911719440698176882885853963445705823")
+  ] : [_0n5, _1n5, P2 - _1n5]);
+  function scalarMult(scalar, u) {
+    const pointU = decodeU(u);
+    if (lowOrderU.has(pointU))
+      throw new Error("invalid private or public key received");
+    const pu = montgomeryLadder(pointU, decodeScalar2(scalar));
+    if (pu === _0n5)
+      throw new Error("invalid private or public key received");
+    return encodeU(pu);
+  }
+  function scalarMultBase(scalar) {
+    if (mulBaseHook === void 0)
+      return scalarMult(scalar, GuBytes);
+    const k = decodeScalar2(scalar);
+    aInRange("scalar", k, minScalar, maxScalar);
+    const pu = modP(mulBaseHook(k));
+    if (pu === _0n5)
+      throw new Error("invalid private or public key received");
+    return encodeU(pu);
+  }
+  const getPublicKey = scalarMultBase;
+  const getSharedSecret = scalarMult;
+  function montgomeryLadder(u, scalar) {
+    aInRange("u", u, _0n5, P2);
+    aInRange("scalar", scalar, minScalar, maxScalar);
+    const k = scalar;
+    const x_1 = u;
+    let x_2 = _1n5;
+    let z_2 = _0n5;
+    let x_3 = u;
+    let z_3 = _1n5;
+    const kx = k ^ k >> _1n5;
+    for (let t = BigInt(montgomeryBits - 1); t >= _0n5; t--) {
+      const mask2 = cmask(P2, kx >> t);
+      ({ x_2, x_3 } = swap(mask2, x_2, x_3));
+      ({ x_2: z_2, x_3: z_3 } = swap(mask2, z_2, z_3));
+      const A = x_2 + z_2;
+      const AA = modP(A * A);
+      const B = x_2 - z_2;
+      const BB = modP(B * B);
+      const E = AA - BB;
+      const C = x_3 + z_3;
+      const D = x_3 - z_3;
+      const DA = modP(D * A);
+      const CB = modP(C * B);
+      const dacb = DA + CB;
+      const da_cb = DA - CB;
+      x_3 = modP(dacb * dacb);
+      z_3 = modP(x_1 * modP(da_cb * da_cb));
+      x_2 = modP(AA * BB);
+      z_2 = modP(E * (AA + modP(a24 * E)));
+    }
+    const mask = cmask(P2, k);
+    ({ x_2, x_3 } = swap(mask, x_2, x_3));
+    ({ x_2: z_2, x_3: z_3 } = swap(mask, z_2, z_3));
+    const z2 = powPminus2(z_2);
+    return modP(x_2 * z2);
+  }
+  const lengths = {
+    secretKey: fieldLen,
+    publicKey: fieldLen,
+    seed: fieldLen
+  };
+  const randomSecretKey = (seed) => {
+    seed = seed === void 0 ? randomBytes_(fieldLen) : seed;
+    abytes2(seed, lengths.seed, "seed");
+    return seed;
+  };
+  const utils = { randomSecretKey };
+  Object.freeze(lengths);
+  Object.freeze(utils);
+  return Object.freeze({
+    keygen: createKeygen(randomSecretKey, getPublicKey),
+    getSharedSecret,
+    getPublicKey,
+    scalarMult,
+    scalarMultBase,
+    utils,
+    GuBytes: GuBytes.slice(),
+    lengths
+  });
+}
+
+// node_modules/@noble/curves/ed25519.js
+var _0n6 = /* @__PURE__ */ BigInt(0);
+var _1n6 = /* @__PURE__ */ BigInt(1);
+var _2n4 = /* @__PURE__ */ BigInt(2);
+var _3n2 = /* @__PURE__ */ BigInt(3);
 var _5n2 = /* @__PURE__ */ BigInt(5);
 var _8n3 = /* @__PURE__ */ BigInt(8);
 var ed25519_CURVE_p = /* @__PURE__ */ BigInt("0x7fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffed");
@@ -2293,19 +2576,19 @@ var ed25519_CURVE = /* @__PURE__ */ (() => ({
 }))();
 function ed25519_pow_2_252_3(x) {
   const _10n = BigInt(10), _20n = BigInt(20), _40n = BigInt(40), _80n = BigInt(80);
-  const P = ed25519_CURVE_p;
-  const x2 = x * x % P;
-  const b2 = x2 * x % P;
-  const b4 = pow2(b2, _2n3, P) * b2 % P;
-  const b5 = pow2(b4, _1n5, P) * x % P;
-  const b10 = pow2(b5, _5n2, P) * b5 % P;
-  const b20 = pow2(b10, _10n, P) * b10 % P;
-  const b40 = pow2(b20, _20n, P) * b20 % P;
-  const b80 = pow2(b40, _40n, P) * b40 % P;
-  const b160 = pow2(b80, _80n, P) * b80 % P;
-  const b240 = pow2(b160, _80n, P) * b80 % P;
-  const b250 = pow2(b240, _10n, P) * b10 % P;
-  const pow_p_5_8 = pow2(b250, _2n3, P) * x % P;
+  const P2 = ed25519_CURVE_p;
+  const x2 = x * x % P2;
+  const b2 = x2 * x % P2;
+  const b4 = pow2(b2, _2n4, P2) * b2 % P2;
+  const b5 = pow2(b4, _1n6, P2) * x % P2;
+  const b10 = pow2(b5, _5n2, P2) * b5 % P2;
+  const b20 = pow2(b10, _10n, P2) * b10 % P2;
+  const b40 = pow2(b20, _20n, P2) * b20 % P2;
+  const b80 = pow2(b40, _40n, P2) * b40 % P2;
+  const b160 = pow2(b80, _80n, P2) * b80 % P2;
+  const b240 = pow2(b160, _80n, P2) * b80 % P2;
+  const b250 = pow2(b240, _10n, P2) * b10 % P2;
+  const pow_p_5_8 = pow2(b250, _2n4, P2) * x % P2;
   return { pow_p_5_8, b2 };
 }
 function adjustScalarBytes(bytes) {
@@ -2316,30 +2599,30 @@ function adjustScalarBytes(bytes) {
 }
 var ED25519_SQRT_M1 = /* @__PURE__ */ BigInt("19681161376707505956807079304988542015446066515923890162744021073123829784752");
 function uvRatio(u, v) {
-  const P = ed25519_CURVE_p;
-  const v3 = mod(v * v * v, P);
-  const v7 = mod(v3 * v3 * v, P);
+  const P2 = ed25519_CURVE_p;
+  const v3 = mod(v * v * v, P2);
+  const v7 = mod(v3 * v3 * v, P2);
   const pow3 = ed25519_pow_2_252_3(u * v7).pow_p_5_8;
-  let x = mod(u * v3 * pow3, P);
-  const vx2 = mod(v * x * x, P);
+  let x = mod(u * v3 * pow3, P2);
+  const vx2 = mod(v * x * x, P2);
   const root1 = x;
-  const root2 = mod(x * ED25519_SQRT_M1, P);
+  const root2 = mod(x * ED25519_SQRT_M1, P2);
   const useRoot1 = vx2 === u;
-  const useRoot2 = vx2 === mod(-u, P);
-  const noRoot = vx2 === mod(-u * ED25519_SQRT_M1, P);
+  const useRoot2 = vx2 === mod(-u, P2);
+  const noRoot = vx2 === mod(-u * ED25519_SQRT_M1, P2);
   if (useRoot1)
     x = root1;
   if (useRoot2 || noRoot)
     x = root2;
-  if (isNegativeLE(x, P))
-    x = mod(-x, P);
+  if (isNegativeLE(x, P2))
+    x = mod(-x, P2);
   return { isValid: useRoot1 || useRoot2, value: x };
 }
 var ed25519_Point = /* @__PURE__ */ edwards(ed25519_CURVE, { uvRatio });
 var Fp = /* @__PURE__ */ (() => ed25519_Point.Fp)();
 function toMontgomery(point) {
   const { y } = point;
-  return Fp.toBytes(Fp.div(_1n5 + y, _1n5 - y));
+  return Fp.toBytes(Fp.div(_1n6 + y, _1n6 - y));
 }
 function toMontgomerySecret(secretKey) {
   const size = ed25519_Point.Fp.BYTES;
@@ -2350,6 +2633,29 @@ function ed(opts) {
   return eddsa(ed25519_Point, sha512, Object.assign({ adjustScalarBytes, toMontgomery, toMontgomerySecret, zip215: true }, opts));
 }
 var ed25519 = /* @__PURE__ */ ed({});
+var x25519 = /* @__PURE__ */ (() => {
+  const P2 = ed25519_CURVE_p;
+  const powPminus2 = (x) => {
+    const { pow_p_5_8, b2 } = ed25519_pow_2_252_3(x);
+    return mod(pow2(pow_p_5_8, _3n2, P2) * b2, P2);
+  };
+  return montgomery({
+    P: P2,
+    type: "x25519",
+    powPminus2,
+    adjustScalarBytes,
+    // ~3x faster fixed-base: [k]B on the birationally-equivalent Edwards curve using cached
+    // base tables, mapped back via u = (1+y)/(1-y) = (Z+Y)/(Z-Y) with one Fermat inversion.
+    // Same construction as libsodium's crypto_scalarmult_curve25519_base.
+    scalarMultBase: (k) => {
+      const kn = mod(k, ed25519_Point.Fn.ORDER);
+      if (kn === _0n6)
+        return _0n6;
+      const p = ed25519_Point.BASE.multiply(kn);
+      return mod((p.Z + p.Y) * powPminus2(mod(p.Z - p.Y, P2)), P2);
+    }
+  });
+})();
 
 // node_modules/@noble/hashes/hmac.js
 var _HMAC = class {
@@ -2663,143 +2969,11 @@ async function scryptAsync(password, salt, opts) {
   return scryptOutput(password, dkLen, B, V, tmp);
 }
 
-// src/errors.ts
-var EncryipError = class extends Error {
-  name = "EncryipError";
-};
-var ArgumentError = class extends EncryipError {
-  name = "ArgumentError";
-};
-var FormatError = class extends EncryipError {
-  name = "FormatError";
-};
-var SignatureError = class extends EncryipError {
-  name = "SignatureError";
-};
-var PassphraseError = class extends EncryipError {
-  name = "PassphraseError";
-};
-var KeyRefusedError = class extends EncryipError {
-  name = "KeyRefusedError";
-};
-var RevokedKeyError = class extends KeyRefusedError {
-  name = "RevokedKeyError";
-};
-var ForeignKeyError = class extends KeyRefusedError {
-  name = "ForeignKeyError";
-};
-var ExpiredKeyError = class extends KeyRefusedError {
-  name = "ExpiredKeyError";
-};
-var WrongModelError = class extends KeyRefusedError {
-  name = "WrongModelError";
-};
-
-// src/encoding.ts
-var ascii = (text2) => new TextEncoder().encode(text2);
-function concat(...parts) {
-  const joined = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    joined.set(part, at);
-    at += part.length;
-  }
-  return joined;
-}
-var equal = (a, b) => a.length === b.length && a.every((byte, i) => byte === b[i]);
-var hex = (data) => Array.from(data, (byte) => byte.toString(16).padStart(2, "0")).join("");
-function asciiText(data, what, maxBytes) {
-  if (data.length > maxBytes) {
-    throw new FormatError(`The ${what} is too large: ${data.length} bytes, at most ${maxBytes}.`);
-  }
-  const text2 = typeof data === "string" ? data : new TextDecoder().decode(data);
-  if (typeof data === "string" ? ascii(text2).length !== text2.length : text2.length !== data.length) {
-    throw new FormatError(`The ${what} is malformed: it is not ASCII text.`);
-  }
-  return text2;
-}
-function decodeBase64(text2, what, length) {
-  let binary;
-  try {
-    binary = atob(text2);
-  } catch {
-  }
-  if (binary === void 0 || btoa(binary) !== text2) {
-    throw new FormatError(`Field ${what} is not canonical base64.`);
-  }
-  if (length !== void 0 && binary.length !== length) {
-    throw new FormatError(`Field ${what} has ${binary.length} bytes, expected ${length}.`);
-  }
-  const data = new Uint8Array(binary.length);
-  for (let i = 0; i < data.length; i++) data[i] = binary.charCodeAt(i);
-  return data;
-}
-function canonicalJson(value) {
-  if (Array.isArray(value)) return `[${value.map(canonicalJson).join(",")}]`;
-  if (typeof value === "object" && value !== null) {
-    const fields = Object.entries(value).sort(([a], [b]) => a < b ? -1 : 1);
-    return `{${fields.map(([k, v]) => `${canonicalJson(k)}:${canonicalJson(v)}`).join(",")}}`;
-  }
-  return JSON.stringify(value).replace(
-    /[\u007f-\uffff]/g,
-    (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`
-  );
-}
-function parseCanonicalJson(text2, check, what) {
-  let value;
-  try {
-    value = JSON.parse(text2);
-  } catch {
-    throw new FormatError(`The ${what} is malformed: it is not JSON.`);
-  }
-  const checked = check(value, what);
-  if (canonicalJson(checked) !== text2) {
-    throw new FormatError(`The ${what} is not in canonical form (sorted keys, no spaces, ASCII).`);
-  }
-  return checked;
-}
-var refuse = (where, rule) => {
-  throw new FormatError(`Field ${where} must be ${rule}.`);
-};
-var text = (min, max, pattern) => (value, where) => {
-  if (typeof value !== "string" || /\p{Surrogate}/u.test(value)) {
-    return refuse(where, "a string of Unicode text");
-  }
-  const exact = max !== Infinity && value.length <= 2 * max;
-  const characters = exact ? [...value].length : value.length;
-  if (characters < min || characters > max) refuse(where, `${min} … ${max} characters long`);
-  if (pattern !== void 0 && !pattern.test(value)) refuse(where, `of the form ${pattern}`);
-  return value;
-};
-var base64Text = text(0, Infinity);
-var integer = (min, max) => (value, where) => Number.isInteger(value) && value >= min && value <= max ? value : refuse(where, `an integer in ${min} … ${max}`);
-var literal = (expected) => (value, where) => value === expected ? expected : refuse(where, JSON.stringify(expected));
-var list = (item, min = 0, max = Infinity) => (value, where) => {
-  if (!Array.isArray(value) || value.length < min || value.length > max) {
-    return refuse(where, `a list of ${min} … ${max} entries`);
-  }
-  return value.map((entry, i) => item(entry, `${where}[${i}]`));
-};
-var object = (fields) => (value, where) => {
-  if (typeof value !== "object" || value === null || Array.isArray(value)) {
-    return refuse(where, "a JSON object");
-  }
-  for (const name of Object.keys(value)) {
-    if (!Object.hasOwn(fields, name)) {
-      throw new FormatError(`Field ${where}.${name.slice(0, 64)} is unknown.`);
-    }
-  }
-  const checked = Object.entries(fields).map(([name, check]) => {
-    if (!Object.hasOwn(value, name)) refuse(`${where}.${name}`, "present");
-    return [name, check(value[name], `${where}.${name}`)];
-  });
-  return Object.fromEntries(checked);
-};
-
 // src/primitives.ts
 var SLICE_MS = 10;
 var NONCE_BYTES = 12;
-var OVERHEAD = NONCE_BYTES + 16;
+var TAG_BYTES = 16;
+var OVERHEAD = NONCE_BYTES + TAG_BYTES;
 var SALT_BYTES = 16;
 var PUBLIC_BYTES = 32;
 var SIGNATURE_BYTES = 64;
@@ -2829,10 +3003,15 @@ async function taggedDigest(tag, data) {
   const message = concat(ascii(`encryip ${tag}\0`), data);
   return new Uint8Array(await subtle().digest("SHA-256", message));
 }
-async function hkdf(material, salt, purpose) {
+async function hkdf(material, salt, info, length = 32) {
   const key = await subtle().importKey("raw", material, "HKDF", false, ["deriveBits"]);
-  const parameters = { name: "HKDF", hash: "SHA-256", salt, info: ascii(purpose) };
-  return new Uint8Array(await subtle().deriveBits(parameters, key, 256));
+  const parameters = { name: "HKDF", hash: "SHA-256", salt, info };
+  return new Uint8Array(await subtle().deriveBits(parameters, key, 8 * length));
+}
+async function hmac2(key, data) {
+  const algorithm = { name: "HMAC", hash: "SHA-256" };
+  const imported = await subtle().importKey("raw", key, algorithm, false, ["sign"]);
+  return new Uint8Array(await subtle().sign("HMAC", imported, data));
 }
 async function unseal(key, sealed, associatedData) {
   const imported = await subtle().importKey("raw", key, "AES-GCM", false, ["decrypt"]);
@@ -2851,6 +3030,14 @@ async function unseal(key, sealed, associatedData) {
   }
   return plaintext;
 }
+async function decryptCbc(key, iv, data) {
+  const imported = await subtle().importKey("raw", key, "AES-CBC", false, ["decrypt"]);
+  try {
+    return new Uint8Array(await subtle().decrypt({ name: "AES-CBC", iv }, imported, data));
+  } catch {
+    return void 0;
+  }
+}
 async function aesBlocks(key, first, count) {
   const imported = await subtle().importKey("raw", key, "AES-CTR", false, ["encrypt"]);
   const counter = new Uint8Array(16);
@@ -2858,12 +3045,12 @@ async function aesBlocks(key, first, count) {
   const parameters = { name: "AES-CTR", counter, length: 128 };
   return new Uint8Array(await subtle().encrypt(parameters, imported, new Uint8Array(16 * count)));
 }
-async function verify(publicKey, domain, message, signature, what) {
+async function verify(publicKey2, domain, message, signature, what) {
   const digest = new Uint8Array(await subtle().digest("SHA-512", ascii(message)));
   const signed = concat(ascii(`encryip ${domain}\0`), digest);
   let good = false;
   try {
-    good = ed25519.verify(signature, signed, publicKey, { zip215: false });
+    good = ed25519.verify(signature, signed, publicKey2, { zip215: false });
   } catch {
   }
   if (!good) {
@@ -2872,32 +3059,375 @@ async function verify(publicKey, domain, message, signature, what) {
     );
   }
 }
-async function passphraseKey(passphrase, salt, log2N, { signal, onProgress }) {
+function passphraseBytes(passphrase) {
   if (typeof passphrase !== "string" || passphrase === "") {
     throw new ArgumentError("`passphrase` must be a string that is not empty.");
   }
   if (/\p{Surrogate}/u.test(passphrase)) {
     throw new ArgumentError("`passphrase` is not Unicode text: half a character is missing.");
   }
-  const N = 2 ** log2N;
-  const settings = { N, r: 8, p: 1, dkLen: 32, maxmem: 128 * 8 * (N + 2) };
+  return ascii(passphrase.normalize("NFC"));
+}
+async function scryptKey(password, salt, { N, r, p }, length, what, { signal, onProgress }) {
+  const settings = { N, r, p, dkLen: length, maxmem: 128 * r * (N + p + 1) };
   const report = (done) => {
     signal?.throwIfAborted();
     onProgress?.(done);
   };
   try {
-    const password = ascii(passphrase.normalize("NFC"));
     return new Uint8Array(await scryptAsync(password, salt, { ...settings, onProgress: report }));
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
   }
+  const size = Math.ceil(128 * r * N / 2 ** 20);
   throw new FormatError(
-    `Field scrypt_log2_n is ${log2N}: this browser does not give the ${N >> 10} MiB that it takes.`
+    `${what}: this browser does not give the ${size} MiB of memory that scrypt takes.`
   );
+}
+async function pbkdf2Key(password, salt, iterations, length, { signal, onProgress }) {
+  signal?.throwIfAborted();
+  onProgress?.(0);
+  const key = await subtle().importKey("raw", password, "PBKDF2", false, ["deriveBits"]);
+  const parameters = { name: "PBKDF2", hash: "SHA-256", salt, iterations };
+  const aborted = new Promise(
+    (_, reject) => signal?.addEventListener("abort", () => reject(signal.reason))
+  );
+  const derived = await Promise.race([subtle().deriveBits(parameters, key, 8 * length), aborted]);
+  onProgress?.(1);
+  return new Uint8Array(derived);
+}
+
+// src/hpke.ts
+var KEM = concat(ascii("KEM"), new Uint8Array([0, 32]));
+var SUITE = concat(ascii("HPKE"), new Uint8Array([0, 32, 0, 1, 0, 2]));
+var NOTHING = new Uint8Array(0);
+var labeled = (suite, [label, data]) => concat(ascii("HPKE-v1"), suite, ascii(label), data);
+function derive(suite, salt, material, info, length) {
+  const purpose = concat(new Uint8Array([0, length]), labeled(suite, info));
+  return hkdf(labeled(suite, material), salt, purpose, length);
+}
+function sharedSecret(dh, encapsulated, recipient) {
+  const context = concat(encapsulated, recipient);
+  return derive(KEM, NOTHING, ["eae_prk", dh], ["shared_secret", context], 32);
+}
+async function keySchedule(secret, info) {
+  const extract = (...data) => hmac2(new Uint8Array(32), labeled(SUITE, data));
+  const hashes = [await extract("psk_id_hash", NOTHING), await extract("info_hash", info)];
+  const context = concat(new Uint8Array([0]), ...hashes);
+  const expand = (label, length) => derive(SUITE, secret, ["secret", NOTHING], [label, context], length);
+  return { key: await expand("key", 32), nonce: await expand("base_nonce", 12) };
+}
+async function open(secret, info, associatedData, sealed) {
+  const { key, nonce } = await keySchedule(secret, info);
+  return unseal(key, concat(nonce, sealed), associatedData);
+}
+
+// src/pkcs8.ts
+var MAX_PEM_BYTES = 8192;
+var PLAIN = "PRIVATE KEY";
+var ENCRYPTED = "ENCRYPTED PRIVATE KEY";
+var MAX_SCRYPT_COST = 2 ** 23;
+var MAX_SCRYPT_WIDTH = 2 ** 10;
+var MAX_PBKDF2_ITERATIONS = 1e7;
+var INTEGER = 2;
+var OCTET_STRING = 4;
+var OBJECT_IDENTIFIER = 6;
+var SEQUENCE = 48;
+var PBES2 = "2a864886f70d01050d";
+var PBKDF2 = "2a864886f70d01050c";
+var HMAC_SHA256 = "2a864886f70d0209";
+var SCRYPT = "2b06010401da47040b";
+var AES_CBC_KEY_BYTES = {
+  "608648016503040102": 16,
+  // 2.16.840.1.101.3.4.1.2
+  "60864801650304012a": 32
+  // 2.16.840.1.101.3.4.1.42
+};
+async function unwrap(data, passphrase, options) {
+  if (data.length > MAX_PEM_BYTES) {
+    throw new FormatError(`The private key is too large: more than ${MAX_PEM_BYTES} bytes.`);
+  }
+  const source = typeof data === "string" ? data : new TextDecoder("latin1").decode(data);
+  const encrypted = /^[ \t\n\v\f\r]*-----BEGIN ENCRYPTED PRIVATE KEY-----/.test(source);
+  if (encrypted !== (passphrase !== void 0)) {
+    throw new PassphraseError(
+      encrypted ? "The private key is encrypted: pass its passphrase." : "The private key is not encrypted: pass no passphrase."
+    );
+  }
+  const der = block(source, encrypted ? ENCRYPTED : PLAIN);
+  if (der === void 0) {
+    throw new FormatError(
+      `The private key is not one whole PEM block '${ENCRYPTED}' or '${PLAIN}'.`
+    );
+  }
+  const password = passphrase === void 0 ? void 0 : passphraseBytes(passphrase);
+  let found;
+  try {
+    found = privateKeyInfo(password === void 0 ? der : await decrypt(der, password, options));
+  } catch (error) {
+    if (!(error instanceof Malformed)) throw error;
+  }
+  if (found === void 0) {
+    throw encrypted ? new PassphraseError("The passphrase does not open the private key, or it was changed.") : new FormatError("The private key is not in the form PKCS #8.");
+  }
+  return found;
+}
+function block(source, label) {
+  const words = source.split(/[ \t\n\v\f\r]+/).filter((word) => word !== "");
+  const text2 = words.join(" ");
+  const [begin, end] = [`-----BEGIN ${label}----- `, ` -----END ${label}-----`];
+  if (!text2.startsWith(begin) || !text2.endsWith(end)) return void 0;
+  const base64 = text2.slice(begin.length, -end.length).replaceAll(" ", "");
+  try {
+    return decodeBase64(base64, label);
+  } catch {
+    return void 0;
+  }
+}
+function privateKeyInfo(der) {
+  const [version, algorithm, key, ...others] = sequence(only(der), 3, 5);
+  const number = integer2(version);
+  if (number > 1 || others.length > number + 1) malformed();
+  return { algorithm: oid(sequence(algorithm, 1, 2)[0]), key: content(key, OCTET_STRING) };
+}
+async function decrypt(der, password, options) {
+  const [algorithm, data] = sequence(only(der), 2);
+  const [scheme, parameters] = sequence(algorithm, 2);
+  if (oid(scheme) !== PBES2) unsupported("in another way than PBES2");
+  const [kdf, cipher] = sequence(parameters, 2);
+  const [name, iv] = sequence(cipher, 2);
+  const size = AES_CBC_KEY_BYTES[oid(name)];
+  if (size === void 0) return unsupported("with another cipher than AES-128-CBC or AES-256-CBC");
+  const key = await deriveKey(kdf, size, password, options);
+  const opened = await decryptCbc(key, content(iv, OCTET_STRING), content(data, OCTET_STRING));
+  return opened ?? malformed();
+}
+async function deriveKey(kdf, size, password, options) {
+  const [name, parameters] = sequence(kdf, 2);
+  switch (oid(name)) {
+    case SCRYPT: {
+      const [salt, ...numbers] = sequence(parameters, 4, 5);
+      const [N = 0, r = 0, p = 0, length = size] = numbers.map(integer2);
+      if (N * r * p > MAX_SCRYPT_COST || r * p > MAX_SCRYPT_WIDTH) {
+        unsupported(`with scrypt of the cost N = ${N}, r = ${r}, p = ${p}`);
+      }
+      const power = N > 1 && (N & N - 1) === 0 && N < 2 ** (16 * r);
+      if (!power || p < 1 || length !== size) malformed();
+      return scryptKey(
+        password,
+        content(salt, OCTET_STRING),
+        { N, r, p },
+        size,
+        "The private key",
+        options
+      );
+    }
+    case PBKDF2: {
+      const [salt, count, ...others] = sequence(parameters, 2, 4);
+      const iterations = integer2(count);
+      const length = others[0]?.tag === INTEGER ? integer2(others.shift()) : size;
+      const prf = others.shift();
+      if (iterations < 1 || length !== size || others.length > 0) malformed();
+      if (prf === void 0 || oid(sequence(prf, 1, 2)[0]) !== HMAC_SHA256) {
+        unsupported("with PBKDF2 of another hash than HMAC-SHA256");
+      }
+      if (iterations > MAX_PBKDF2_ITERATIONS) {
+        unsupported(`with PBKDF2 of ${iterations} iterations`);
+      }
+      return pbkdf2Key(password, content(salt, OCTET_STRING), iterations, size, options);
+    }
+    default:
+      return unsupported("with a key of neither scrypt nor PBKDF2");
+  }
+}
+function unsupported(how) {
+  throw new FormatError(
+    `The private key is encrypted ${how}, which this client does not read. Convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD.pem -out NEW.pem`
+  );
+}
+var Malformed = class extends Error {
+};
+function malformed() {
+  throw new Malformed();
+}
+function elements(data) {
+  const found = [];
+  for (let at = 0; at < data.length; ) {
+    const [tag, short = malformed()] = data.subarray(at, at + 2);
+    at += 2;
+    let length = short;
+    if (short >= 128) {
+      const long = data.subarray(at, at + (short & 127));
+      at += long.length;
+      length = long.reduce((value, byte) => 256 * value + byte, 0);
+      if (length < 128 || long[0] === 0) malformed();
+    }
+    if (at + length > data.length) malformed();
+    found.push({ tag, body: data.slice(at, at + length) });
+    at += length;
+  }
+  return found;
+}
+function only(der) {
+  const [element, ...others] = elements(der);
+  return element !== void 0 && others.length === 0 ? element : malformed();
+}
+function content(element, tag) {
+  return element?.tag === tag ? element.body : malformed();
+}
+function sequence(element, min, max = min) {
+  const found = elements(content(element, SEQUENCE));
+  return found.length >= min && found.length <= max ? found : malformed();
+}
+function integer2(element) {
+  const body = content(element, INTEGER);
+  return body.length > 0 && body[0] < 128 ? Number(`0x${hex(body)}`) : malformed();
+}
+var oid = (element) => hex(content(element, OBJECT_IDENTIFIER));
+
+// src/keypair.ts
+var KEY_BYTES = 32;
+var OID = "2b656e";
+var PUBLIC_PREFIX = fromHex("302a300506032b656e032100");
+var PRIVATE_PREFIX = "0420";
+var P = 2n ** 255n - 19n;
+var SMALL_ORDER = [
+  0n,
+  1n,
+  P - 1n,
+  325606250916557431795983626356110631294008115727848805560023387167927233504n,
+  39382357235489614581723060781553021112529911719440698176882885853963445705823n
+];
+var X25519PublicKey = class {
+  /**
+   * @param raw Its 32 bytes (RFC 7748).
+   *
+   * Throws `FormatError` for another length, a second spelling of a key, and a point of small
+   * order, to which anybody could read what is sealed.
+   */
+  constructor(raw) {
+    this.raw = raw;
+    const u = raw.length === KEY_BYTES ? BigInt(`0x${hex(raw.slice().reverse())}`) : P;
+    if (u >= P || SMALL_ORDER.includes(u)) {
+      throw new FormatError("These bytes are not an X25519 public key that can be used.");
+    }
+  }
+  raw;
+  /** Half of SHA-256 of the key's DER form in hexadecimal, to be compared by voice. */
+  get fingerprint() {
+    const digest = hex(sha256(concat(PUBLIC_PREFIX, this.raw)));
+    return digest.slice(0, 32).match(/.{4}/g).join(" ");
+  }
+};
+var X25519PrivateKey = class _X25519PrivateKey {
+  #secret;
+  /** What the owner got. */
+  publicKey;
+  constructor(secret) {
+    this.#secret = secret;
+    this.publicKey = new X25519PublicKey(new Uint8Array(x25519.getPublicKey(secret)));
+  }
+  /**
+   * Parse a PEM file, e.g. `alice.private.pem`, as `encryip key new` and OpenSSL write it.
+   *
+   * @param pem One block `ENCRYPTED PRIVATE KEY` or `PRIVATE KEY`, as text or bytes.
+   * @param passphrase Opens an encrypted one; `undefined` for one that is not.
+   * @param options Report progress, or abort.
+   *
+   * Throws `PassphraseError` if the passphrase is wrong, missing, or not asked for; `FormatError`
+   * if there is no such block, more than one, a key of another kind, or an encryption that this
+   * client does not read.
+   */
+  static async parse(pem, passphrase, options = {}) {
+    const { algorithm, key } = await unwrap(pem, passphrase, options);
+    const prefix = hex(key.subarray(0, -KEY_BYTES));
+    if (algorithm !== OID || prefix !== PRIVATE_PREFIX) {
+      throw new FormatError("The private key is not for X25519.");
+    }
+    return new _X25519PrivateKey(key.slice(-KEY_BYTES));
+  }
+  /** @internal Decrypt what was sealed to the public key (HPKE, base mode). */
+  async unseal(encapsulated, sealed, info, associatedData) {
+    const dh = new Uint8Array(x25519.getSharedSecret(this.#secret, encapsulated.raw));
+    const secret = await sharedSecret(dh, encapsulated.raw, this.publicKey.raw);
+    return open(secret, info, associatedData, sealed);
+  }
+};
+
+// src/bodies.ts
+var USER_KEY_BYTES = 64;
+var INFO = ascii("encryip key bundle v2");
+var PASSPHRASE_FIELDS = object({
+  salt: base64Text,
+  scrypt_log2_n: integer(MIN_SCRYPT_LOG2_N, MAX_SCRYPT_LOG2_N),
+  sealed: base64Text
+});
+var PUBLIC_KEY_FIELDS = object({
+  encapsulated: base64Text,
+  recipient: base64Text,
+  sealed: base64Text
+});
+function passphraseBody(fields) {
+  const salt = decodeBase64(fields.salt, "salt", SALT_BYTES);
+  const sealed = decodeBase64(fields.sealed, "sealed", USER_KEY_BYTES + OVERHEAD);
+  const log2N = fields.scrypt_log2_n;
+  return {
+    recipient: void 0,
+    async open(secret, bundle, header, options) {
+      if (typeof secret !== "string") {
+        throw new ArgumentError(`A passphrase opens ${bundle}: \`secret\` must be it, a string.`);
+      }
+      const cost = { N: 2 ** log2N, r: 8, p: 1 };
+      const what = `Field scrypt_log2_n is ${log2N}`;
+      const key = await scryptKey(passphraseBytes(secret), salt, cost, 32, what, options);
+      const found = await unlessChanged(unseal(key, sealed, header));
+      if (found !== void 0) return found;
+      throw new PassphraseError(`The passphrase does not open ${bundle}, or its body was changed.`);
+    }
+  };
+}
+function publicKeyBody(fields) {
+  const encapsulated = publicKey(fields.encapsulated, "encapsulated");
+  const recipient = publicKey(fields.recipient, "recipient");
+  const sealed = decodeBase64(fields.sealed, "sealed", USER_KEY_BYTES + TAG_BYTES);
+  return {
+    recipient,
+    async open(secret, bundle, header) {
+      if (!(secret instanceof X25519PrivateKey)) {
+        throw new ArgumentError(
+          `The private key of '${recipient.fingerprint}' opens ${bundle}: \`secret\` must be it, an \`X25519PrivateKey\`.`
+        );
+      }
+      if (!equal(secret.publicKey.raw, recipient.raw)) {
+        throw new KeyRefusedError(
+          `The ${bundle} was made to the public key '${recipient.fingerprint}', and not to yours, '${secret.publicKey.fingerprint}'. Send yours to the model's owner.`
+        );
+      }
+      const found = await unlessChanged(secret.unseal(encapsulated, sealed, INFO, header));
+      if (found !== void 0) return found;
+      throw new SignatureError(`The header or body of ${bundle} was changed.`);
+    }
+  };
+}
+async function unlessChanged(opening) {
+  try {
+    return await opening;
+  } catch (error) {
+    if (!(error instanceof SignatureError)) throw error;
+    return void 0;
+  }
+}
+function publicKey(text2, field) {
+  try {
+    return new X25519PublicKey(decodeBase64(text2, field, KEY_BYTES));
+  } catch (error) {
+    if (!(error instanceof FormatError)) throw error;
+  }
+  throw new FormatError(`Field ${field} is not base64 of an X25519 public key that can be used.`);
 }
 
 // node_modules/@noble/curves/abstract/der.js
-var _0n5 = /* @__PURE__ */ BigInt(0);
+var _0n7 = /* @__PURE__ */ BigInt(0);
 var DERErr = class extends Error {
   constructor(m = "") {
     super(m);
@@ -2969,7 +3499,7 @@ var _DER = {
     encode(num) {
       const { Err: E } = _DER;
       abignumber(num);
-      if (num < _0n5)
+      if (num < _0n7)
         throw new E("integer: negative integers are not allowed");
       let hex2 = numberToHexUnpadded(num);
       if (Number.parseInt(hex2[0], 16) & 8)
@@ -3024,22 +3554,22 @@ var DER = /* @__PURE__ */ (() => {
 })();
 
 // node_modules/@noble/curves/abstract/weierstrass.js
-var divNearest = (num, den) => (num + (num >= 0 ? den : -den) / _2n4) / den;
+var divNearest = (num, den) => (num + (num >= 0 ? den : -den) / _2n5) / den;
 function _splitEndoScalar(k, basis, n) {
-  aInRange("scalar", k, _0n6, n);
+  aInRange("scalar", k, _0n8, n);
   const [[a1, b1], [a2, b2]] = basis;
   const c1 = divNearest(b2 * k, n);
   const c2 = divNearest(-b1 * k, n);
   let k1 = k - c1 * a1 - c2 * a2;
   let k2 = -c1 * b1 - c2 * b2;
-  const k1neg = k1 < _0n6;
-  const k2neg = k2 < _0n6;
+  const k1neg = k1 < _0n8;
+  const k2neg = k2 < _0n8;
   if (k1neg)
     k1 = -k1;
   if (k2neg)
     k2 = -k2;
-  const MAX_NUM = bitMask(Math.ceil(bitLen(n) / 2)) + _1n6;
-  if (k1 < _0n6 || k1 >= MAX_NUM || k2 < _0n6 || k2 >= MAX_NUM) {
+  const MAX_NUM = bitMask(Math.ceil(bitLen(n) / 2)) + _1n7;
+  if (k1 < _0n8 || k1 >= MAX_NUM || k2 < _0n8 || k2 >= MAX_NUM) {
     throw new Error("splitScalar (endomorphism): failed for k");
   }
   return { k1neg, k1, k2neg, k2 };
@@ -3061,10 +3591,10 @@ function validateSigOpts(opts, def) {
     validateSigFormat(optsn.format);
   return optsn;
 }
-var _0n6 = /* @__PURE__ */ BigInt(0);
-var _1n6 = /* @__PURE__ */ BigInt(1);
-var _2n4 = /* @__PURE__ */ BigInt(2);
-var _3n2 = /* @__PURE__ */ BigInt(3);
+var _0n8 = /* @__PURE__ */ BigInt(0);
+var _1n7 = /* @__PURE__ */ BigInt(1);
+var _2n5 = /* @__PURE__ */ BigInt(2);
+var _3n3 = /* @__PURE__ */ BigInt(3);
 var _4n4 = /* @__PURE__ */ BigInt(4);
 function weierstrass(params, extraOpts = {}) {
   const validated = createCurveFields("weierstrass", params, extraOpts);
@@ -3153,7 +3683,7 @@ function weierstrass(params, extraOpts = {}) {
   }
   const encodePoint = toBytes === void 0 ? pointToBytes : toBytes;
   const decodePoint2 = fromBytes === void 0 ? pointFromBytes : fromBytes;
-  const b3 = Fp2.mul(CURVE.b, _3n2);
+  const b3 = Fp2.mul(CURVE.b, _3n3);
   const mulA = Fp2.is0(CURVE.a) ? (_) => Fp2.ZERO : (x) => Fp2.mul(CURVE.a, x);
   function weierstrassEquation(x) {
     const x2 = Fp2.sqr(x);
@@ -3167,7 +3697,7 @@ function weierstrass(params, extraOpts = {}) {
   }
   if (!isValidXY(CURVE.Gx, CURVE.Gy))
     throw new Error("bad curve params: generator point");
-  const _4a3 = Fp2.mul(Fp2.pow(CURVE.a, _3n2), _4n4);
+  const _4a3 = Fp2.mul(Fp2.pow(CURVE.a, _3n3), _4n4);
   const _27b2 = Fp2.mul(Fp2.sqr(CURVE.b), BigInt(27));
   if (Fp2.is0(Fp2.add(_4a3, _27b2)))
     throw new Error("bad curve params: a or b");
@@ -3229,9 +3759,9 @@ function weierstrass(params, extraOpts = {}) {
       return new Point(x, y, Fp2.ONE);
     }
     static fromBytes(bytes) {
-      const P = Point.fromAffine(decodePoint2(abytes2(bytes, void 0, "point")));
-      P.assertValidity();
-      return P;
+      const P2 = Point.fromAffine(decodePoint2(abytes2(bytes, void 0, "point")));
+      P2.assertValidity();
+      return P2;
     }
     static fromHex(hex2) {
       return Point.fromBytes(hexToBytes2(hex2));
@@ -3248,7 +3778,7 @@ function weierstrass(params, extraOpts = {}) {
     precompute(windowSize = 6, isLazy = true) {
       wnaf.setWindowSize(this, windowSize);
       if (!isLazy)
-        this.multiply(_3n2);
+        this.multiply(_3n3);
       return this;
     }
     // TODO: return `this`
@@ -3412,9 +3942,9 @@ function weierstrass(params, extraOpts = {}) {
       const sc = scalar;
       if (!Fn2.isValid(sc))
         throw new RangeError("invalid scalar: out of range");
-      if (sc === _0n6 || p.is0())
+      if (sc === _0n8 || p.is0())
         return Point.ZERO;
-      if (sc === _1n6)
+      if (sc === _1n7)
         return p;
       if (wnaf.hasWindowSize(this))
         return wnaf.mulUnsafe(p, sc, normalize);
@@ -3468,21 +3998,21 @@ function weierstrass(params, extraOpts = {}) {
      * Always torsion-free for cofactor=1 curves.
      */
     isTorsionFree() {
-      if (cofactor === _1n6)
+      if (cofactor === _1n7)
         return true;
       if (isTorsionFree)
         return isTorsionFree(Point, this);
       return wnaf.mulUnsafe(this, CURVE_ORDER).is0();
     }
     clearCofactor() {
-      if (cofactor === _1n6)
+      if (cofactor === _1n7)
         return this;
       if (clearCofactor)
         return clearCofactor(Point, this);
       return this.multiplyUnsafe(cofactor);
     }
     isSmallOrder() {
-      if (cofactor === _1n6)
+      if (cofactor === _1n7)
         return this.is0();
       return this.clearCofactor().is0();
     }
@@ -3535,15 +4065,15 @@ function ecdh(Point, ecdhOpts = {}) {
       return false;
     }
   }
-  function isValidPublicKey(publicKey, isCompressed) {
+  function isValidPublicKey(publicKey2, isCompressed) {
     const { publicKey: comp, publicKeyUncompressed } = lengths;
     try {
-      const l = publicKey.length;
+      const l = publicKey2.length;
       if (isCompressed === true && l !== comp)
         return false;
       if (isCompressed === false && l !== publicKeyUncompressed)
         return false;
-      return !Point.fromBytes(publicKey).is0();
+      return !Point.fromBytes(publicKey2).is0();
     } catch (error) {
       return false;
     }
@@ -3556,12 +4086,12 @@ function ecdh(Point, ecdhOpts = {}) {
     return Point.BASE.multiply(Fn2.fromBytes(secretKey)).toBytes(isCompressed);
   }
   function isProbPub(item) {
-    const { secretKey, publicKey, publicKeyUncompressed } = lengths;
+    const { secretKey, publicKey: publicKey2, publicKeyUncompressed } = lengths;
     const allowedLengths = Fn2._lengths;
     if (!isBytes2(item))
       return void 0;
     const l = abytes2(item, void 0, "key").length;
-    const isPub = l === publicKey || l === publicKeyUncompressed;
+    const isPub = l === publicKey2 || l === publicKeyUncompressed;
     const isSec = l === secretKey || !!allowedLengths?.includes(l);
     if (isPub && isSec)
       return void 0;
@@ -3601,7 +4131,7 @@ function ecdsa(Point, hash, ecdsaOpts = {}) {
   });
   const opts = Object.assign({}, ecdsaOpts);
   const randomBytes4 = opts.randomBytes === void 0 ? randomBytes2 : opts.randomBytes;
-  const hmac2 = opts.hmac === void 0 ? (key, msg) => hmac(hash_, key, msg) : opts.hmac;
+  const hmac3 = opts.hmac === void 0 ? (key, msg) => hmac(hash_, key, msg) : opts.hmac;
   const { Fp: Fp2, Fn: Fn2 } = Point;
   const { ORDER: CURVE_ORDER, BITS: fnBits } = Fn2;
   const blindLength = getMinHashLength(CURVE_ORDER);
@@ -3613,9 +4143,9 @@ function ecdsa(Point, hash, ecdsaOpts = {}) {
     format: "compact",
     extraEntropy: false
   };
-  const hasLargeRecoveryLifts = CURVE_ORDER * _2n4 + _1n6 < Fp2.ORDER;
+  const hasLargeRecoveryLifts = CURVE_ORDER * _2n5 + _1n7 < Fp2.ORDER;
   function isBiggerThanHalfOrder(number) {
-    const HALF = CURVE_ORDER >> _1n6;
+    const HALF = CURVE_ORDER >> _1n7;
     return number > HALF;
   }
   function validateRS(title, num) {
@@ -3742,7 +4272,7 @@ function ecdsa(Point, hash, ecdsaOpts = {}) {
   } : opts.bits2int_modN;
   const ORDER_MASK = bitMask(fnBits);
   function int2octets(num) {
-    aInRange("num < 2^" + fnBits, num, _0n6, ORDER_MASK);
+    aInRange("num < 2^" + fnBits, num, _0n8, ORDER_MASK);
     return Fn2.toBytes(num);
   }
   function validateMsgAndHash(message, prehash) {
@@ -3769,7 +4299,7 @@ function ecdsa(Point, hash, ecdsaOpts = {}) {
         return;
       const q = Point.BASE.multiply(k).toAffine();
       const r = Fn2.create(q.x);
-      if (r === _0n6)
+      if (r === _0n8)
         return;
       let s;
       if (csprng !== void 0) {
@@ -3782,7 +4312,7 @@ function ecdsa(Point, hash, ecdsaOpts = {}) {
         const ik = invertCt(k, CURVE_ORDER);
         s = Fn2.create(ik * Fn2.create(m + r * d));
       }
-      if (s === _0n6)
+      if (s === _0n8)
         return;
       let recovery = getRecoveryBit(q.x, q.y, r);
       let normS = s;
@@ -3796,13 +4326,13 @@ function ecdsa(Point, hash, ecdsaOpts = {}) {
   }
   function sign(message, secretKey, opts2 = {}) {
     const { seed, k2sig } = prepSig(message, secretKey, opts2);
-    const drbg = createHmacDrbg(hash_.outputLen, Fn2.BYTES, hmac2);
+    const drbg = createHmacDrbg(hash_.outputLen, Fn2.BYTES, hmac3);
     const sig = drbg(seed, k2sig);
     return sig.toBytes(opts2.format);
   }
-  function verify2(signature, message, publicKey, opts2 = {}) {
+  function verify2(signature, message, publicKey2, opts2 = {}) {
     const { lowS, prehash, format } = validateSigOpts(opts2, defaultSigOpts);
-    publicKey = abytes2(publicKey, void 0, "publicKey");
+    publicKey2 = abytes2(publicKey2, void 0, "publicKey");
     message = validateMsgAndHash(message, prehash);
     if (!isBytes2(signature)) {
       const end = signature instanceof Signature ? ", use sig.toBytes()" : "";
@@ -3811,8 +4341,8 @@ function ecdsa(Point, hash, ecdsaOpts = {}) {
     validateSigLength(signature, format);
     try {
       const sig = Signature.fromBytes(signature, format);
-      const P = Point.fromBytes(publicKey);
-      if (P.is0())
+      const P2 = Point.fromBytes(publicKey2);
+      if (P2.is0())
         return false;
       if (lowS && sig.hasHighS())
         return false;
@@ -3821,7 +4351,7 @@ function ecdsa(Point, hash, ecdsaOpts = {}) {
       const is = Fn2.inv(s);
       const u1 = Fn2.create(h * is);
       const u2 = Fn2.create(r * is);
-      const R = Point.BASE.mulAddUnsafe(u1, P, u2);
+      const R = Point.BASE.mulAddUnsafe(u1, P2, u2);
       if (R.is0())
         return false;
       const q = R.toAffine();
@@ -3977,7 +4507,7 @@ var UserKey = class _UserKey {
     if (secret.is0()) {
       throw new FormatError("The header carries no secret: it opens to the point at infinity.");
     }
-    return hkdf(new Uint8Array(secret.toBytes(true)), await header.digest(), purpose);
+    return hkdf(new Uint8Array(secret.toBytes(true)), await header.digest(), ascii(purpose));
   }
 };
 
@@ -4051,9 +4581,7 @@ var MAX_BUNDLE_BYTES = 65536;
 var ANY_MODEL = "*";
 var BEGIN = "-----BEGIN ENCRYIP KEY BUNDLE-----\n";
 var END = "\n-----END ENCRYIP KEY BUNDLE-----\n";
-var DOMAIN = "key bundle v1";
-var VERSION2 = 1;
-var USER_KEY_BYTES = 64;
+var VERSIONS = [1, 2];
 var NAME = text(1, 256);
 var TIME = text(20, 20, /^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$/);
 var HEADER = object({
@@ -4067,14 +4595,15 @@ var HEADER = object({
   not_before: TIME,
   scope: list(NAME, 1, 64),
   subject: NAME,
-  version: literal(VERSION2)
+  version: literal(...VERSIONS)
 });
-var BODY = object({
-  salt: base64Text,
-  scrypt_log2_n: integer(MIN_SCRYPT_LOG2_N, MAX_SCRYPT_LOG2_N),
-  sealed: base64Text
+var SIGNED = object({ body: (value) => value, header: HEADER });
+var BUNDLE = ((value, where) => {
+  const { body, header } = SIGNED(value, where);
+  const fields = header.version === 1 ? PASSPHRASE_FIELDS : PUBLIC_KEY_FIELDS;
+  return { body: fields(body, `${where}.body`), header };
 });
-var FILE = object({ bundle: object({ body: BODY, header: HEADER }), signature: base64Text });
+var FILE = object({ bundle: BUNDLE, signature: base64Text });
 var KeyBundle = class _KeyBundle {
   constructor(header, authority, issuer, notBefore, notAfter, body) {
     this.header = header;
@@ -4090,6 +4619,10 @@ var KeyBundle = class _KeyBundle {
   notBefore;
   notAfter;
   #body;
+  /** The public key that it was made to; `undefined` if a passphrase opens it. */
+  get recipient() {
+    return this.#body.recipient;
+  }
   /**
    * Parse a bundle; the signature is checked before anything could be decrypted.
    *
@@ -4112,29 +4645,27 @@ var KeyBundle = class _KeyBundle {
     const notBefore = parseTime(header.not_before, "not_before");
     const notAfter = parseTime(header.not_after, "not_after");
     parseTime(header.issued_at, "issued_at");
-    const salt = decodeBase64(body.salt, "salt", SALT_BYTES);
-    const sealed = decodeBase64(body.sealed, "sealed", USER_KEY_BYTES + OVERHEAD);
+    const sealed = "recipient" in body ? publicKeyBody(body) : passphraseBody(body);
     const signed = decodeBase64(signature, "signature", SIGNATURE_BYTES);
-    await verify(issuer, DOMAIN, canonicalJson(bundle), signed, "key bundle");
-    const found = { salt, log2N: body.scrypt_log2_n, sealed };
-    return new _KeyBundle(header, authority, issuer, notBefore, notAfter, found);
+    const domain = `key bundle v${header.version}`;
+    await verify(issuer, domain, canonicalJson(bundle), signed, "key bundle");
+    return new _KeyBundle(header, authority, issuer, notBefore, notAfter, sealed);
   }
-  /** Decrypt the user key. Throws `PassphraseError`: wrong passphrase or changed body. */
-  async unlock(passphrase, options = {}) {
-    const { salt, log2N, sealed } = this.#body;
-    const key = await passphraseKey(passphrase, salt, log2N, options);
-    let secret;
-    try {
-      secret = await unseal(key, sealed, ascii(canonicalJson(this.header)));
-    } catch (error) {
-      if (!(error instanceof SignatureError)) throw error;
-    }
-    if (secret === void 0) {
-      throw new PassphraseError(
-        `The passphrase does not open key bundle ${this.header.key_id} (subject '${this.header.subject}'), or its body was changed.`
-      );
-    }
-    const userKey = await UserKey.fromSecretBytes(secret);
+  /**
+   * Decrypt the user key.
+   *
+   * @param secret The passphrase, or the private key of the bundle's `recipient`.
+   * @param options Report progress, or abort.
+   *
+   * Throws `ArgumentError` for the other of the two; `PassphraseError`: wrong passphrase or changed
+   * body; `KeyRefusedError`: the bundle was made to another public key; `SignatureError`: it was
+   * changed since the key was sealed.
+   */
+  async unlock(secret, options = {}) {
+    const name = `key bundle ${this.header.key_id} (subject '${this.header.subject}')`;
+    const header = ascii(canonicalJson(this.header));
+    const found = await this.#body.open(secret, name, header, options);
+    const userKey = await UserKey.fromSecretBytes(found);
     if (userKey.keyId !== this.header.key_id) {
       throw new FormatError("The key bundle's key_id does not belong to the key inside.");
     }
@@ -4159,20 +4690,20 @@ var KeyBundle = class _KeyBundle {
     return this.header.scope.includes(ANY_MODEL) || this.header.scope.includes(model);
   }
   /** Read label ciphertexts with nothing but this bundle: their classes. */
-  async decrypt(ciphertexts, passphrase, options = {}) {
+  async decrypt(ciphertexts, secret, options = {}) {
     this.checkDates();
-    return decryptLabels(ciphertexts, await this.unlock(passphrase, options), this.authority);
+    return decryptLabels(ciphertexts, await this.unlock(secret, options), this.authority);
   }
 };
 function refuseOtherVersions(line) {
-  let version = VERSION2;
+  let version;
   try {
     version = JSON.parse(line).bundle.header.version;
   } catch {
   }
-  if (Number.isInteger(version) && version !== VERSION2) {
+  if (Number.isInteger(version) && !VERSIONS.some((known) => known === version)) {
     throw new FormatError(
-      `Key bundle version ${version} is unknown; this release reads ${VERSION2}. Ask for a bundle that opens with a passphrase, or for a newer client.`
+      `Key bundle version ${version} is unknown; this release reads ${VERSIONS.join(" and ")}. Ask for a newer client, or for a bundle of an older version.`
     );
   }
 }
@@ -4188,7 +4719,7 @@ function parseTime(value, field) {
 // src/codebook.ts
 var MAX_CODEBOOK_BYTES = 2 ** 28;
 var MAX_BLOCKS = 64;
-var DOMAIN2 = "codebook v1";
+var DOMAIN = "codebook v1";
 var FILE2 = object({
   body: object({
     access: object({ header: base64Text, sealed: base64Text }),
@@ -4240,7 +4771,7 @@ var Codebook = class _Codebook {
   static async parse(data, options = {}) {
     const source = asciiText(data, "codebook", MAX_CODEBOOK_BYTES);
     const { body, signature } = parseCanonicalJson(source, FILE2, "codebook");
-    const sizes = body.blocks.map((block) => block.size);
+    const sizes = body.blocks.map((block2) => block2.size);
     const numLabels = sizes.reduce((sum, size) => sum + size);
     if (numLabels > MAX_LABELS) {
       throw new FormatError(`The codebook has more than ${MAX_LABELS} labels.`);
@@ -4252,9 +4783,9 @@ var Codebook = class _Codebook {
     }
     const pace = pacer(options);
     const headers = [];
-    for (const block of body.blocks) {
+    for (const block2 of body.blocks) {
       await pace(headers.length / sizes.length);
-      headers.push(Header.parse(decodeBase64(block.header, "codebook block header")));
+      headers.push(Header.parse(decodeBase64(block2.header, "codebook block header")));
     }
     const access = Header.parse(decodeBase64(body.access.header, "codebook access header"));
     if (headers.some((header) => header.threshold !== access.threshold)) {
@@ -4281,7 +4812,7 @@ var Codebook = class _Codebook {
         "The codebook was made by another authority than the one that issued this key."
       );
     }
-    await verify(issuer, DOMAIN2, this.body, this.signature, "codebook");
+    await verify(issuer, DOMAIN, this.body, this.signature, "codebook");
   }
   /** The sealed metadata: the test of whether the key may read this model. */
   async openMetadata(key) {
@@ -4325,9 +4856,9 @@ var Codebook = class _Codebook {
     const pace = pacer(options);
     const table = new Int32Array(this.numLabels);
     let start = 0;
-    for (const [block, header] of this.headers.entries()) {
-      await pace(block / this.headers.length);
-      const values = this.values.subarray(start, start + this.blockSizes[block]);
+    for (const [block2, header] of this.headers.entries()) {
+      await pace(block2 / this.headers.length);
+      const values = this.values.subarray(start, start + this.blockSizes[block2]);
       const maskKey = await key.derive(header, "label mask v1");
       table.set(await readLabels(maskKey, start, values, this.numClasses), start);
       start += values.length;
@@ -4337,8 +4868,8 @@ var Codebook = class _Codebook {
   }
   /** The label ciphertext of one confused label. */
   ciphertext(label) {
-    let block = 0;
-    for (let end = this.blockSizes[0]; label >= end; end += this.blockSizes[block]) block++;
+    let block2 = 0;
+    for (let end = this.blockSizes[0]; label >= end; end += this.blockSizes[block2]) block2++;
     const numbers = new DataView(new ArrayBuffer(4 + SUFFIX_BYTES));
     numbers.setUint32(0, this.numClasses);
     numbers.setUint32(4, label);
@@ -4348,7 +4879,7 @@ var Codebook = class _Codebook {
       new Uint8Array(numbers.buffer, 4)
     ];
     const version = new Uint8Array([1]);
-    const { bytes } = this.headers[block];
+    const { bytes } = this.headers[block2];
     return concat(version, this.codebookId, this.authority, classes, bytes, suffix);
   }
 };
@@ -4544,8 +5075,8 @@ var MAX_COUNTER = /* @__PURE__ */ (() => 2 ** 32 - 1)();
 var U32_EMPTY = /* @__PURE__ */ Uint32Array.of();
 function runCipher(core, sigma, key, nonce, data, output, counter, rounds) {
   const len = data.length;
-  const block = new Uint8Array(BLOCK_LEN);
-  const b32 = u322(block);
+  const block2 = new Uint8Array(BLOCK_LEN);
+  const b32 = u322(block2);
   const isAligned = isLE2 && isAligned32(data) && isAligned32(output);
   const d32 = isAligned ? u322(data) : U32_EMPTY;
   const o32 = isAligned ? u322(output) : U32_EMPTY;
@@ -4558,7 +5089,7 @@ function runCipher(core, sigma, key, nonce, data, output, counter, rounds) {
       const take = Math.min(BLOCK_LEN, len - pos);
       for (let j = 0, posj; j < take; j++) {
         posj = pos + j;
-        output[posj] = data[posj] ^ block[j];
+        output[posj] = data[posj] ^ block2[j];
       }
       pos += take;
     }
@@ -4582,7 +5113,7 @@ function runCipher(core, sigma, key, nonce, data, output, counter, rounds) {
     }
     for (let j = 0, posj; j < take; j++) {
       posj = pos + j;
-      output[posj] = data[posj] ^ block[j];
+      output[posj] = data[posj] ^ block2[j];
     }
     pos += take;
   }
@@ -5184,15 +5715,17 @@ var Decoder = class _Decoder {
    *
    * @param codebook The bytes or text of `codebook.json`.
    * @param bundle A key bundle, or its bytes or text.
-   * @param passphrase Opens the bundle.
+   * @param secret Opens the bundle: the passphrase, or for a bundle that was made to the user's
+   *   public key, the `X25519PrivateKey`.
    * @param options Report progress, or abort.
    *
    * Throws `ForeignKeyError` if the bundle is of another authority than the model,
    * `RevokedKeyError` if the key was revoked before this version was exported, `ExpiredKeyError` if
-   * the bundle is outside its dates, `WrongModelError` if it is not meant for this model;
-   * `PassphraseError`, `FormatError`, `SignatureError` as they say.
+   * the bundle is outside its dates, `WrongModelError` if it is not meant for this model,
+   * `KeyRefusedError` if it was made to another public key; `ArgumentError`, `PassphraseError`,
+   * `FormatError`, `SignatureError` as they say.
    */
-  static async open(codebook, bundle, passphrase, { signal, onProgress } = {}) {
+  static async open(codebook, bundle, secret, { signal, onProgress } = {}) {
     const third = (index) => ({
       signal,
       onProgress: (done) => onProgress?.((index + done) / 3)
@@ -5206,7 +5739,7 @@ var Decoder = class _Decoder {
     }
     await book.verify(key.issuer);
     key.checkDates();
-    const userKey = await key.unlock(passphrase, third(1));
+    const userKey = await key.unlock(secret, third(1));
     const metadata = await book.openMetadata(userKey);
     if (!key.allows(metadata.model)) {
       throw new WrongModelError(
@@ -5296,5 +5829,7 @@ export {
   RevokedKeyError,
   SignatureError,
   WrongModelError,
+  X25519PrivateKey,
+  X25519PublicKey,
   parseResponse
 };

@@ -1,5 +1,12 @@
 /** A user's key file: docs/key-bundle.md. */
 
+import {
+  type Body,
+  PASSPHRASE_FIELDS,
+  passphraseBody,
+  PUBLIC_KEY_FIELDS,
+  publicKeyBody,
+} from "./bodies.js";
 import { DIGEST_BYTES, decryptLabels } from "./ciphertext.js";
 import {
   ascii,
@@ -7,36 +14,24 @@ import {
   base64Text,
   type Bytes,
   canonicalJson,
+  type Check,
   decodeBase64,
-  integer,
   list,
   literal,
   object,
   parseCanonicalJson,
   text,
 } from "./encoding.js";
-import { ExpiredKeyError, FormatError, PassphraseError, SignatureError } from "./errors.js";
+import { ExpiredKeyError, FormatError } from "./errors.js";
+import type { X25519PrivateKey, X25519PublicKey } from "./keypair.js";
 import { UserKey } from "./kem.js";
-import {
-  MAX_SCRYPT_LOG2_N,
-  MIN_SCRYPT_LOG2_N,
-  OVERHEAD,
-  passphraseKey,
-  PUBLIC_BYTES,
-  SALT_BYTES,
-  SIGNATURE_BYTES,
-  unseal,
-  verify,
-  type WorkOptions,
-} from "./primitives.js";
+import { PUBLIC_BYTES, SIGNATURE_BYTES, verify, type WorkOptions } from "./primitives.js";
 
 const MAX_BUNDLE_BYTES = 65_536;
 const ANY_MODEL = "*";
 const BEGIN = "-----BEGIN ENCRYIP KEY BUNDLE-----\n";
 const END = "\n-----END ENCRYIP KEY BUNDLE-----\n";
-const DOMAIN = "key bundle v1";
-const VERSION = 1;
-const USER_KEY_BYTES = 64;
+const VERSIONS = [1, 2] as const;
 
 const NAME = text(1, 256);
 const TIME = text(20, 20, /^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$/);
@@ -52,23 +47,26 @@ const HEADER = object({
   not_before: TIME,
   scope: list(NAME, 1, 64),
   subject: NAME,
-  version: literal(VERSION),
+  version: literal(...VERSIONS),
 });
 
-const BODY = object({
-  salt: base64Text,
-  scrypt_log2_n: integer(MIN_SCRYPT_LOG2_N, MAX_SCRYPT_LOG2_N),
-  sealed: base64Text,
-});
+const SIGNED = object({ body: (value) => value, header: HEADER });
 
-const FILE = object({ bundle: object({ body: BODY, header: HEADER }), signature: base64Text });
+/** The body has the fields of the header's version, and no others. */
+const BUNDLE = ((value, where) => {
+  const { body, header } = SIGNED(value, where);
+  const fields = header.version === 1 ? PASSPHRASE_FIELDS : PUBLIC_KEY_FIELDS;
+  return { body: fields(body, `${where}.body`), header };
+}) satisfies Check<unknown>;
+
+const FILE = object({ bundle: BUNDLE, signature: base64Text });
 
 /** What a bundle says in the clear. */
 export type BundleHeader = Readonly<ReturnType<typeof HEADER>>;
 
 /** A key bundle whose signature has been checked, still sealed. */
 export class KeyBundle {
-  readonly #body: { salt: Bytes; log2N: number; sealed: Bytes };
+  readonly #body: Body;
 
   private constructor(
     readonly header: BundleHeader,
@@ -78,9 +76,14 @@ export class KeyBundle {
     readonly issuer: Bytes,
     readonly notBefore: Date,
     readonly notAfter: Date,
-    body: { salt: Bytes; log2N: number; sealed: Bytes },
+    body: Body,
   ) {
     this.#body = body;
+  }
+
+  /** The public key that it was made to; `undefined` if a passphrase opens it. */
+  get recipient(): X25519PublicKey | undefined {
+    return this.#body.recipient;
   }
 
   /**
@@ -106,31 +109,28 @@ export class KeyBundle {
     const notBefore = parseTime(header.not_before, "not_before");
     const notAfter = parseTime(header.not_after, "not_after");
     parseTime(header.issued_at, "issued_at");
-    const salt = decodeBase64(body.salt, "salt", SALT_BYTES);
-    const sealed = decodeBase64(body.sealed, "sealed", USER_KEY_BYTES + OVERHEAD);
+    const sealed = "recipient" in body ? publicKeyBody(body) : passphraseBody(body);
     const signed = decodeBase64(signature, "signature", SIGNATURE_BYTES);
-    await verify(issuer, DOMAIN, canonicalJson(bundle), signed, "key bundle");
-    const found = { salt, log2N: body.scrypt_log2_n, sealed };
-    return new KeyBundle(header, authority, issuer, notBefore, notAfter, found);
+    const domain = `key bundle v${header.version}`;
+    await verify(issuer, domain, canonicalJson(bundle), signed, "key bundle");
+    return new KeyBundle(header, authority, issuer, notBefore, notAfter, sealed);
   }
 
-  /** Decrypt the user key. Throws `PassphraseError`: wrong passphrase or changed body. */
-  async unlock(passphrase: string, options: WorkOptions = {}): Promise<UserKey> {
-    const { salt, log2N, sealed } = this.#body;
-    const key = await passphraseKey(passphrase, salt, log2N, options);
-    let secret: Bytes | undefined;
-    try {
-      secret = await unseal(key, sealed, ascii(canonicalJson(this.header)));
-    } catch (error) {
-      if (!(error instanceof SignatureError)) throw error;
-    }
-    if (secret === undefined) {
-      throw new PassphraseError(
-        `The passphrase does not open key bundle ${this.header.key_id} ` +
-          `(subject '${this.header.subject}'), or its body was changed.`,
-      );
-    }
-    const userKey = await UserKey.fromSecretBytes(secret);
+  /**
+   * Decrypt the user key.
+   *
+   * @param secret The passphrase, or the private key of the bundle's `recipient`.
+   * @param options Report progress, or abort.
+   *
+   * Throws `ArgumentError` for the other of the two; `PassphraseError`: wrong passphrase or changed
+   * body; `KeyRefusedError`: the bundle was made to another public key; `SignatureError`: it was
+   * changed since the key was sealed.
+   */
+  async unlock(secret: string | X25519PrivateKey, options: WorkOptions = {}): Promise<UserKey> {
+    const name = `key bundle ${this.header.key_id} (subject '${this.header.subject}')`;
+    const header = ascii(canonicalJson(this.header));
+    const found = await this.#body.open(secret, name, header, options);
+    const userKey = await UserKey.fromSecretBytes(found);
     if (userKey.keyId !== this.header.key_id) {
       throw new FormatError("The key bundle's key_id does not belong to the key inside.");
     }
@@ -160,26 +160,26 @@ export class KeyBundle {
   /** Read label ciphertexts with nothing but this bundle: their classes. */
   async decrypt(
     ciphertexts: Iterable<Uint8Array>,
-    passphrase: string,
+    secret: string | X25519PrivateKey,
     options: WorkOptions = {},
   ): Promise<number[]> {
     this.checkDates();
-    return decryptLabels(ciphertexts, await this.unlock(passphrase, options), this.authority);
+    return decryptLabels(ciphertexts, await this.unlock(secret, options), this.authority);
   }
 }
 
 /** A bundle of another version has other fields; say so before any of them is called unknown. */
 function refuseOtherVersions(line: string): void {
-  let version: unknown = VERSION;
+  let version: unknown;
   try {
     version = JSON.parse(line).bundle.header.version;
   } catch {
     // parseCanonicalJson says what is wrong
   }
-  if (Number.isInteger(version) && version !== VERSION) {
+  if (Number.isInteger(version) && !VERSIONS.some((known) => known === version)) {
     throw new FormatError(
-      `Key bundle version ${version} is unknown; this release reads ${VERSION}. ` +
-        "Ask for a bundle that opens with a passphrase, or for a newer client.",
+      `Key bundle version ${version} is unknown; this release reads ${VERSIONS.join(" and ")}. ` +
+        "Ask for a newer client, or for a bundle of an older version.",
     );
   }
 }

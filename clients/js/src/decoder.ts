@@ -5,6 +5,7 @@ import { parseCiphertext } from "./ciphertext.js";
 import { Codebook, type ModelMetadata } from "./codebook.js";
 import { type Bytes, equal } from "./encoding.js";
 import { ArgumentError, ForeignKeyError, WrongModelError } from "./errors.js";
+import type { X25519PrivateKey } from "./keypair.js";
 import type { WorkOptions } from "./primitives.js";
 import { EXTRA_WORDS, openResponse } from "./responses.js";
 
@@ -57,18 +58,20 @@ export class Decoder {
    *
    * @param codebook The bytes or text of `codebook.json`.
    * @param bundle A key bundle, or its bytes or text.
-   * @param passphrase Opens the bundle.
+   * @param secret Opens the bundle: the passphrase, or for a bundle that was made to the user's
+   *   public key, the `X25519PrivateKey`.
    * @param options Report progress, or abort.
    *
    * Throws `ForeignKeyError` if the bundle is of another authority than the model,
    * `RevokedKeyError` if the key was revoked before this version was exported, `ExpiredKeyError` if
-   * the bundle is outside its dates, `WrongModelError` if it is not meant for this model;
-   * `PassphraseError`, `FormatError`, `SignatureError` as they say.
+   * the bundle is outside its dates, `WrongModelError` if it is not meant for this model,
+   * `KeyRefusedError` if it was made to another public key; `ArgumentError`, `PassphraseError`,
+   * `FormatError`, `SignatureError` as they say.
    */
   static async open(
     codebook: string | Uint8Array,
     bundle: KeyBundle | string | Uint8Array,
-    passphrase: string,
+    secret: string | X25519PrivateKey,
     { signal, onProgress }: WorkOptions = {},
   ): Promise<Decoder> {
     const third = (index: number): WorkOptions => ({
@@ -85,7 +88,7 @@ export class Decoder {
     }
     await book.verify(key.issuer);
     key.checkDates();
-    const userKey = await key.unlock(passphrase, third(1));
+    const userKey = await key.unlock(secret, third(1));
     const metadata = await book.openMetadata(userKey);
     if (!key.allows(metadata.model)) {
       throw new WrongModelError(

@@ -34,6 +34,9 @@ export const equal = (a: Uint8Array, b: Uint8Array): boolean =>
 export const hex = (data: Uint8Array): string =>
   Array.from(data, (byte) => byte.toString(16).padStart(2, "0")).join("");
 
+export const fromHex = (text: string): Bytes =>
+  Uint8Array.from(text.match(/../g) ?? [], (pair) => Number.parseInt(pair, 16));
+
 /** The text of an ASCII file of at most `maxBytes`, given as text or bytes. */
 export function asciiText(data: string | Uint8Array, what: string, maxBytes: number): string {
   if (data.length > maxBytes) {
@@ -134,10 +137,12 @@ export const integer =
       ? (value as number)
       : refuse(where, `an integer in ${min} … ${max}`);
 
+/** One of these values. */
 export const literal =
-  <const T extends string | number>(expected: T): Check<T> =>
+  <const T extends string | number>(...expected: T[]): Check<T> =>
   (value, where) =>
-    value === expected ? expected : refuse(where, JSON.stringify(expected));
+    expected.find((one) => one === value) ??
+    refuse(where, expected.map((one) => JSON.stringify(one)).join(" or "));
 
 export const list =
   <T>(item: Check<T>, min = 0, max = Infinity): Check<T[]> =>

@@ -4,7 +4,7 @@ import { mulAddUnsafe } from "@noble/curves/abstract/curve.js";
 import type { WeierstrassPoint } from "@noble/curves/abstract/weierstrass.js";
 import { p256 } from "@noble/curves/nist.js";
 
-import { type Bytes, equal, hex } from "./encoding.js";
+import { ascii, type Bytes, equal, hex } from "./encoding.js";
 import { FormatError, RevokedKeyError } from "./errors.js";
 import { hkdf, taggedDigest } from "./primitives.js";
 
@@ -142,6 +142,6 @@ export class UserKey {
     if (secret.is0()) {
       throw new FormatError("The header carries no secret: it opens to the point at infinity.");
     }
-    return hkdf(new Uint8Array(secret.toBytes(true)), await header.digest(), purpose);
+    return hkdf(new Uint8Array(secret.toBytes(true)), await header.digest(), ascii(purpose));
   }
 }

@@ -13,7 +13,8 @@ import { ArgumentError, FormatError, SignatureError } from "./errors.js";
 
 const SLICE_MS = 10;
 const NONCE_BYTES = 12;
-export const OVERHEAD = NONCE_BYTES + 16;
+export const TAG_BYTES = 16;
+export const OVERHEAD = NONCE_BYTES + TAG_BYTES;
 export const SALT_BYTES = 16;
 export const PUBLIC_BYTES = 32;
 export const SIGNATURE_BYTES = 64;
@@ -57,11 +58,18 @@ export async function taggedDigest(tag: string, data: Uint8Array): Promise<Bytes
   return new Uint8Array(await subtle().digest("SHA-256", message));
 }
 
-/** HKDF-SHA256 (RFC 5869), 32 bytes. */
-export async function hkdf(material: Bytes, salt: Bytes, purpose: string): Promise<Bytes> {
+/** HKDF-SHA256 (RFC 5869), `length` bytes. */
+export async function hkdf(material: Bytes, salt: Bytes, info: Bytes, length = 32): Promise<Bytes> {
   const key = await subtle().importKey("raw", material, "HKDF", false, ["deriveBits"]);
-  const parameters = { name: "HKDF", hash: "SHA-256", salt, info: ascii(purpose) };
-  return new Uint8Array(await subtle().deriveBits(parameters, key, 256));
+  const parameters = { name: "HKDF", hash: "SHA-256", salt, info };
+  return new Uint8Array(await subtle().deriveBits(parameters, key, 8 * length));
+}
+
+/** HMAC-SHA256 (RFC 2104). */
+export async function hmac(key: Bytes, data: Bytes): Promise<Bytes> {
+  const algorithm = { name: "HMAC", hash: "SHA-256" };
+  const imported = await subtle().importKey("raw", key, algorithm, false, ["sign"]);
+  return new Uint8Array(await subtle().sign("HMAC", imported, data));
 }
 
 /** Open AES-256-GCM: nonce (12) ‖ ciphertext ‖ tag (16). Throws `SignatureError` for all causes. */
@@ -82,6 +90,16 @@ export async function unseal(key: Bytes, sealed: Bytes, associatedData: Bytes): 
     throw new SignatureError("The sealed data cannot be opened with this key, or was changed.");
   }
   return plaintext;
+}
+
+/** Open AES-CBC with the padding of PKCS #7, which tells most wrong keys: then `undefined`. */
+export async function decryptCbc(key: Bytes, iv: Bytes, data: Bytes): Promise<Bytes | undefined> {
+  const imported = await subtle().importKey("raw", key, "AES-CBC", false, ["decrypt"]);
+  try {
+    return new Uint8Array(await subtle().decrypt({ name: "AES-CBC", iv }, imported, data));
+  } catch {
+    return undefined;
+  }
 }
 
 /** AES-256 of the 16-byte blocks first, first + 1, … (big-endian): counter mode's key stream. */
@@ -116,32 +134,60 @@ export async function verify(
   }
 }
 
-/** scrypt (RFC 7914) over the NFC-normalised UTF-8 passphrase, r = 8, p = 1, N = 2^log2N. */
-export async function passphraseKey(
-  passphrase: string,
-  salt: Bytes,
-  log2N: number,
-  { signal, onProgress }: WorkOptions,
-): Promise<Bytes> {
+// --- keys from passphrases ---------------------------------------------------
+
+/** The passphrase as NFC-normalised UTF-8: the same from every keyboard. */
+export function passphraseBytes(passphrase: string): Bytes {
   if (typeof passphrase !== "string" || passphrase === "") {
     throw new ArgumentError("`passphrase` must be a string that is not empty.");
   }
   if (/\p{Surrogate}/u.test(passphrase)) {
     throw new ArgumentError("`passphrase` is not Unicode text: half a character is missing.");
   }
-  const N = 2 ** log2N;
-  const settings = { N, r: 8, p: 1, dkLen: 32, maxmem: 128 * 8 * (N + 2) };
+  return ascii(passphrase.normalize("NFC"));
+}
+
+/** scrypt (RFC 7914), `length` bytes; `what` asks for its cost. */
+export async function scryptKey(
+  password: Bytes,
+  salt: Bytes,
+  { N, r, p }: { N: number; r: number; p: number },
+  length: number,
+  what: string,
+  { signal, onProgress }: WorkOptions,
+): Promise<Bytes> {
+  const settings = { N, r, p, dkLen: length, maxmem: 128 * r * (N + p + 1) };
   const report = (done: number): void => {
     signal?.throwIfAborted();
     onProgress?.(done);
   };
   try {
-    const password = ascii(passphrase.normalize("NFC"));
     return new Uint8Array(await scryptAsync(password, salt, { ...settings, onProgress: report }));
   } catch (error) {
     if (!(error instanceof RangeError)) throw error; // aborted, or onProgress failed
   }
+  const size = Math.ceil((128 * r * N) / 2 ** 20);
   throw new FormatError(
-    `Field scrypt_log2_n is ${log2N}: this browser does not give the ${N >> 10} MiB that it takes.`,
+    `${what}: this browser does not give the ${size} MiB of memory that scrypt takes.`,
   );
+}
+
+/** PBKDF2-HMAC-SHA256 (RFC 8018), `length` bytes: one piece of work, but not the page's. */
+export async function pbkdf2Key(
+  password: Bytes,
+  salt: Bytes,
+  iterations: number,
+  length: number,
+  { signal, onProgress }: WorkOptions,
+): Promise<Bytes> {
+  signal?.throwIfAborted();
+  onProgress?.(0);
+  const key = await subtle().importKey("raw", password, "PBKDF2", false, ["deriveBits"]);
+  const parameters = { name: "PBKDF2", hash: "SHA-256", salt, iterations };
+  const aborted = new Promise<never>((_, reject) =>
+    signal?.addEventListener("abort", () => reject(signal.reason)),
+  );
+  const derived = await Promise.race([subtle().deriveBits(parameters, key, 8 * length), aborted]);
+  onProgress?.(1);
+  return new Uint8Array(derived);
 }

@@ -9,10 +9,12 @@ import { KeyBundle } from "../src/bundle.js";
 import { Codebook } from "../src/codebook.js";
 import { Decoder } from "../src/decoder.js";
 import { encodeBase64 } from "../src/encoding.js";
+import { X25519PrivateKey } from "../src/keypair.js";
 import { parseResponse } from "../src/responses.js";
-import { Authority, PASSPHRASE } from "./files.js";
+import { Authority, PASSPHRASE, read } from "./files.js";
 
 const CLASSES = [0, 1, 2, 2, 1, 0, 1, 1];
+const TO_PUBLIC_KEY = read("public_key_bundle.json");
 const METADATA = { class_names: ["cat", "dog", "bug"], model: "pets", notes: "" };
 const ROWS = [
   [0.5, 0.25, 0, 0, 0, 0.25, 0, 0],
@@ -105,6 +107,9 @@ test("label ciphertexts, by decoder and by bundle", async () => {
   assert.deepEqual(decoder.decrypt(ciphertexts), CLASSES);
   const parsed = await KeyBundle.parse(bundle);
   assert.deepEqual(await parsed.decrypt(ciphertexts, PASSPHRASE), CLASSES);
+  const own = await X25519PrivateKey.parse(TO_PUBLIC_KEY.private_key_pem, TO_PUBLIC_KEY.passphrase);
+  const toOwn = await acme.bundle(acme.issue(), {}, { publicKey: own.publicKey.raw });
+  assert.deepEqual(await (await KeyBundle.parse(toOwn)).decrypt(ciphertexts, own), CLASSES);
   const later = await Codebook.parse(await acme.codebook(CLASSES, METADATA));
   const message = /does not belong to this version of model 'pets'/;
   assert.throws(() => decoder.decrypt([later.ciphertext(3)]), { name: "WrongModelError", message });

@@ -40,6 +40,11 @@ test("the module decodes by itself, and imports nothing", async () => {
   const opened = client.Decoder.open(codebook, key_bundle, "wrong");
   await assert.rejects(opened, client.PassphraseError);
   await assert.rejects(opened, client.EncryipError);
+  const toOwn = read("public_key_bundle.json");
+  const own = await client.X25519PrivateKey.parse(toOwn.private_key_pem, toOwn.passphrase);
+  const bundle = await client.KeyBundle.parse(toOwn.key_bundle);
+  assert.ok(bundle.recipient instanceof client.X25519PublicKey);
+  assert.deepEqual(await bundle.decrypt([], own), []);
 });
 
 test("the types name no package that users lack", () => {

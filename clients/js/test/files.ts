@@ -3,12 +3,21 @@
 import { webcrypto } from "node:crypto";
 import { readFileSync } from "node:fs";
 
-import { ed25519 } from "@noble/curves/ed25519.js";
+import { ed25519, x25519 } from "@noble/curves/ed25519.js";
 import { p256 } from "@noble/curves/nist.js";
 import { scrypt } from "@noble/hashes/scrypt.js";
 import { sha256, sha512 } from "@noble/hashes/sha2.js";
 
-import { ascii, type Bytes, canonicalJson, concat, encodeBase64, hex } from "../src/encoding.js";
+import {
+  ascii,
+  type Bytes,
+  canonicalJson,
+  concat,
+  encodeBase64,
+  fromHex,
+  hex,
+} from "../src/encoding.js";
+import { keySchedule, sharedSecret } from "../src/hpke.js";
 import { Header, UserKey } from "../src/kem.js";
 import { aesBlocks, hkdf, taggedDigest } from "../src/primitives.js";
 
@@ -17,7 +26,7 @@ const { Fn, BASE } = p256.Point;
 export const read = (name: string): any =>
   JSON.parse(readFileSync(new URL(`../../../../tests/vectors/${name}`, import.meta.url), "ascii"));
 
-export const fromHex = (text: string): Bytes => new Uint8Array(Buffer.from(text, "hex"));
+export { fromHex };
 export const PASSPHRASE = "correct horse";
 
 const random = (n: number): Bytes => webcrypto.getRandomValues(new Uint8Array(n));
@@ -25,15 +34,41 @@ const scalar = (): bigint => (BigInt(`0x${hex(random(40))}`) % (Fn.ORDER - 1n)) 
 const scalarBytes = (value: bigint): Bytes => fromHex(value.toString(16).padStart(64, "0"));
 const point = (exponent: bigint): Bytes => new Uint8Array(BASE.multiply(exponent).toBytes(true));
 
-async function seal(key: Bytes, plaintext: Bytes, additionalData: Bytes): Promise<Bytes> {
-  const iv = random(12);
+/** AES-256-GCM: ciphertext ‖ tag. */
+async function encrypt(
+  key: Bytes,
+  iv: Bytes,
+  plaintext: Bytes,
+  additionalData: Bytes,
+): Promise<Bytes> {
   const imported = await webcrypto.subtle.importKey("raw", key, "AES-GCM", false, ["encrypt"]);
   const parameters = { name: "AES-GCM", iv, additionalData };
-  return concat(
-    iv,
-    new Uint8Array(await webcrypto.subtle.encrypt(parameters, imported, plaintext)),
-  );
+  return new Uint8Array(await webcrypto.subtle.encrypt(parameters, imported, plaintext));
 }
+
+async function seal(key: Bytes, plaintext: Bytes, additionalData: Bytes): Promise<Bytes> {
+  const iv = random(12);
+  return concat(iv, await encrypt(key, iv, plaintext, additionalData));
+}
+
+/** HPKE's sender: the encapsulated key, and ciphertext ‖ tag. */
+export async function sealTo(
+  publicKey: Bytes,
+  plaintext: Bytes,
+  info: Bytes,
+  associatedData: Bytes,
+): Promise<[Bytes, Bytes]> {
+  const own = x25519.keygen();
+  const encapsulated = new Uint8Array(own.publicKey);
+  const dh = new Uint8Array(x25519.getSharedSecret(own.secretKey, publicKey));
+  const secret = await sharedSecret(dh, encapsulated, publicKey);
+  const { key, nonce } = await keySchedule(secret, info);
+  return [encapsulated, await encrypt(key, nonce, plaintext, associatedData)];
+}
+
+/** One PEM block. */
+export const pem = (label: string, der: Uint8Array): string =>
+  `-----BEGIN ${label}-----\n${encodeBase64(der)}\n-----END ${label}-----\n`;
 
 /** Just enough of an authority to issue bundles and make codebooks, good ones and bad ones. */
 export class Authority {
@@ -66,7 +101,13 @@ export class Authority {
   async bundle(
     key: Bytes,
     header: Record<string, unknown> = {},
-    { passphrase = PASSPHRASE, log2N = 14, secret = key } = {},
+    {
+      passphrase = PASSPHRASE,
+      log2N = 14,
+      secret = key,
+      publicKey = undefined as Bytes | undefined,
+      info = "encryip key bundle v2",
+    } = {},
   ): Promise<string> {
     const tagged = sha256(concat(ascii("encryip key id v1\0"), key.subarray(0, 32)));
     const whole = {
@@ -80,22 +121,32 @@ export class Authority {
       not_before: "2024-01-01T00:00:00Z",
       scope: ["*"],
       subject: "alice",
-      version: 1,
+      version: publicKey === undefined ? 1 : 2,
       ...header,
     };
-    const salt = random(16);
-    const password = ascii(passphrase.normalize("NFC"));
-    const wrapping = new Uint8Array(
-      scrypt(password, salt, { N: 2 ** log2N, r: 8, p: 1, dkLen: 32 }),
-    );
-    const sealed = await seal(wrapping, secret, ascii(canonicalJson(whole)));
-    const body = {
-      salt: encodeBase64(salt),
-      scrypt_log2_n: log2N,
-      sealed: encodeBase64(sealed),
-    };
+    const context = ascii(canonicalJson(whole));
+    let body: Record<string, unknown>;
+    if (publicKey !== undefined) {
+      const [encapsulated, sealed] = await sealTo(publicKey, secret, ascii(info), context);
+      body = {
+        encapsulated: encodeBase64(encapsulated),
+        recipient: encodeBase64(publicKey),
+        sealed: encodeBase64(sealed),
+      };
+    } else {
+      const salt = random(16);
+      const password = ascii(passphrase.normalize("NFC"));
+      const wrapping = new Uint8Array(
+        scrypt(password, salt, { N: 2 ** log2N, r: 8, p: 1, dkLen: 32 }),
+      );
+      body = {
+        salt: encodeBase64(salt),
+        scrypt_log2_n: log2N,
+        sealed: encodeBase64(await seal(wrapping, secret, context)),
+      };
+    }
     const bundle = { body, header: whole };
-    const signature = this.sign("key bundle v1", canonicalJson(bundle));
+    const signature = this.sign(`key bundle v${whole.version}`, canonicalJson(bundle));
     const line = canonicalJson({ bundle, signature });
     return `-----BEGIN ENCRYIP KEY BUNDLE-----\n${line}\n-----END ENCRYIP KEY BUNDLE-----\n`;
   }
@@ -113,7 +164,7 @@ export class Authority {
     const bytes = concat(start, ...nodes.map(scalarBytes), point(r), ...points);
     const secret = point(Fn.mul(r, this.#coefficients[0]!));
     const salt = await taggedDigest("header v1", bytes);
-    return { bytes, key: (purpose) => hkdf(secret, salt, purpose) };
+    return { bytes, key: (purpose) => hkdf(secret, salt, ascii(purpose)) };
   }
 
   /** A codebook in which confused label j stands for class `classes[j]`, in blocks of 5. */

@@ -6,8 +6,9 @@ import { inspect } from "node:util";
 
 import { KeyBundle } from "../src/bundle.js";
 import { Decoder } from "../src/decoder.js";
-import { encodeBase64 } from "../src/encoding.js";
-import { Authority, fromHex, PASSPHRASE } from "./files.js";
+import { concat, encodeBase64 } from "../src/encoding.js";
+import { X25519PrivateKey } from "../src/keypair.js";
+import { Authority, fromHex, PASSPHRASE, pem } from "./files.js";
 
 const CLASSES = [0, 1, 2, 2, 1, 0, 1, 2, 0, 1, 2, 0];
 const METADATA = {
@@ -22,9 +23,17 @@ let alice: Uint8Array<ArrayBuffer>;
 let bob: Uint8Array<ArrayBuffer>;
 let bundle: string;
 let codebook: string;
+let own: X25519PrivateKey;
+
+const newPrivateKey = (): Promise<X25519PrivateKey> => {
+  const secret = crypto.getRandomValues(new Uint8Array(32));
+  const der = concat(fromHex("302e020100300506032b656e04220420"), secret);
+  return X25519PrivateKey.parse(pem("PRIVATE KEY", der));
+};
 
 before(async () => {
   acme = new Authority();
+  own = await newPrivateKey();
   [alice, bob] = [acme.issue(), acme.issue()];
   bundle = await acme.bundle(alice);
   codebook = await acme.codebook(CLASSES, METADATA, { revoked: [bob] });
@@ -145,8 +154,10 @@ test("a signature for another purpose is refused", async () => {
 
 test("well signed, yet refused: fields of the bundle", async () => {
   for (const [header, message] of [
-    [{ version: 2 }, /version 2 is unknown; this release reads 1\. Ask for a bundle that opens/],
-    [{ version: 2, recipient: "x25519" }, /version 2 is unknown/],
+    [{ version: 3 }, /version 3 is unknown; this release reads 1 and 2\. Ask for a newer client/],
+    [{ version: 3, recipient: "x25519" }, /version 3 is unknown/],
+    [{ version: "1" }, /header\.version must be 1 or 2/],
+    [{ version: 2 }, /bundle\.body\.salt is unknown/],
     [{ extra: 1 }, /header\.extra is unknown/],
     [{ key_id: "0".repeat(16) }, /key_id does not belong to the key inside/],
     [{ not_after: "2024-02-30T00:00:00Z" }, /not_after is not a date/],
@@ -161,6 +172,89 @@ test("well signed, yet refused: fields of the bundle", async () => {
   const wild = "\u{1f41e}".repeat(250) + '"\\/\b\x7f';
   const file = await acme.bundle(alice, { subject: wild });
   assert.equal((await KeyBundle.parse(file)).header.subject, wild);
+});
+
+test("a bundle to the user's public key opens with the private key", async () => {
+  const publicKey = own.publicKey.raw;
+  const file = await acme.bundle(alice, {}, { publicKey });
+  const parsed = await KeyBundle.parse(file);
+  assert.deepEqual(parsed.recipient?.raw, publicKey);
+  assert.equal((await KeyBundle.parse(bundle)).recipient, undefined);
+  const seen: number[] = [];
+  for (const given of [file, new TextEncoder().encode(file), parsed]) {
+    const onProgress = (done: number): number => seen.push(done);
+    const decoder = await Decoder.open(codebook, given, own, { onProgress });
+    assert.deepEqual([...decoder.secretTable()], CLASSES);
+  }
+  assert.deepEqual([seen[0], seen.at(-1)], [0, 1]);
+  const stop = AbortSignal.abort();
+  const aborted = Decoder.open(codebook, file, own, { signal: stop });
+  await assert.rejects(aborted, { name: "AbortError" });
+  const revoked = await acme.bundle(bob, {}, { publicKey });
+  await refused(Decoder.open(codebook, revoked, own), "RevokedKeyError", /was revoked before/);
+});
+
+test("the other kind of secret is refused, and so is another private key", async () => {
+  const publicKey = own.publicKey.raw;
+  const file = await acme.bundle(alice, {}, { publicKey });
+  const { fingerprint } = own.publicKey;
+  for (const secret of [PASSPHRASE, "", undefined, null, {}, { publicKey: own.publicKey }]) {
+    const opened = Decoder.open(codebook, file, secret as any);
+    const message = new RegExp(
+      `^The private key of '${fingerprint}' opens key bundle [0-9a-f]{16} \\(subject 'alice'\\): ` +
+        "`secret` must be it, an `X25519PrivateKey`\\.$",
+    );
+    await refused(opened, "ArgumentError", message);
+  }
+  for (const secret of [own, undefined, null, 5, { toString: () => PASSPHRASE }]) {
+    const opened = Decoder.open(codebook, bundle, secret as any);
+    const message =
+      /^A passphrase opens key bundle [0-9a-f]{16} \(subject 'alice'\): `secret` must/;
+    await refused(opened, "ArgumentError", message);
+  }
+  const other = await newPrivateKey();
+  const message = new RegExp(
+    `was made to the public key '${fingerprint}', and not to yours, '${other.publicKey.fingerprint}'`,
+  );
+  await refused(Decoder.open(codebook, file, other), "KeyRefusedError", message);
+});
+
+test("dates, scope and authority hold for bundles to a public key, too", async () => {
+  const sealed = { publicKey: own.publicKey.raw };
+  const past = await acme.bundle(alice, { not_after: "2025-01-01T00:00:00Z" }, sealed);
+  await refused(Decoder.open(codebook, past, ""), "ExpiredKeyError", /expired on 2025-01-01T00/);
+  const others = await acme.bundle(alice, { scope: ["birds"] }, sealed);
+  await refused(Decoder.open(codebook, others, own), "WrongModelError", /birds, not for 'pets'/);
+  const acmes = new Authority();
+  const foreign = await acmes.bundle(acmes.issue(), {}, sealed);
+  await refused(Decoder.open(codebook, foreign, ""), "ForeignKeyError", /another authority/);
+});
+
+test("well signed, yet refused: bundles to a public key", async () => {
+  const publicKey = own.publicKey.raw;
+  const mislabelled = await acme.bundle(alice, { version: 1 }, { publicKey });
+  const message = /bundle\.body\.(encapsulated|recipient) is unknown/;
+  await refused(Decoder.open(codebook, mislabelled, own), "FormatError", message);
+  const another = await acme.bundle(alice, {}, { publicKey, info: "encryip key bundle v1" });
+  const changed = /^The header or body of key bundle [0-9a-f]{16} \(subject 'alice'\) was changed/;
+  await refused(Decoder.open(codebook, another, own), "SignatureError", changed);
+  const misnamed = await acme.bundle(alice, { key_id: "0".repeat(16) }, { publicKey });
+  await refused(Decoder.open(codebook, misnamed, own), "FormatError", /key_id does not belong/);
+  const secret = concat(alice.subarray(0, 32), fromHex(ORDER));
+  const outside = await acme.bundle(alice, {}, { publicKey, secret });
+  await refused(Decoder.open(codebook, outside, own), "FormatError", /value is not a scalar/);
+  const file = await acme.bundle(alice, {}, { publicKey });
+  const { bundle: signed } = JSON.parse(file.split("\n")[1]!);
+  const resign = (domain: string): string => {
+    const signature = acme.sign(domain, JSON.stringify(signed));
+    return file.replace(/\{.*\}/, JSON.stringify({ bundle: signed, signature }));
+  };
+  const wrong = Decoder.open(codebook, resign("key bundle v1"), own);
+  await refused(wrong, "SignatureError", /The signature of the key bundle is wrong/);
+  // Signed again by the authority after the key was sealed: HPKE finds the changed header.
+  signed.header.subject = "mallory";
+  const opened = Decoder.open(codebook, resign("key bundle v2"), own);
+  await refused(opened, "SignatureError", /\(subject 'mallory'\) was changed/);
 });
 
 test("well signed, yet refused: scalars in the sealed key", async () => {

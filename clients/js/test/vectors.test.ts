@@ -3,18 +3,24 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
+import { x25519 } from "@noble/curves/ed25519.js";
+
 import { KeyBundle } from "../src/bundle.js";
 import { parseCiphertext, readLabels } from "../src/ciphertext.js";
 import { Codebook } from "../src/codebook.js";
 import { Decoder } from "../src/decoder.js";
-import { canonicalJson, hex } from "../src/encoding.js";
+import { ascii, canonicalJson, decodeBase64, hex } from "../src/encoding.js";
 import { ForeignKeyError, RevokedKeyError } from "../src/errors.js";
+import { keySchedule, sharedSecret } from "../src/hpke.js";
 import { Header, UserKey } from "../src/kem.js";
+import { X25519PrivateKey, X25519PublicKey } from "../src/keypair.js";
+import { unwrap } from "../src/pkcs8.js";
 import { taggedDigest } from "../src/primitives.js";
 import { openResponse, parseResponse } from "../src/responses.js";
 import { derived, fromHex, read } from "./files.js";
 
 const VECTORS = read("codebook.json");
+const TO_PUBLIC_KEY = read("public_key_bundle.json");
 const HOSTED = read("hosted.json");
 
 for (const [name, vector] of Object.entries<any>(read("kem.json"))) {
@@ -60,6 +66,42 @@ test("key bundle: associated data, user key, NFC passphrase", async () => {
     assert.equal(key.keyId, bundle.header.key_id);
     assert.equal(hex(await key.derive(accessHeader, "access metadata v1")), VECTORS.access_key);
   }
+});
+
+test("key bundle to a public key: key pair, HPKE's key and nonce, user key", async () => {
+  const { passphrase, private_key_pem, private_key, public_key_pem } = TO_PUBLIC_KEY;
+  const bundle = await KeyBundle.parse(TO_PUBLIC_KEY.key_bundle);
+  assert.equal(canonicalJson(bundle.header), TO_PUBLIC_KEY.bundle_associated_data);
+  const { key } = await unwrap(private_key_pem, passphrase, {});
+  assert.equal(hex(key), `0420${private_key}`);
+  const own = await X25519PrivateKey.parse(private_key_pem, "correct h\u00f6rse");
+  assert.equal(own.publicKey.fingerprint, TO_PUBLIC_KEY.fingerprint);
+  assert.deepEqual(bundle.recipient, own.publicKey);
+  const [, der] = public_key_pem.split("\n");
+  assert.equal(hex(decodeBase64(der, "der").subarray(-32)), hex(own.publicKey.raw));
+  const { body } = JSON.parse(TO_PUBLIC_KEY.key_bundle.split("\n")[1]).bundle;
+  const encapsulated = decodeBase64(body.encapsulated, "encapsulated");
+  const dh = new Uint8Array(x25519.getSharedSecret(fromHex(private_key), encapsulated));
+  const secret = await sharedSecret(dh, encapsulated, own.publicKey.raw);
+  const found = await keySchedule(secret, ascii("encryip key bundle v2"));
+  assert.equal(hex(found.key), TO_PUBLIC_KEY.hpke_key);
+  assert.equal(hex(found.nonce), TO_PUBLIC_KEY.hpke_nonce);
+  const sealed = decodeBase64(body.sealed, "sealed");
+  const header = ascii(TO_PUBLIC_KEY.bundle_associated_data);
+  const point = new X25519PublicKey(encapsulated);
+  const opened = await own.unseal(point, sealed, ascii("encryip key bundle v2"), header);
+  assert.equal(hex(opened), TO_PUBLIC_KEY.user_key);
+  assert.equal((await bundle.unlock(own)).keyId, bundle.header.key_id);
+});
+
+// RFC 9180, A.1: its KEM is ours. Its AEAD is AES-128-GCM, which the key schedule depends on.
+test("DHKEM(X25519, HKDF-SHA256): the vector of RFC 9180", async () => {
+  const own = fromHex("4612c550263fc8ad58375df3f557aac531d26850903e55a9f23f21d8534e8ac8");
+  const enc = fromHex("37fda3567bdbd628e88668c3c8d7e97d1d1253b6d4ea6d44c150f741f1bf4431");
+  const dh = new Uint8Array(x25519.getSharedSecret(own, enc));
+  const secret = await sharedSecret(dh, enc, new Uint8Array(x25519.getPublicKey(own)));
+  const expected = "fe0e18c9f024ce43799ae393c7e8fe8fce9d218875e8227b0187c04e7d2ea1fc";
+  assert.equal(hex(secret), expected);
 });
 
 test("codebook: metadata, mask keys, masks, table, ciphertexts", async () => {
@@ -126,18 +168,26 @@ const GOOD: Record<string, string> = {
   codebook: VECTORS.codebook,
   ciphertext: VECTORS.ciphertexts[0],
   response: HOSTILE.response,
+  public_key_bundle: TO_PUBLIC_KEY.key_bundle,
+  private_key: TO_PUBLIC_KEY.private_key_pem,
 };
-
 const openedOnce = Decoder.open(VECTORS.codebook, VECTORS.key_bundle, VECTORS.passphrase);
+const parsedOnce = X25519PrivateKey.parse(GOOD["private_key"]!, TO_PUBLIC_KEY.passphrase);
 
+/** What an application does, all of it again only if it has to be. */
 async function openAll(files: Record<string, string>): Promise<void> {
   const bytes = (name: string): Uint8Array => new TextEncoder().encode(files[name]!);
-  const good = files["codebook"] === GOOD["codebook"] && files["key_bundle"] === GOOD["key_bundle"];
-  const decoder = await (good
+  const same = (name: string): boolean => files[name] === GOOD[name];
+  const decoder = await (same("codebook") && same("key_bundle")
     ? openedOnce
     : Decoder.open(bytes("codebook"), bytes("key_bundle"), VECTORS.passphrase));
   decoder.decrypt([fromHex(files["ciphertext"]!)]);
   parseResponse(files["response"]!);
+  const privateKey = await (same("private_key")
+    ? parsedOnce
+    : X25519PrivateKey.parse(bytes("private_key"), TO_PUBLIC_KEY.passphrase));
+  const bundle = await KeyBundle.parse(bytes("public_key_bundle"));
+  await bundle.unlock(privateKey);
 }
 
 for (const name of Object.keys(GOOD)) {
