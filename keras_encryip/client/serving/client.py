@@ -284,9 +284,11 @@ def _address(url: str) -> urllib.parse.SplitResult:
     except (ValueError, TypeError, AttributeError):
         well_formed = False
     if not well_formed:
+        shown = re.split("[?#]", url)[0] if isinstance(url, str) else url  # the rest may be secret
         raise ArgumentError(
             "`url` must be the address of a model server, as http://host:8501, https://host, "
-            f"grpc://host:8500 or grpcs://host:8500. Received: url={url!r}"
+            "grpc://host:8500 or grpcs://host:8500, without a query. "
+            f"Received: url={shown!r}"
         )
     return parts._replace(path=parts.path.rstrip("/"))
 
