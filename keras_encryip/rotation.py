@@ -106,6 +106,7 @@ def rotate_codebook(
         _write_graph(old, draft, _swaps(before, after, keys))
         _write_variables(old, draft, moved)
         _compare(_Outputs(old, before, keys[0]), _Outputs(draft, after, keys[1]), moved)
+        verify_export(old, issuer=owner.issuer)  # what was copied is still what was verified
         assets = draft / ASSETS
         assets.mkdir(parents=True)
         write_new_file(assets / CODEBOOK, after.to_bytes())

@@ -334,6 +334,23 @@ def test_a_folder_that_is_not_whole_is_refused(
     assert not (tmp_path / "2").exists()
 
 
+def test_a_folder_that_changes_meanwhile_is_refused(
+    field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The authority signs nothing that came in after the folder was verified."""
+    shutil.copytree(field.version("digits"), tmp_path / "1")
+    copy_rest = rotation._copy_rest
+
+    def late(old: Path, draft: Path) -> None:
+        (old / "planted").touch()
+        copy_rest(old, draft)
+
+    monkeypatch.setattr(rotation, "_copy_rest", late)
+    with pytest.raises(ExportError, match="does not belong to it: 'planted'"):
+        ke.rotate_codebook(tmp_path / "1", tmp_path / "2", authority=field.authority)
+    assert not (tmp_path / "2").exists()
+
+
 def test_an_existing_folder_is_left_alone(field: Field) -> None:
     before = state(field)
     with pytest.raises(ArgumentError, match="it exists already, and is never overwritten"):
