@@ -43,7 +43,9 @@ WATCHED_USERS = 1_000
 """Among as many, `trace_service` should find a leaker; the export warns if it could not."""
 
 _SPREAD_SAMPLE = 2048
-_EXACT, _ROUNDED = 1e-5, 5e-2
+EXACT, _ROUNDED = 1e-4, 5e-2
+"""How much of the probability may lie elsewhere: `difference`."""
+
 _TRACE_BATCH = 32
 
 
@@ -312,7 +314,7 @@ def _compare(model: ProtectedModel, codebook: Codebook, key: bytes | None, direc
     random = np.random.default_rng(0)
     # 16 bits are rounded elsewhere once operations are fused.
     rounded = any("16" in layer.compute_dtype for layer in model._flatten_layers())
-    tolerance = _ROUNDED if rounded else _EXACT
+    tolerance = _ROUNDED if rounded else EXACT
     for batch in (1, 3):
         probe = keras.tree.map_structure(
             lambda s, b=batch: tf.cast(
@@ -329,8 +331,17 @@ def _compare(model: ProtectedModel, codebook: Codebook, key: bytes | None, direc
                 found["encrypted"].numpy(), key, codebook.codebook_id, codebook.num_labels
             )
         expected = keras.ops.convert_to_numpy(model(probe, training=False))
-        if not np.allclose(written, expected, atol=tolerance):
+        moved = difference(written, expected)
+        if not moved <= tolerance:
             raise ExportError(
                 f"The exported model {model.name!r} does not give the model's outputs "
-                f"(difference {np.abs(written - expected).max():.1e}); nothing was kept."
+                f"(difference {moved:.1e}); nothing was kept."
             )
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest distance of two outputs, of N probabilities each: 0 … 1, or NaN.
+
+    Half the sum over the labels: any one of many labels may hold next to nothing.
+    """
+    return float(np.abs(one - other).sum(-1).max() / 2)

@@ -22,6 +22,7 @@ from keras_encryip.client.manifest import (
     verify_export,
 )
 from keras_encryip.errors import ArgumentError, ExportError, LockedModelError
+from keras_encryip.export import EXACT, difference
 from keras_encryip.labels.codebook import FILE_NAME as CODEBOOK
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.models import ProtectedModel
@@ -87,6 +88,10 @@ def rotate_codebook(
             f"directory={directory!r}, authority={type(authority).__name__}"
         )
     old, owner = Path(source), authority
+    if Path(directory).resolve().is_relative_to(old.resolve()):
+        raise ArgumentError(
+            f"`directory` must not be inside of what is rotated. Received: directory={directory!r}"
+        )
     manifest = verify_export(old, issuer=owner.issuer)
     hosted = manifest.warning is not msgspec.UNSET
     signed = read_bounded(old / ASSETS / FILE_NAME, what="manifest", max_bytes=MAX_MANIFEST_BYTES)
@@ -101,6 +106,7 @@ def rotate_codebook(
         _write_graph(old, draft, _swaps(before, after, keys))
         _write_variables(old, draft, moved)
         _compare(_Outputs(old, before, keys[0]), _Outputs(draft, after, keys[1]), moved)
+        verify_export(old, issuer=owner.issuer)  # what was copied is still what was verified
         assets = draft / ASSETS
         assets.mkdir(parents=True)
         write_new_file(assets / CODEBOOK, after.to_bytes())
@@ -253,7 +259,7 @@ def _compare(old: _Outputs, new: _Outputs, moved: np.ndarray) -> None:
             for name, spec in old.inputs.items()
         }
         before, after = old.confused(feed), new.confused(feed)
-        if not np.allclose(after[..., moved], before, atol=1e-5):
+        if not difference(after[..., moved], before) <= EXACT:
             raise ExportError(
                 "The new version does not give the outputs of the old one; nothing was kept."
             )

@@ -8,12 +8,16 @@ import re
 import stat
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from keras_encryip.client import X25519PublicKey
+from keras_encryip.client.bundle import make_bundle
+from keras_encryip.crypto.kem import MasterKey
+from keras_encryip.crypto.signing import SigningKey
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
 from keras_encryip.owner import Authority
@@ -114,6 +118,29 @@ def test_the_files_of_a_new_pair(place: Path) -> None:
     assert b"BEGIN ENCRYPTED PRIVATE KEY" in before
     refused(user("key", "new", place / "alice", **USER), "never overwritten")
     assert (place / "alice.private.pem").read_bytes() == before
+
+
+def test_a_bundle_cannot_show_an_issuer_that_is_not_its_own(place: Path, tmp_path: Path) -> None:
+    """Users compare what `key inspect` shows; names in a bundle are whatever its maker wrote."""
+    with Authority.open(f"sqlite:///{place}/a.authority", "owner") as authority:
+        issuer = authority.issuer.hex()
+    master, now = MasterKey.generate(4), datetime.now(UTC)
+    forged = make_bundle(
+        master.issue(),
+        public_key=X25519PublicKey.read(place / "alice.public.pem"),
+        subject="alice\x1b[2J",
+        issuer_name=f"ACME\nissuer           {issuer}",
+        authority=master.public_key().digest,
+        signing_key=SigningKey(bytes(32)),
+        not_before=now,
+        not_after=now + timedelta(days=1),
+    )
+    (tmp_path / "alice.keybundle").write_bytes(forged)
+    shown = ok(user("key", "inspect", tmp_path / "alice.keybundle")).splitlines()
+    (line,) = (line for line in shown if line.startswith("issuer "))
+    assert issuer not in line
+    assert f"issuer_name      ACME issuer           {issuer}" in shown
+    assert "subject          alice [2J" in shown
 
 
 def test_a_new_pair_asks_for_its_passphrase_twice(tmp_path: Path) -> None:

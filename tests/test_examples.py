@@ -101,12 +101,14 @@ def service(shipped: Any, server: str) -> Iterator[str]:
     with start_service(shipped, server, shipped.passphrase) as process:
         assert process.stderr is not None
         said = []
-        for line in process.stderr:
-            said.append(line)
-            if found := re.search(r"Uvicorn running on (\S+)", line):
-                yield found[1]
-                break
-        process.terminate()
+        try:
+            for line in process.stderr:
+                said.append(line)
+                if found := re.search(r"Uvicorn running on (\S+)", line):
+                    yield found[1]
+                    break
+        finally:  # a test that fails does not wait for it
+            process.terminate()
     assert found, "".join(said)
 
 

@@ -347,6 +347,28 @@ def test_wrong_outputs_are_noticed(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_wrong_outputs_are_noticed_among_many_labels(
+    authority: ke.Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Each of 2,000 labels holds so little that none of them differs much."""
+    hidden = layers.Dense(32, "relu", dtype=dtype)
+    classifier = keras.Sequential([keras.Input((20,)), hidden, layers.Dense(10)])
+    model = ke.protect(classifier, authority, name="m", homophones=200, trace_labels=0)
+    kernel = model.confused_labels.kernel
+    kernel.assign(kernel * 10)
+    ke.export_saved_model(model, tmp_path / "1")
+    write = export._write
+
+    def write_another(given: ke.ProtectedModel, *arguments: Any) -> None:
+        write(given, *arguments)
+        kernel.assign(kernel[:, ::-1])
+
+    monkeypatch.setattr(export, "_write", write_another)
+    with pytest.raises(ExportError, match="does not give the model's outputs"):
+        ke.export_saved_model(model, tmp_path / "2")
+
+
 # --- revocation ----------------------------------------------------------------------
 
 

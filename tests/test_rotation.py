@@ -247,10 +247,11 @@ def test_who_leaks_the_new_version_is_traced(field: Field, tmp_path: Path) -> No
 # --- command line ----------------------------------------------------------------------
 
 
-def test_the_command(field: Field, digits: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "warning"), [("digits", ""), ("hosted", WARNING + "\n")])
+def test_the_command(field: Field, digits: Any, tmp_path: Path, name: str, warning: str) -> None:
     shutil.copy(field.folder / "a.authority", tmp_path)
     arguments = [
-        *(field.version("digits"), tmp_path / "2", "--authority", tmp_path / "a.authority"),
+        *(field.version(name), tmp_path / "2", "--authority", tmp_path / "a.authority"),
     ]
     finished = subprocess.run(
         [sys.executable, "-c", "from keras_encryip.cli import main; main()", "rotate", *arguments],
@@ -259,7 +260,9 @@ def test_the_command(field: Field, digits: Any, tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert finished.stdout == f"Rotated {field.version('digits')} to {tmp_path / '2'}.\n"
+    assert finished.stdout == f"Rotated {field.version(name)} to {tmp_path / '2'}.\n"
+    assert finished.stderr.endswith(warning)
+    assert (WARNING in finished.stderr) is bool(warning)
     labels = field.decoder("carol", tmp_path / "2").labels(ask(tmp_path / "2", digits.x_test))
     assert (labels == digits.y_test).mean() > 0.9
 
@@ -331,12 +334,38 @@ def test_a_folder_that_is_not_whole_is_refused(
     assert not (tmp_path / "2").exists()
 
 
+def test_a_folder_that_changes_meanwhile_is_refused(
+    field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The authority signs nothing that came in after the folder was verified."""
+    shutil.copytree(field.version("digits"), tmp_path / "1")
+    copy_rest = rotation._copy_rest
+
+    def late(old: Path, draft: Path) -> None:
+        (old / "planted").touch()
+        copy_rest(old, draft)
+
+    monkeypatch.setattr(rotation, "_copy_rest", late)
+    with pytest.raises(ExportError, match="does not belong to it: 'planted'"):
+        ke.rotate_codebook(tmp_path / "1", tmp_path / "2", authority=field.authority)
+    assert not (tmp_path / "2").exists()
+
+
 def test_an_existing_folder_is_left_alone(field: Field) -> None:
     before = state(field)
     with pytest.raises(ArgumentError, match="it exists already, and is never overwritten"):
         ke.rotate_codebook(
             field.version("digits"), field.version("digits", 2), authority=field.authority
         )
+    assert state(field) == before
+
+
+@pytest.mark.parametrize("inside", ["2", "assets/2", "../1/a/../2"])
+def test_a_folder_is_not_rotated_into_itself(field: Field, inside: str) -> None:
+    """The old version would not be whole any more."""
+    before, source = state(field), field.version("digits")
+    with pytest.raises(ArgumentError, match="`directory` must not be inside of what is rotated"):
+        ke.rotate_codebook(source, source / inside, authority=field.authority)
     assert state(field) == before
 
 

@@ -22,7 +22,7 @@ from keras_encryip.client.decoder import Decoder, read_codebook
 from keras_encryip.client.keypair import X25519PrivateKey, write_key_pair
 from keras_encryip.client.keyring import forget, remember
 from keras_encryip.client.manifest import verify_export
-from keras_encryip.client.responses import parse_response, read_outputs
+from keras_encryip.client.responses import parse_response, printable, read_outputs
 from keras_encryip.client.sealed import unseal_folder
 from keras_encryip.errors import ArgumentError
 from keras_encryip.tracing.evidence import verify_evidence
@@ -47,8 +47,9 @@ def verify_evidence_command(
         expected = hexadecimal(issuer, 32, "--issuer")
     verified = verify_evidence(directory, issuer=expected)
     for subject, p_value in verified.p_values.items():
+        name = printable(subject, 256)
         typer.echo(
-            f"guilty: {subject}, {verified.kind}, p = {p_value:.1e} among {verified.tests:,} tested"
+            f"guilty: {name}, {verified.kind}, p = {p_value:.1e} among {verified.tests:,} tested"
         )
     typer.echo(f"committed since {verified.committed}; signed by {verified.issuer}")
     if expected is None:

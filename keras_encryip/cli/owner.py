@@ -19,7 +19,7 @@ from keras_encryip.cli.shared import (
 )
 from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.keypair import X25519PublicKey
-from keras_encryip.client.manifest import RESPONSE_KEY_INSIDE
+from keras_encryip.client.manifest import RESPONSE_KEY_INSIDE, verify_export
 from keras_encryip.errors import ArgumentError
 
 authority_app = typer.Typer(help="The owner's secrets and ledger.", no_args_is_help=True)
@@ -138,7 +138,7 @@ def key_revoke(
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     with Authority.open(database_url(authority), passphrase) as opened:
         user = opened.revoke(subject)
-    typer.echo(f"Revoked {subject} ({user.key_id}). Export again to shut the key out.")
+    typer.echo(f"Revoked {subject} ({user.key_id}). Export again, or rotate, to shut the key out.")
 
 
 @key_app.command("list")
@@ -246,6 +246,8 @@ def rotate(
     with Authority.open(database_url(authority), passphrase) as opened:
         rotate_codebook(source, directory, authority=opened)
     typer.echo(f"Rotated {source} to {directory}.")
+    if warning := verify_export(directory).warning:
+        typer.echo(warning, err=True)
 
 
 def seal(

@@ -11,7 +11,10 @@ from keras_encryip.client.bundle import KeyBundle
 from keras_encryip.client.files import read_bounded
 from keras_encryip.client.keypair import X25519PrivateKey, is_encrypted, read_private_pem
 from keras_encryip.client.keyring import passphrase_of
+from keras_encryip.client.responses import printable
 from keras_encryip.errors import ArgumentError
+
+_MAX_SHOWN = 1 << 16
 
 AuthorityArgument = Annotated[
     str, typer.Argument(help="The authority's file, or a database URL.", metavar="AUTHORITY")
@@ -107,6 +110,7 @@ def check_suits(bundle: KeyBundle, private_key: Path | None) -> None:
 
 
 def print_facts(facts: dict[str, object]) -> None:
+    """A line each; text out of files cannot look like another line."""
     for name, value in facts.items():
-        shown = ", ".join(value) if isinstance(value, list) else value
-        typer.echo(f"{name:16} {shown}")
+        shown = ", ".join(value) if isinstance(value, list) else str(value)
+        typer.echo(f"{name:16} {printable(shown, _MAX_SHOWN)}")

@@ -242,7 +242,11 @@ def write_key_pair(
         raise ArgumentError(f"{os.fspath(public)!r} exists already, and is never overwritten.")
     key = X25519PrivateKey.generate()
     write_new_file(private, key.to_pem(passphrase), mode=0o600)
-    write_new_file(public, key.public_key.to_pem())
+    try:
+        write_new_file(public, key.public_key.to_pem())
+    except BaseException:
+        os.unlink(private)  # nobody has seen its other half
+        raise
     return key.public_key
 
 

@@ -82,6 +82,13 @@ def test_nothing_is_overwritten(tmp_path: Path, taken: str) -> None:
     assert (tmp_path / taken).read_bytes() == b"mine"
 
 
+def test_a_pair_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    for public in (tmp_path / "no folder" / "a.public.pem", tmp_path / "a.private.pem"):
+        with pytest.raises(ArgumentError, match="Cannot write"):
+            write_key_pair(tmp_path / "a.private.pem", public, PASSPHRASE)
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dangling_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "a.public.pem").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ArgumentError, match="never overwritten"):

@@ -10,7 +10,7 @@ import pytest
 
 from keras_encryip.client import Decoder
 from keras_encryip.client.serving import ServingClient
-from keras_encryip.errors import ArgumentError
+from keras_encryip.errors import ArgumentError, ServiceError
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,26 @@ def test_addresses_that_are_none(decoder: Decoder, url: Any) -> None:
 def test_passwords_are_not_repeated(decoder: Decoder, url: str) -> None:
     with pytest.raises(ArgumentError, match=r"must not hold credentials: give them as") as caught:
         ServingClient(url, "digits", decoder)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("rest", ["?key=hunter2", "/#hunter2", "/a b?key=hunter2"])
+def test_queries_are_not_repeated(decoder: Decoder, rest: str) -> None:
+    with pytest.raises(
+        ArgumentError, match=r"without a query\. Received: url='http://host:1"
+    ) as caught:
+        ServingClient(f"http://host:1{rest}", "digits", decoder)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["socks", "socks5"])  # unknown to httpx; needs socksio
+def test_a_proxy_that_cannot_be_used(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", f"{scheme}://me:hunter2@127.0.0.1:9/")
+    with pytest.raises(ServiceError, match=r"httpx cannot use a proxy .*ALL_PROXY") as caught:
+        ServingClient("http://host:8501", "digits", decoder)
     assert "hunter2" not in str(caught.value)
     assert caught.value.__context__ is None
 

@@ -322,6 +322,9 @@ def test_an_answer_that_breaks_off(
         (Reply({"outputs": [[7] * N] * 5}), r"shape \(5, 112\).*has 112 outputs"),
         (Reply({"outputs": [0.5] * 5}), r"answers with shape \(5,\)"),
         (Reply({"outputs": [{"b64": "YQ=="}] * 5}), r"answered with ciphertexts, not with numbers"),
+        (Reply({"outputs": [[None] * N] * 5}), r"numbers that are NaN or infinite\.$"),
+        (Reply({"outputs": [[1e99] * N] * 5}), r"numbers that are NaN or infinite\.$"),
+        (Reply({"outputs": [[1 << 40] * (N + 10)] * 5}), r"cannot be read: .*32-bit words\.$"),
     ],
     ids=itertools.count(),
 )
@@ -397,6 +400,15 @@ def test_decrypting_what_is_no_ciphertext(server: Server, rpc: Rpc, decoder: Dec
             asking.decrypt(X)
     assert server.signatures == ["encrypted_label"]
     assert rpc.asked[0].model_spec.signature_name == "encrypted_label"
+
+
+def test_ciphertexts_that_cannot_be_read(server: Server, rpc: Rpc, decoder: Decoder) -> None:
+    server.answer = lambda _: Reply({"outputs": [{"b64": "YQ=="}] * 5})
+    rpc.answer = lambda _: answer_of([b"a"] * 5, "ciphertext_bytes")
+    for url in (server.address, rpc.url):
+        expected = pytest.raises(ServiceError, match=r"cannot be read: .*wrong length: 1 bytes\.$")
+        with ServingClient(url, "digits", decoder) as asking, expected:
+            asking.decrypt(X)
 
 
 def test_redirects_are_not_followed(server: Server, ask: Any) -> None:

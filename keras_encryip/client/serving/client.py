@@ -5,7 +5,7 @@ import re
 import secrets
 import ssl
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from time import sleep
 from typing import Any, Final, Protocol, Self
@@ -19,7 +19,7 @@ from keras_encryip.client.serving.failures import PassingError
 from keras_encryip.client.serving.grpc import GrpcTransport
 from keras_encryip.client.serving.rest import RestTransport
 from keras_encryip.crypto.opaque import Opaque
-from keras_encryip.errors import ArgumentError, ServiceError
+from keras_encryip.errors import ArgumentError, FormatError, ServiceError
 
 MAX_BACKOFF_S: Final = 30.0
 MAX_RETRY_AFTER_S: Final = 60.0
@@ -197,7 +197,7 @@ class ServingClient(Opaque):
             answers = self._ask(batch, size, "encrypted_label")
             if not isinstance(answers, list):
                 raise ServiceError("The model server answered with numbers, not with ciphertexts.")
-            found.append(self._decoder.decrypt(answers))
+            found.append(_read(self._decoder.decrypt, answers))
         return np.concatenate(found)
 
     def close(self) -> None:
@@ -240,7 +240,11 @@ class ServingClient(Opaque):
                 f"{self._decoder.model!r} has {labels} outputs. Open a decoder for the version "
                 "that is served, or ask for the decoder's with `version`."
             )
-        return self._decoder.probabilities(answers)
+        with np.errstate(invalid="ignore"):
+            probabilities = _read(self._decoder.probabilities, answers)
+        if not np.isfinite(probabilities).all():
+            raise ServiceError("The model server answers with numbers that are NaN or infinite.")
+        return probabilities
 
     def _ask(
         self, inputs: dict[str, np.ndarray], size: int, signature: str
@@ -267,6 +271,16 @@ class ServingClient(Opaque):
         return max(delay, min(wanted or 0.0, MAX_RETRY_AFTER_S))
 
 
+def _read(decode: Callable[[Any], np.ndarray], answers: Any) -> np.ndarray:
+    """What cannot be decoded is the server's fault, and not the caller's."""
+    problem = ""
+    try:
+        return decode(answers)
+    except (ArgumentError, FormatError) as error:
+        problem = str(error)
+    raise ServiceError(f"The model server's answer cannot be read: {problem}")
+
+
 def _address(url: str) -> urllib.parse.SplitResult:
     if isinstance(url, str) and "@" in url:
         raise ArgumentError("`url` must not hold credentials: give them as `headers`.")
@@ -284,9 +298,11 @@ def _address(url: str) -> urllib.parse.SplitResult:
     except (ValueError, TypeError, AttributeError):
         well_formed = False
     if not well_formed:
+        shown = re.split("[?#]", url)[0] if isinstance(url, str) else url  # the rest may be secret
         raise ArgumentError(
             "`url` must be the address of a model server, as http://host:8501, https://host, "
-            f"grpc://host:8500 or grpcs://host:8500. Received: url={url!r}"
+            "grpc://host:8500 or grpcs://host:8500, without a query. "
+            f"Received: url={shown!r}"
         )
     return parts._replace(path=parts.path.rstrip("/"))
 

@@ -57,7 +57,16 @@ class RestTransport:
         # Unasked compression would let a short answer grow large.
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", **headers}
         verify = True if tls is None else tls
-        self._http = httpx.Client(verify=verify, timeout=timeout, headers=headers)
+        problem = ""
+        try:
+            self._http = httpx.Client(verify=verify, timeout=timeout, headers=headers)
+        except (ValueError, ImportError) as error:  # whose words may hold a proxy's password
+            problem = type(error).__name__
+        if problem:
+            raise ServiceError(
+                f"httpx cannot use a proxy that the environment names ({problem}). Correct "
+                "ALL_PROXY, HTTPS_PROXY or HTTP_PROXY; SOCKS needs: pip install 'httpx[socks]'"
+            )
 
     def ask(self, inputs: dict[str, np.ndarray], signature: str) -> np.ndarray | list[bytes]:
         # `tolist` gives float32 as doubles: more digits than needed, and exactly what was meant.
