@@ -1,6 +1,7 @@
 """`protect` turns any Keras classifier into a `ProtectedModel`."""
 
 import operator
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = ["ProtectedModel", "default_homophones", "protect"]
 
 _MAX_DEFAULT_LABELS = 2048
 _TRACE_BIAS = -16.0
+_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.>-]*")  # of a root scope
 
 
 def protect(
@@ -88,9 +90,10 @@ def protect(
         raise ArgumentError(
             f"`authority` must be an Authority. Received: {type(authority).__name__}"
         )
-    if not isinstance(name, str) or not name or "/" in name:
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise ArgumentError(
-            f"`name` must be a non-empty string without '/'. Received: name={name!r}"
+            "`name` must consist of letters, digits and _ . > -, because TensorFlow cannot export "
+            f"others. Received: name={name!r}"
         )
     trace_labels = _whole("trace_labels", trace_labels, 0)
     copies = _whole("copies", copies, 1)

@@ -96,6 +96,7 @@ def rotate_codebook(
     hosted = manifest.warning is not msgspec.UNSET
     signed = read_bounded(old / ASSETS / FILE_NAME, what="manifest", max_bytes=MAX_MANIFEST_BYTES)
     before = read_codebook(old)
+    owner.exported(signed)  # refused before anything is drawn
 
     def fill(draft: Path) -> None:
         if hosted:

@@ -247,7 +247,10 @@ def test_remember_decode_and_forget(
     expected = ["eel", "cat", "dog"]
     assert ok(decode(place, name, *own, "--keyring", **keyring)).split() == expected
     assert ok(decode(place, name, *own, ENCRYIP_KEYRING="1", **keyring)).split() == expected
-    # Without the option it is not asked, though it would know.
+    # A passphrase that is given counts more; and without the option the keyring is not asked.
+    (tmp_path / "wrong.txt").write_text("wrong\n")
+    given = ("--bundle-passphrase-file", tmp_path / "wrong.txt")
+    refused(decode(place, name, *own, *given, "--keyring", **keyring), "passphrase does not open")
     refused(decode(place, name, *own, **keyring, **wrong), "passphrase does not open")
     ok(user("key", "forget", bundle, **keyring))
     refused(decode(place, name, *own, "--keyring", **keyring), nothing)

@@ -87,7 +87,7 @@ def ask_opening(
     check_suits(bundle, private_key)
     pem = None if private_key is None else read_private_pem(private_key)
     passphrase = None
-    if keyring and (pem is None or is_encrypted(pem)):
+    if keyring and passphrase_file is None and (pem is None or is_encrypted(pem)):
         passphrase = passphrase_of(bundle)
     elif pem is None:
         passphrase = ask_passphrase(passphrase_file, "key bundle", "BUNDLE")

@@ -103,6 +103,27 @@ class Exports(Catalog):
         shapes = canonical_json([list(k.shape) for k in kernels]).decode("ascii")
         self._commit(record, codebook, manifest, folder, facts, digest, shapes)
 
+    def exported(self, manifest: bytes) -> tuple[dict[str, Any], Any]:
+        """What was committed to when a folder was exported, and the export's row.
+
+        Args:
+            manifest: the bytes of the folder's `manifest.json`.
+
+        Raises:
+            LedgerError: this authority did not export it.
+        """
+        digest = SHA256.new(manifest).hexdigest()
+        e = exports_table.c
+        with self._ledger.reading() as connection:
+            events = signed_events(connection, events_table.c.kind == MODEL_EXPORTED)
+            for number, (event, _, _) in enumerate(events, 1):
+                if event.details["manifest_digest"] == digest:
+                    row = connection.execute(sa.select(exports_table).where(e.export_id == number))
+                    return event.details, row.one()
+        raise LedgerError(
+            f"The authority {self._ledger.name!r} did not export the folder that is to be rotated."
+        )
+
     def add_reordered_export(
         self, codebook: Codebook, manifest: bytes, *, folder: str, source: bytes
     ) -> None:
@@ -114,21 +135,9 @@ class Exports(Catalog):
         Raises:
             LedgerError: this authority did not export the source.
         """
+        old, row = self.exported(source)
         record = self.model_of(codebook.codebook_id)
-        digest = SHA256.new(source).hexdigest()
-        e = exports_table.c
-        with self._ledger.reading() as connection:
-            wanted = events_table.c.kind == MODEL_EXPORTED
-            exports = [event for event, _, _ in signed_events(connection, wanted)]
-            found = [i for i, x in enumerate(exports, 1) if x.details["manifest_digest"] == digest]
-            if not found:
-                raise LedgerError(
-                    f"The authority {self._ledger.name!r} did not export the folder that is to be "
-                    "reordered."
-                )
-            row = connection.execute(sa.select(exports_table).where(e.export_id == found[0])).one()
         names = ("kernels_digest", "recipient", "fingerprint")
-        old = exports[found[0] - 1].details
         facts = {name: old[name] for name in names if name in old} | {"trace_set": ""}
         if row.trace_set is not None:
             traces = self._trace_set(row.trace_set)

@@ -70,6 +70,7 @@ def test_a_proxy_that_cannot_be_used(
         ({"decoder": "alice.keybundle"}, r"`decoder` must be a Decoder.*Received: str"),
         ({"version": -1}, r"`version` must be an integer, not negative"),
         ({"version": "1"}, r"`version` must be an integer"),
+        ({"version": 1 << 63}, r"`version` must be at most 9223372036854775807"),
         ({"timeout": 0}, r"`timeout` must be"),
         ({"timeout": None}, r"`timeout` must be a positive number of seconds"),
         ({"retries": -1}, r"`retries` must be"),
@@ -91,10 +92,12 @@ def test_arguments(decoder: Decoder, options: dict[str, Any], message: str) -> N
         {"a b": "hunter2"},
         {"A": b"hunter2"},
         {"A": "hunter2 "},
+        {"key-Bin": "hunter2"},
+        ["hunter2"],
     ],
 )
 def test_wrong_headers_are_not_repeated(decoder: Decoder, headers: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"`headers` must h") as caught:
+    with pytest.raises(ArgumentError, match=r"`headers` must ") as caught:
         ServingClient("http://h", "digits", decoder, headers=headers)
     assert "hunter2" not in str(caught.value)
 

@@ -30,6 +30,7 @@ _TRANSPORTS: Final = {
     "grpc": GrpcTransport,
     "grpcs": GrpcTransport,
 }
+_MAX_VERSION: Final = (1 << 63) - 1
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _HEADER_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 _HOST: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?|[0-9a-f.]*:[0-9a-f:.]*")
@@ -125,6 +126,8 @@ class ServingClient(Opaque):
             )
         if version is not None:
             check_count("version", version, 0)
+            if version > _MAX_VERSION:
+                raise ArgumentError(f"`version` must be at most {_MAX_VERSION}.")
         check_seconds("timeout", timeout, positive=True)
         check_count("retries", retries, 0)
         check_seconds("backoff", backoff)
@@ -317,9 +320,13 @@ def _checked(name: str, value: Any) -> np.ndarray:
 
 def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     """Refused here because HTTP libraries repeat a wrong value, which may be a secret."""
+    if headers is not None and not isinstance(headers, Mapping):
+        raise ArgumentError("`headers` must be a dictionary.")
     for name, value in (headers or {}).items():
         if not isinstance(name, str) or _HEADER_NAME.fullmatch(name) is None:
             raise ArgumentError("`headers` must have names of letters, digits, `-`, `_` and `.`.")
+        if name.lower().endswith("-bin"):  # gRPC takes the values of these for bytes
+            raise ArgumentError(f"`headers` must not have names that end in -bin. Wrong: {name}.")
         if not isinstance(value, str) or _HEADER_VALUE.fullmatch(value) is None:
             raise ArgumentError(f"`headers` must hold printable ASCII. Wrong: the value of {name}.")
     return dict(headers or {})
