@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_encryip.client.decoder import ASSETS
-from keras_encryip.client.files import sync_folder, write_new_file
+from keras_encryip.client.files import sync_folder, sync_tree, write_new_file
 from keras_encryip.client.hosted import open_responses
 from keras_encryip.client.manifest import FILE_NAME as MANIFEST
 from keras_encryip.client.manifest import RESPONSE_KEY_INSIDE, make_manifest, verify_export
@@ -147,6 +147,7 @@ def export_saved_model(
         manifest = make_manifest(draft, codebook, authority.sign, warning)
         write_new_file(assets / MANIFEST, manifest)
         verify_export(draft, issuer=authority.issuer)
+        sync_tree(draft)
         authority.add_export(
             codebook, manifest, folder=target.name, recipient=marked, kernels=originals
         )

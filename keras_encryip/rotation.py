@@ -12,7 +12,12 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
 
 from keras_encryip.client.decoder import ASSETS, read_codebook
-from keras_encryip.client.files import make_new_folder, read_bounded, write_new_file
+from keras_encryip.client.files import (
+    make_new_folder,
+    read_bounded,
+    sync_tree,
+    write_new_file,
+)
 from keras_encryip.client.hosted import open_responses
 from keras_encryip.client.manifest import (
     FILE_NAME,
@@ -114,6 +119,7 @@ def rotate_codebook(
         made = make_manifest(draft, after, owner.sign, RESPONSE_KEY_INSIDE if hosted else None)
         write_new_file(assets / FILE_NAME, made)
         verify_export(draft, issuer=owner.issuer)
+        sync_tree(draft)
         owner.add_reordered_export(after, made, folder=Path(directory).name, source=signed)
 
     make_new_folder(directory, fill)

@@ -105,6 +105,16 @@ def make_new_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) 
         raise ArgumentError(f"Cannot write {os.fspath(path)!r}: {problem}.")
 
 
+def sync_tree(folder: Path) -> None:
+    """Make a folder durable with all that others wrote into it, such as a SavedModel."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make a new or renamed entry of a folder durable (a no-op where folders cannot be opened)."""
     with contextlib.suppress(OSError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_encryip.client.files import read_bounded, sync_folder, write_new_file
+from keras_encryip.client.files import read_bounded, sync_folder, sync_tree, write_new_file
 from keras_encryip.errors import ArgumentError, FormatError
 
 OLD = b"what was there"
@@ -171,3 +171,21 @@ def test_two_writers_do_not_overwrite_each_other(
 def test_syncing_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:
     sync_folder(tmp_path)
     assert sync_folder(tmp_path / "gone") is None
+
+
+def test_a_tree_is_synced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file and folder once, the outermost last."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("top", "a/one", "a/b/two"):
+        (tmp_path / name).write_text(name)
+    synced = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    sync_tree(tmp_path)
+    assert sorted(synced) == sorted([tmp_path, *tmp_path.rglob("*")])
+    assert synced[-1] == tmp_path
