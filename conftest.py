@@ -233,19 +233,19 @@ def docstring_names(
         shutil.copytree(shipped.exported, names["folder"] / "digits" / "1")
         shutil.copy(shipped.bundles["alice"], names["folder"])
         names["confused"] = get("confused")
-        if module.startswith("keras_encryip.client.sealed"):
+        if module.startswith("keras_encryip.formats.sealed_folder"):
             names |= _sealed(shipped, names["folder"])
         if module.startswith("keras_encryip.client.serving"):
             names |= _asking(shipped, get("digits"), get("model_server"))
-    elif module.startswith("keras_encryip.owner.sealing"):
+    elif module.startswith("keras_encryip.authority.seal_folder"):
         shipped = get("shipped")
         shutil.copytree(shipped.exported, names["folder"] / "digits" / "1")
         names["authority"] = shipped.authority
-    elif module.startswith("keras_encryip.rotation"):
+    elif module.startswith("keras_encryip.export.rotate"):
         names |= _rotatable(get("shipped"), names["folder"])
     elif module.startswith("keras_encryip.export"):
         names["model"] = get("shipped").model
-    elif module.startswith(("keras_encryip.owner.tracing", "keras_encryip.tracing.report")):
+    elif module.startswith(("keras_encryip.authority.tracer", "keras_encryip.tracing.report")):
         shipped = get("shipped")
         decoder = ke.Decoder.open(shipped.exported, shipped.bundles["alice"], shipped.passphrase)
 
@@ -254,13 +254,13 @@ def docstring_names(
 
         names |= {"authority": shipped.authority, "suspicious_service": suspicious_service}
         names["report"] = shipped.authority.trace_bundle(shipped.bundles["alice"])
-    elif module.startswith(("keras_encryip.models", "keras_encryip.protected_model")):
+    elif module.startswith(("keras_encryip.models", "keras_encryip.models.protected_model")):
         digits = get("digits")
         names |= {"x": digits.x, "y": digits.y, "authority": get("shared_authority")}
         names["classifier"] = build_classifier()
     doctest_namespace.update(names)
     yield
-    if module.startswith("keras_encryip.rotation"):
+    if module.startswith("keras_encryip.export.rotate"):
         names["authority"].close()
     for name in names:
         del doctest_namespace[name]

@@ -34,7 +34,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 import keras_encryip as ke
-from keras_encryip.models import ProtectedModel
+from keras_encryip.models.protected_model import ProtectedModel
 
 EPOCHS = {"digits": (10, 10), "mnist": (3, 3), "cifar10": (12, 4)}
 MAX_SAMPLES = {"digits": 1297, "mnist": 60_000, "cifar10": 25_000}

@@ -59,7 +59,7 @@ from scipy.stats import binom, binomtest, chisquare
 
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
-from keras_encryip.owner.authority import Authority
+from keras_encryip.authority.authority import Authority
 from keras_encryip.tracing.statistics import SIGNIFICANCE, least_hits
 
 RESULTS = Path(__file__).resolve().parent / "results"

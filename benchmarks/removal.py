@@ -20,12 +20,12 @@ import numpy as np
 import keras_encryip as ke
 from keras_encryip.errors import ArgumentError
 from keras_encryip.labels.codebook import Codebook
-from keras_encryip.owner.weights import kernels_of, match, read_kernels
-from keras_encryip.tracing.commitments import kernels_digest
-from keras_encryip.tracing.fingerprint import score, whiten
+from keras_encryip.tracing.weights import kernels_of, match, read_kernels
+from keras_encryip.tracing.fingerprint import kernels_digest
+from keras_encryip.tracing.fingerprint import correlate, whiten
 from keras_encryip.tracing.report import TraceReport
 from keras_encryip.tracing.statistics import binomial_tail, corrected
-from keras_encryip.tracing.trace_set import plurality
+from keras_encryip.labels.trace_set import plurality
 
 from .cells import Cells
 from .data import Data
@@ -269,7 +269,7 @@ def by_weights(world: World, classifier: keras.Model) -> dict[str, Any]:
     mark = world.authority.fingerprint_key(record.model_id, world.authority.recipient_of(TRAITOR))
     residual = whiten(report.exhibits["suspect"], report.exhibits["reference"])
     return {
-        "z": float(score(residual, mark)),
+        "z": float(correlate(residual, mark)),
         "threshold": report.threshold,
         "kernels found": report.evidence["kernels found"],
         **_verdict(report),

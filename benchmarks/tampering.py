@@ -11,7 +11,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from keras_encryip.models import ProtectedModel
+from keras_encryip.models.protected_model import ProtectedModel
 
 from .training import Schedule, batches, train
 

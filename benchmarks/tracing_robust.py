@@ -47,10 +47,10 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_encryip as ke
-from keras_encryip.owner.weights import kernels_of
-from keras_encryip.protected_model import ProtectedModel
-from keras_encryip.tracing.trace_set import TraceSet
-from keras_encryip.training import trace_inputs
+from keras_encryip.tracing.weights import kernels_of
+from keras_encryip.models.protected_model import ProtectedModel
+from keras_encryip.labels.trace_set import TraceSet
+from keras_encryip.models import trace_inputs
 
 VARIANTS = (
     "default",
@@ -75,7 +75,7 @@ TRAITOR = "traitor"
 @contextmanager
 def variant(name: str) -> Iterator[dict[str, Any]]:
     """Patches the library; gives the arguments of `protect`."""
-    model, export = "keras_encryip.protected_model.", "keras_encryip.export."
+    model, export = "keras_encryip.models.protected_model.", "keras_encryip.export."
     patches = []
     weight = 0.3
     if name.startswith("weight"):
@@ -89,7 +89,7 @@ def variant(name: str) -> Iterator[dict[str, Any]]:
     if name == "blended":
         patches.append(patch.object(trace_inputs, "_scramble", trace_inputs._blend))
     if name == "inputs4":
-        patches.append(patch("keras_encryip.training.adapt.make_traces", four_inputs))
+        patches.append(patch("keras_encryip.models.adapt.make_traces", four_inputs))
     if name == "noise":
         patches.append(patch.object(ProtectedModel, "call", noisy_call))
     for each in patches:
@@ -111,7 +111,7 @@ def four_inputs(samples: np.ndarray, assignment: Any) -> TraceSet:
 
 def noisy_call(self: Any, inputs: Any, training: bool | None = None) -> Any:
     """`ProtectedModel.call` with the trace inputs under noisy weights, in a pass of their own."""
-    from keras_encryip.protected_model import TRACE_TERMS
+    from keras_encryip.models.protected_model import TRACE_TERMS
 
     state = self._protection.training if self._protection is not None else None
     logits = self.confused_labels.logits(self.backbone(inputs, training=training))

@@ -45,11 +45,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.owner.answers import CHUNK
-from keras_encryip.owner.authority import Authority
-from keras_encryip.owner.ledger import trace_answers_table, users_table
+from keras_encryip.authority.predicted_answers import CHUNK
+from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.schema import trace_answers_table, users_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PASSPHRASE = "benchmark"

@@ -43,9 +43,9 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_encryip as ke
-from keras_encryip.owner import catalog
-from keras_encryip.owner.weights import kernels_of, read_kernels
-from keras_encryip.tracing.fingerprint import FINGERPRINT_STRENGTH, mark, score, whiten
+from keras_encryip.authority import model_store as catalog
+from keras_encryip.tracing.weights import kernels_of, read_kernels
+from keras_encryip.tracing.fingerprint import FINGERPRINT_STRENGTH, embed, correlate, whiten
 from keras_encryip.tracing.statistics import SIGNIFICANCE
 
 STRENGTHS = (0.0, 0.02, 0.03, 0.05)
@@ -219,7 +219,7 @@ def run_seed(name: str, seed: int, epochs: list[int], copies: int, users: int, l
     by_strength = {}
     for strength in STRENGTHS:
         keys = [secrets.token_bytes(32) for _ in range(copies if strength else 1)]
-        kernels = [mark(originals, key, strength) if strength else originals for key in keys]
+        kernels = [embed(originals, key, strength) if strength else originals for key in keys]
         by_strength[f"{strength:g}"] = [thief.accuracy(thief.copy(k)) for k in kernels]
 
     model_id = authority.model_named(name).model_id
@@ -232,7 +232,7 @@ def run_seed(name: str, seed: int, epochs: list[int], copies: int, users: int, l
         report = authority.trace_weights(suspect, model=name if blind else model)
         reference = [None] * len(originals) if blind else originals
         residual = whiten(report.exhibits["suspect"], reference)
-        others = np.array([score(residual, key) for key in innocents])
+        others = np.array([correlate(residual, key) for key in innocents])
         z = {s.subject: s.score for s in report.suspects}
         least = least_z(users, 1 if blind else 2)
         rows[attack] = {

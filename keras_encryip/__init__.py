@@ -11,23 +11,23 @@ from typing import Any
 __version__ = "0.3.0"
 
 _LAZY = {
-    "Authority": "keras_encryip.owner.authority",
-    "ConfusedLabelCrossentropy": "keras_encryip.losses",
-    "ConfusedLabels": "keras_encryip.layers",
+    "Authority": "keras_encryip.authority.authority",
+    "ConfusedLabelCrossentropy": "keras_encryip.models.losses",
+    "ConfusedLabels": "keras_encryip.models.head",
     "Decoder": "keras_encryip.client.decoder",
     "EncryipError": "keras_encryip.errors",
-    "KeyBundle": "keras_encryip.client.bundle",
+    "KeyBundle": "keras_encryip.formats.key_bundle",
     "ProtectedModel": "keras_encryip.models",
     "TraceReport": "keras_encryip.tracing.report",
-    "X25519PrivateKey": "keras_encryip.client.keypair",
-    "X25519PublicKey": "keras_encryip.client.keypair",
+    "X25519PrivateKey": "keras_encryip.formats.key_pair",
+    "X25519PublicKey": "keras_encryip.formats.key_pair",
     "export_saved_model": "keras_encryip.export",
     "protect": "keras_encryip.models",
-    "rotate_codebook": "keras_encryip.rotation",
-    "seal_folder": "keras_encryip.owner.sealing",
-    "unseal_folder": "keras_encryip.client.sealed",
-    "verify_evidence": "keras_encryip.tracing.evidence",
-    "verify_export": "keras_encryip.client.manifest",
+    "rotate_codebook": "keras_encryip.export.rotate",
+    "seal_folder": "keras_encryip.authority.seal_folder",
+    "unseal_folder": "keras_encryip.formats.sealed_folder",
+    "verify_evidence": "keras_encryip.tracing.verify_evidence",
+    "verify_export": "keras_encryip.formats.manifest",
 }
 
 __all__ = [*_LAZY]

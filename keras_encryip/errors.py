@@ -4,6 +4,12 @@ Catch `EncryipError` for all of them. No message ever contains a passphrase, a
 key or a decrypted value; each names the file or field, and the fix.
 """
 
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import Any, Final
+
 
 class EncryipError(Exception):
     """Root of every error raised on purpose by `keras_encryip`."""
@@ -66,3 +72,65 @@ class ExportError(EncryipError):
 
 class ServiceError(EncryipError):
     """A model server or suspicious service cannot be asked, or gives nothing that can be read."""
+
+
+DAMAGED: Final = (
+    ValueError,
+    TypeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    NotImplementedError,
+    SyntaxError,
+    tokenize.TokenError,  # numpy tries headers that Python 2 wrote
+    zipfile.BadZipFile,
+    zlib.error,
+    Warning,  # where warnings are errors
+)
+"""What readers of arrays and archives raise on damaged files."""
+
+
+class instead_of:  # noqa: N801  reads as a statement: with instead_of(OSError, raises=…)
+    """Raise an error of ours instead of foreign ones, which leave no trace on it.
+
+    The words and locals of a foreign exception may hold a secret or a file's content, and
+    `raise … from None` would keep it as `__context__`.
+
+    Args:
+        caught: the foreign exceptions.
+        raises: makes the error from the exception; `reason` gives its words.
+
+    Example:
+    >>> with instead_of(KeyError, raises=lambda error: FormatError(f"No field {reason(error)}.")):
+    ...     {}["name"]
+    Traceback (most recent call last):
+    keras_encryip.errors.FormatError: No field 'name'.
+    """
+
+    def __init__(
+        self, *caught: type[BaseException], raises: Callable[[Any], EncryipError]
+    ) -> None:
+        self._caught = caught
+        self._raises = raises
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if not isinstance(error, self._caught):
+            return
+        replacement = self._raises(error)
+        del kind, error, traceback  # a traceback shows locals to some tools
+        try:
+            raise replacement
+        except EncryipError:
+            replacement.__context__ = None  # only now: raising has set it
+            raise
+
+
+def reason(error: BaseException) -> str:
+    """The operating system's words for a failure, else the exception's own, else its name."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

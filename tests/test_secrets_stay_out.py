@@ -23,7 +23,7 @@ import pytest
 import tensorflow as tf
 
 import keras_encryip as ke
-from keras_encryip.training.neutrality import labels_to_compare
+from keras_encryip.models.neutrality import labels_to_compare
 
 # --- the secrets, in every form -------------------------------------------------------
 

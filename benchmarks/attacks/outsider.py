@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-from keras_encryip.models import ProtectedModel
+from keras_encryip.models.protected_model import ProtectedModel
 
 from ..data import Data
 

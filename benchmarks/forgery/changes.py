@@ -12,14 +12,9 @@ from Crypto.Hash import SHA256
 import keras_encryip as ke
 from keras_encryip.crypto.encoding import canonical_json, encode_base64
 from keras_encryip.labels.codebook import Codebook
-from keras_encryip.tracing.evidence import (
-    STATEMENT,
-    SignedStatement,
-    Statement,
-    sign_statement,
-    verify_evidence,
-)
-from keras_encryip.tracing.trace_set import TraceSet
+from keras_encryip.tracing.statement import STATEMENT, SignedStatement, Statement, sign_statement
+from keras_encryip.tracing.verify_evidence import verify_evidence
+from keras_encryip.labels.trace_set import TraceSet
 
 from .ground import ACCEPTED, authority, commit, issued, outcome, traced_release
 

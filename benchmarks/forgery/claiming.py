@@ -9,10 +9,8 @@ import tensorflow as tf
 
 import keras_encryip as ke
 from keras_encryip.crypto.kem import UserKey
-from keras_encryip.owner.consistency import MODEL_EXPORTED
-from keras_encryip.tracing.evidence import (
-    verify_evidence,
-)
+from keras_encryip.tracing.events import MODEL_EXPORTED
+from keras_encryip.tracing.verify_evidence import verify_evidence
 from keras_encryip.tracing.report import TraceReport
 
 from ..data import Data

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 import keras_encryip as ke
-from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.crypto.kem import UserKey
 from keras_encryip.errors import EncryipError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
-from keras_encryip.tracing.trace_set import TraceSet
+from keras_encryip.labels.trace_set import TraceSet
 
 from ..data import CLASSES
 from ..trainings import PASSPHRASE, SCRYPT

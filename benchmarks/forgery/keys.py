@@ -8,10 +8,10 @@ import numpy as np
 from Crypto.Random import get_random_bytes
 from scipy.stats import binomtest
 
-from keras_encryip.crypto.field import ORDER, evaluate, inverse, random_scalar
+from keras_encryip.crypto.polynomial import ORDER, evaluate, inverse, random_scalar
 from keras_encryip.crypto.kem import Header, SharedSecret, UserKey
-from keras_encryip.crypto.polynomials import interpolate
-from keras_encryip.crypto.traitors import CombinedKey
+from keras_encryip.crypto.polynomial import interpolate
+from keras_encryip.crypto.combined_key import CombinedKey
 from keras_encryip.errors import ForeignKeyError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook

@@ -67,7 +67,7 @@ def named_up_to(threshold: int) -> int:
 
 
 def stated(threshold: int, members: int) -> str:
-    """What `keras_encryip.crypto.traitors.find_traitors` and P6 say of a coalition."""
+    """What `keras_encryip.crypto.combined_key.find_traitors` and P6 say of a coalition."""
     if members <= named_up_to(threshold):
         return "all named"
     if members > threshold:

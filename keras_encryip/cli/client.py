@@ -7,25 +7,17 @@ from typing import Annotated
 
 import typer
 
-from keras_encryip.cli.shared import (
-    BundlePassphraseFile,
-    PrivateKeyFile,
-    UseKeyring,
-    ask_opening,
-    ask_passphrase,
-    check_suits,
-    hexadecimal,
-    print_facts,
-)
-from keras_encryip.client.bundle import KeyBundle
-from keras_encryip.client.decoder import Decoder, read_codebook
-from keras_encryip.client.keypair import X25519PrivateKey, write_key_pair
+from keras_encryip.cli.shared import BundlePassphraseFile, PrivateKeyFile, UseKeyring, ask_opening, ask_passphrase, check_suits, hexadecimal, print_facts
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.client.decoder import Decoder
+from keras_encryip.formats.version_folder import read_codebook
+from keras_encryip.formats.key_pair import X25519PrivateKey, write_key_pair
 from keras_encryip.client.keyring import forget, remember
-from keras_encryip.client.manifest import verify_export
-from keras_encryip.client.responses import parse_response, printable, read_outputs
-from keras_encryip.client.sealed import unseal_folder
+from keras_encryip.formats.manifest import verify_export
+from keras_encryip.formats.responses import parse_response, printable, read_outputs
+from keras_encryip.formats.sealed_folder import unseal_folder
 from keras_encryip.errors import ArgumentError
-from keras_encryip.tracing.evidence import verify_evidence
+from keras_encryip.tracing.verify_evidence import verify_evidence
 
 
 class What(StrEnum):

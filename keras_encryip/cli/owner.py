@@ -8,18 +8,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from keras_encryip.cli.shared import (
-    AuthorityArgument,
-    AuthorityPassphraseFile,
-    BundlePassphraseFile,
-    ask_passphrase,
-    database_url,
-    print_facts,
-    read_text,
-)
-from keras_encryip.client.bundle import KeyBundle
-from keras_encryip.client.keypair import X25519PublicKey
-from keras_encryip.client.manifest import RESPONSE_KEY_INSIDE, verify_export
+from keras_encryip.cli.shared import AuthorityArgument, AuthorityPassphraseFile, BundlePassphraseFile, ask_passphrase, database_url, print_facts, read_text
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.key_pair import X25519PublicKey
+from keras_encryip.formats.manifest import RESPONSE_KEY_INSIDE, verify_export
 from keras_encryip.errors import ArgumentError
 
 authority_app = typer.Typer(help="The owner's secrets and ledger.", no_args_is_help=True)
@@ -32,7 +24,7 @@ def demo(
     ] = Path("encryip-demo"),
 ) -> None:
     """Protect, train, export, issue keys and decode, on embedded data."""
-    from keras_encryip.demo import run_demo
+    from keras_encryip.cli.demo import run_demo
 
     run_demo(directory, Console())
 
@@ -45,7 +37,7 @@ def authority_create(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Draw new secrets and write them, sealed, into a new file."""
-    from keras_encryip.owner import Authority
+    from keras_encryip.authority import Authority
 
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY", new=True)
     with Authority.create(
@@ -59,7 +51,7 @@ def authority_info(
     authority: AuthorityArgument, authority_passphrase_file: AuthorityPassphraseFile = None
 ) -> None:
     """Check an authority's file, and show its public facts and its log."""
-    from keras_encryip.owner import Authority
+    from keras_encryip.authority import Authority
 
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     with Authority.open(database_url(authority), passphrase) as opened:
@@ -98,7 +90,7 @@ def key_issue(
     bundle_passphrase_file: BundlePassphraseFile = None,
 ) -> None:
     """Issue a key and write its bundle."""
-    from keras_encryip.owner import Authority
+    from keras_encryip.authority import Authority
 
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     path = out or Path(f"{subject}.keybundle")
@@ -133,7 +125,7 @@ def key_revoke(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Shut a user out of every later export."""
-    from keras_encryip.owner import Authority
+    from keras_encryip.authority import Authority
 
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     with Authority.open(database_url(authority), passphrase) as opened:
@@ -146,7 +138,7 @@ def key_list(
     authority: AuthorityArgument, authority_passphrase_file: AuthorityPassphraseFile = None
 ) -> None:
     """List the users and their keys."""
-    from keras_encryip.owner import Authority
+    from keras_encryip.authority import Authority
 
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     with Authority.open(database_url(authority), passphrase) as opened:
@@ -179,7 +171,7 @@ def key_enroll(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Draw keys for many users at once; `issue` writes a user's bundle when it is wanted."""
-    from keras_encryip.owner import Authority
+    from keras_encryip.authority import Authority
 
     names = [
         line.strip()
@@ -213,9 +205,9 @@ def export(
     """Export a saved protected model for TF Serving, under today's revocations."""
     import keras
 
-    from keras_encryip.export import export_saved_model
-    from keras_encryip.models import ProtectedModel
-    from keras_encryip.owner import Authority
+    from keras_encryip.export.saved_model import export_saved_model
+    from keras_encryip.models.protected_model import ProtectedModel
+    from keras_encryip.authority import Authority
 
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     with Authority.open(database_url(authority), passphrase) as opened:
@@ -239,8 +231,8 @@ def rotate(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Give an exported folder a new version, reordered, that shuts out who was revoked."""
-    from keras_encryip.owner import Authority
-    from keras_encryip.rotation import rotate_codebook
+    from keras_encryip.authority import Authority
+    from keras_encryip.export.rotate import rotate_codebook
 
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     with Authority.open(database_url(authority), passphrase) as opened:
@@ -258,8 +250,8 @@ def seal(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Seal a folder into one file for all users but the revoked ones."""
-    from keras_encryip.owner import Authority
-    from keras_encryip.owner.sealing import seal_folder
+    from keras_encryip.authority import Authority
+    from keras_encryip.authority.seal_folder import seal_folder
 
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     with Authority.open(database_url(authority), passphrase) as opened:

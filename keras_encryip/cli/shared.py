@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from keras_encryip.client.bundle import KeyBundle
-from keras_encryip.client.files import read_bounded
-from keras_encryip.client.keypair import X25519PrivateKey, is_encrypted, read_private_pem
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.key_pair import X25519PrivateKey, is_encrypted, read_private_pem
 from keras_encryip.client.keyring import passphrase_of
-from keras_encryip.client.responses import printable
+from keras_encryip.formats.responses import printable
 from keras_encryip.errors import ArgumentError
 
 _MAX_SHOWN = 1 << 16

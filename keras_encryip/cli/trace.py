@@ -5,26 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keras_encryip.cli.shared import (
-    AuthorityArgument,
-    AuthorityPassphraseFile,
-    BundlePassphraseFile,
-    PrivateKeyFile,
-    UseKeyring,
-    ask_opening,
-    ask_passphrase,
-    database_url,
-    hexadecimal,
-    read_text,
-)
-from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.cli.shared import AuthorityArgument, AuthorityPassphraseFile, BundlePassphraseFile, PrivateKeyFile, UseKeyring, ask_opening, ask_passphrase, database_url, hexadecimal, read_text
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.client.files import read_bounded
-from keras_encryip.client.responses import read_outputs
+from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.responses import read_outputs
 from keras_encryip.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from keras_encryip.owner import Authority
+    from keras_encryip.authority import Authority
     from keras_encryip.tracing.report import TraceReport
 
 app = typer.Typer(help="Find out who leaked.", no_args_is_help=True)
@@ -53,7 +42,7 @@ def trace_key(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Name the user whose key bundle, key or decode table was found."""
-    from keras_encryip.owner import Authority
+    from keras_encryip.authority import Authority
 
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     with Authority.open(database_url(authority), passphrase) as opened:
@@ -81,7 +70,7 @@ def trace_weights(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Name the user whose personalised copy the weights come from."""
-    from keras_encryip.owner import Authority
+    from keras_encryip.authority import Authority
 
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     with Authority.open(database_url(authority), passphrase) as opened:
@@ -113,7 +102,7 @@ def trace_service(
     keyring: UseKeyring = False,
 ) -> None:
     """Name the user on whose key a service runs, from the labels it answers."""
-    from keras_encryip.owner import Authority
+    from keras_encryip.authority import Authority
 
     if (decode_model is None) != (bundle is None):
         raise ArgumentError("Decoding needs both --decode-model and --bundle.")

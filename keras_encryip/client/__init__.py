@@ -6,9 +6,9 @@
 array([7, 2, 1])
 """
 
-from keras_encryip.client.bundle import KeyBundle
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.client.keypair import X25519PrivateKey, X25519PublicKey
-from keras_encryip.client.sealed import unseal_folder
+from keras_encryip.formats.key_pair import X25519PrivateKey, X25519PublicKey
+from keras_encryip.formats.sealed_folder import unseal_folder
 
 __all__ = ["Decoder", "KeyBundle", "X25519PrivateKey", "X25519PublicKey", "unseal_folder"]

@@ -7,11 +7,11 @@ from typing import Final
 
 import numpy as np
 
-from keras_encryip.client.bundle import KeyBundle
-from keras_encryip.client.files import read_bounded
-from keras_encryip.client.hosted import EXTRA_WORDS, open_responses
-from keras_encryip.client.keypair import X25519PrivateKey
-from keras_encryip.crypto.opaque import Opaque
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.responses import EXTRA_WORDS, open_responses
+from keras_encryip.formats.key_pair import X25519PrivateKey
+from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import ArgumentError, ForeignKeyError, WrongModelError
 from keras_encryip.labels.ciphertext import LabelCiphertext
 from keras_encryip.labels.codebook import FILE_NAME, MAX_CODEBOOK_BYTES, Codebook, ModelMetadata
@@ -25,7 +25,7 @@ _MAX_DENSE: Final = 1 << 22
 _CHUNK_ELEMENTS: Final = 1 << 22
 
 
-class Decoder(Opaque):
+class Decoder(Secret):
     """Reads the outputs of one protected model with one user's key.
 
     Get one with `Decoder.open`. It holds the key's decode table, so it cannot be

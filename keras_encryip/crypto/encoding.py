@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import msgspec
 from Crypto.PublicKey import ECC
 
-from keras_encryip.crypto.field import ORDER
+from keras_encryip.crypto.polynomial import ORDER
 from keras_encryip.errors import FormatError
 
 if TYPE_CHECKING:  # pycryptodome's `ECC` has it, but does not mark it as exported

@@ -23,24 +23,9 @@ from Crypto.Hash import SHA256
 from Crypto.Protocol.KDF import HKDF
 from Crypto.Random import get_random_bytes
 
-from keras_encryip.crypto.encoding import (
-    POINT_BYTES,
-    SCALAR_BYTES,
-    Point,
-    decode_point,
-    decode_scalar,
-    encode_point,
-    encode_scalar,
-)
-from keras_encryip.crypto.field import (
-    ORDER,
-    RandomBytes,
-    evaluate,
-    inverses,
-    lagrange_at_zero,
-    random_scalar,
-)
-from keras_encryip.crypto.opaque import Opaque
+from keras_encryip.crypto.encoding import POINT_BYTES, SCALAR_BYTES, Point, decode_point, decode_scalar, encode_point, encode_scalar
+from keras_encryip.crypto.polynomial import ORDER, RandomBytes, evaluate, inverses, lagrange_at_zero, random_scalar
+from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import ArgumentError, FormatError, RevokedKeyError
 
 MAX_THRESHOLD: Final = 64
@@ -52,7 +37,7 @@ GENERATOR: Final = Point(
 )
 
 
-class SharedSecret(Opaque):
+class SharedSecret(Secret):
     """The secret S that a header carries, as keys for named purposes."""
 
     __slots__ = ("_point", "_salt")
@@ -119,8 +104,8 @@ class Header:
         threshold = data[0]
         nodes, points = data[1 : 1 + threshold * SCALAR_BYTES], data[1 + threshold * SCALAR_BYTES :]
         header = cls(
-            tuple(decode_scalar(n, what="Header node") for n in _split(nodes, SCALAR_BYTES)),
-            tuple(_split(points, POINT_BYTES)),
+            tuple(decode_scalar(n, what="Header node") for n in split_bytes(nodes, SCALAR_BYTES)),
+            tuple(split_bytes(points, POINT_BYTES)),
         )
         if any(a >= b for a, b in zip(header.nodes, header.nodes[1:], strict=False)):
             raise FormatError("Header nodes are not strictly increasing.")
@@ -154,7 +139,7 @@ class PublicKey:
     def from_bytes(cls, data: bytes) -> "PublicKey":
         if len(data) % POINT_BYTES or not 2 <= len(data) // POINT_BYTES <= MAX_THRESHOLD + 1:
             raise FormatError(f"A public key has a wrong length: {len(data)} bytes.")
-        key = cls(tuple(_split(data, POINT_BYTES)))
+        key = cls(tuple(split_bytes(data, POINT_BYTES)))
         key.points  # noqa: B018  decodes and checks
         return key
 
@@ -167,7 +152,7 @@ class PublicKey:
             revoked: the z of at most t users who must not open the header.
             random_bytes: for test vectors only.
         """
-        nodes = _choose_nodes(self.threshold, revoked, random_bytes)
+        nodes = choose_nodes(self.threshold, revoked, random_bytes)
         r = random_scalar(random_bytes)
         points = [GENERATOR * r] + [self.evaluate_point(x) * r for x in nodes]
         header = Header(nodes, tuple(encode_point(p) for p in points))
@@ -181,7 +166,7 @@ class PublicKey:
         return value
 
 
-class UserKey(Opaque):
+class UserKey(Secret):
     """One point (z, P(z)) of the owner's polynomial."""
 
     __slots__ = ("_value", "z")
@@ -226,7 +211,7 @@ class UserKey(Opaque):
         return SharedSecret(secret, header)
 
 
-class MasterKey(Opaque):
+class MasterKey(Secret):
     """The owner's polynomial P(X) = a_0 + … + a_t·X^t over Z_q."""
 
     __slots__ = ("_coefficients",)
@@ -266,7 +251,7 @@ class MasterKey(Opaque):
     def from_secret_bytes(cls, data: bytes) -> "MasterKey":
         if len(data) % SCALAR_BYTES:
             raise FormatError("A master key has a wrong length.")
-        return cls([decode_scalar(a, what="Master key") for a in _split(data, SCALAR_BYTES)])
+        return cls([decode_scalar(a, what="Master key") for a in split_bytes(data, SCALAR_BYTES)])
 
     def public_key(self) -> PublicKey:
         return PublicKey(tuple(encode_point(GENERATOR * a) for a in self._coefficients))
@@ -285,14 +270,112 @@ class MasterKey(Opaque):
         self, revoked: Iterable[int] = (), *, random_bytes: RandomBytes = get_random_bytes
     ) -> tuple[Header, SharedSecret]:
         """As `PublicKey.encapsulate`, in t + 2 fixed-base multiplications."""
-        nodes = _choose_nodes(self.threshold, revoked, random_bytes)
+        nodes = choose_nodes(self.threshold, revoked, random_bytes)
         r = random_scalar(random_bytes)
         exponents = [r] + [r * evaluate(self._coefficients, x) % ORDER for x in nodes]
-        header = _header_from_exponents(nodes, exponents)
+        header = header_from_exponents(nodes, exponents)
         return header, SharedSecret(GENERATOR * (r * self._coefficients[0] % ORDER), header)
 
 
-class TracingHeader(Opaque):
+def key_id(self) -> str:
+        """16 hexadecimal digits that name the key and tell nothing about P(z)."""
+        return key_id(self.z)
+
+    def secret_bytes(self) -> bytes:
+        """z ‖ P(z), 64 bytes. Secret."""
+        return encode_scalar(self.z) + encode_scalar(self._value)
+
+    @classmethod
+    def from_secret_bytes(cls, data: bytes) -> "UserKey":
+        if len(data) != 2 * SCALAR_BYTES:
+            raise FormatError(f"A user key has {2 * SCALAR_BYTES} bytes.")
+        return cls(
+            decode_scalar(data[:SCALAR_BYTES], what="User key z"),
+            decode_scalar(data[SCALAR_BYTES:], what="User key value"),
+        )
+
+    def decapsulate(self, header: Header) -> SharedSecret:
+        """S = (λ_0·P(z))·R + Σ λ_j·H_j, Lagrange coefficients at 0 for {z, x_1 … x_t}.
+
+        Raises:
+            RevokedKeyError: z is one of the header's nodes.
+        """
+        if self.z in header.nodes:
+            raise RevokedKeyError("This key was revoked when the header was made.")
+        lambdas = lagrange_at_zero((self.z, *header.nodes))
+        secret = header.points[0] * (lambdas[0] * self._value % ORDER)
+        for coefficient, point in zip(lambdas[1:], header.points[1:], strict=True):
+            secret += point * coefficient
+        return SharedSecret(secret, header)
+
+
+class MasterKey(Secret):
+    """The owner's polynomial P(X) = a_0 + … + a_t·X^t over Z_q."""
+
+    __slots__ = ("_coefficients",)
+
+    def __init__(self, coefficients: Sequence[int]) -> None:
+        if not 1 <= len(coefficients) - 1 <= MAX_THRESHOLD:
+            raise ArgumentError(
+                f"`threshold` must be in 1 … {MAX_THRESHOLD}. "
+                f"Received: threshold={len(coefficients) - 1}"
+            )
+        self._coefficients = tuple(coefficients)
+
+    @classmethod
+    def generate(
+        cls, threshold: int, *, random_bytes: RandomBytes = get_random_bytes
+    ) -> "MasterKey":
+        """All t + 1 coefficients from the CSPRNG."""
+        if not isinstance(threshold, int) or not 1 <= threshold <= MAX_THRESHOLD:
+            raise ArgumentError(
+                f"`threshold` must be an integer in 1 … {MAX_THRESHOLD}. "
+                f"Received: threshold={threshold}"
+            )
+        return cls([random_scalar(random_bytes) for _ in range(threshold + 1)])
+
+    def _describe(self) -> str:
+        return f"threshold={self.threshold}"
+
+    @property
+    def threshold(self) -> int:
+        return len(self._coefficients) - 1
+
+    def secret_bytes(self) -> bytes:
+        """a_0 ‖ … ‖ a_t, 32 bytes each. Secret."""
+        return b"".join(encode_scalar(a) for a in self._coefficients)
+
+    @classmethod
+    def from_secret_bytes(cls, data: bytes) -> "MasterKey":
+        if len(data) % SCALAR_BYTES:
+            raise FormatError("A master key has a wrong length.")
+        return cls([decode_scalar(a, what="Master key") for a in split_bytes(data, SCALAR_BYTES)])
+
+    def public_key(self) -> PublicKey:
+        return PublicKey(tuple(encode_point(GENERATOR * a) for a in self._coefficients))
+
+    def user_key(self, z: int) -> UserKey:
+        """The key at z: one polynomial evaluation."""
+        if not 0 < z < ORDER:
+            raise ArgumentError("`z` must be in 1 … q−1.")
+        return UserKey(z, evaluate(self._coefficients, z))
+
+    def issue(self, *, random_bytes: RandomBytes = get_random_bytes) -> UserKey:
+        """A key at a fresh random z."""
+        return self.user_key(random_scalar(random_bytes))
+
+    def encapsulate(
+        self, revoked: Iterable[int] = (), *, random_bytes: RandomBytes = get_random_bytes
+    ) -> tuple[Header, SharedSecret]:
+        """As `PublicKey.encapsulate`, in t + 2 fixed-base multiplications."""
+        nodes = choose_nodes(self.threshold, revoked, random_bytes)
+        r = random_scalar(random_bytes)
+        exponents = [r] + [r * evaluate(self._coefficients, x) % ORDER for x in nodes]
+        header = header_from_exponents(nodes, exponents)
+        return header, SharedSecret(GENERATOR * (r * self._coefficients[0] % ORDER), header)
+
+
+class TracingHeader(Secret):
     """A header that is ill-formed on purpose, and the exponents that made it.
 
     R = ρ_0·G and H_j = ρ_j·G with independent ρ (*Fake* in Mu et al.). A single user
@@ -317,9 +400,9 @@ class TracingHeader(Opaque):
         *,
         random_bytes: RandomBytes = get_random_bytes,
     ) -> "TracingHeader":
-        nodes = _choose_nodes(threshold, revoked, random_bytes)
+        nodes = choose_nodes(threshold, revoked, random_bytes)
         exponents = [random_scalar(random_bytes) for _ in range(threshold + 1)]
-        return cls(_header_from_exponents(nodes, exponents), exponents)
+        return cls(header_from_exponents(nodes, exponents), exponents)
 
     def secret_bytes(self) -> bytes:
         """ρ_0 ‖ … ‖ ρ_t, 32 bytes each. Secret."""
@@ -327,8 +410,8 @@ class TracingHeader(Opaque):
 
     @classmethod
     def from_secret_bytes(cls, header: Header, data: bytes) -> "TracingHeader":
-        exponents = [decode_scalar(d, what="Exponent") for d in _split(data, SCALAR_BYTES)]
-        if header != _header_from_exponents(header.nodes, exponents):
+        exponents = [decode_scalar(d, what="Exponent") for d in split_bytes(data, SCALAR_BYTES)]
+        if header != header_from_exponents(header.nodes, exponents):
             raise FormatError("The exponents do not belong to this tracing header.")
         return cls(header, exponents)
 
@@ -379,7 +462,7 @@ def key_id(z: int) -> str:
     return SHA256.new(b"encryip key id v1\0" + encode_scalar(z)).hexdigest()[:16]
 
 
-def _choose_nodes(
+def choose_nodes(
     threshold: int, revoked: Iterable[int], random_bytes: RandomBytes
 ) -> tuple[int, ...]:
     """The revoked users' z, filled up to t with fresh random values, in increasing order."""
@@ -396,11 +479,11 @@ def _choose_nodes(
     return tuple(sorted(nodes))
 
 
-def _header_from_exponents(nodes: tuple[int, ...], exponents: Sequence[int]) -> Header:
+def header_from_exponents(nodes: tuple[int, ...], exponents: Sequence[int]) -> Header:
     if len(exponents) != len(nodes) + 1:
         raise FormatError("A header needs one exponent more than nodes.")
     return Header(nodes, tuple(encode_point(GENERATOR * e) for e in exponents))
 
 
-def _split(data: bytes, size: int) -> list[bytes]:
+def split_bytes(data: bytes, size: int) -> list[bytes]:
     return [data[i : i + size] for i in range(0, len(data), size)]

@@ -5,8 +5,8 @@ from Crypto.PublicKey import ECC
 from Crypto.Random import get_random_bytes
 from Crypto.Signature import eddsa
 
-from keras_encryip.crypto.field import RandomBytes
-from keras_encryip.crypto.opaque import Opaque
+from keras_encryip.crypto.polynomial import RandomBytes
+from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import FormatError, SignatureError
 
 SEED_BYTES = 32
@@ -14,7 +14,7 @@ PUBLIC_BYTES = 32
 SIGNATURE_BYTES = 64
 
 
-class SigningKey(Opaque):
+class SigningKey(Secret):
     """The authority's signing key."""
 
     __slots__ = ("_key", "_seed")

@@ -7,13 +7,8 @@ from typing import Annotated, Final
 import msgspec
 import numpy as np
 
-from keras_encryip.crypto.encoding import (
-    canonical_json,
-    decode_base64,
-    encode_base64,
-    parse_canonical_json,
-)
-from keras_encryip.crypto.opaque import Opaque
+from keras_encryip.crypto.encoding import canonical_json, decode_base64, encode_base64, parse_canonical_json
+from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import ArgumentError, FormatError
 
 MAX_BLOCKS: Final = 64
@@ -26,7 +21,7 @@ TRACE: Final = -1
 """Marks a trace label in `LabelAssignment.classes`."""
 
 
-class LabelAssignment(Opaque):
+class LabelAssignment(Secret):
     """Which of the N = K·h + T confused labels stands for which class or trace input.
 
     Labels are numbered block by block: block b holds `block_sizes[b]` consecutive

@@ -12,36 +12,14 @@ import msgspec
 import numpy as np
 from Crypto.Random import get_random_bytes
 
-from keras_encryip.crypto.encoding import (
-    canonical_json,
-    decode_base64,
-    encode_base64,
-    parse_canonical_json,
-)
-from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, TracingHeader, UserKey
-from keras_encryip.crypto.sealing import seal, unseal
+from keras_encryip.crypto.encoding import canonical_json, decode_base64, encode_base64, parse_canonical_json
+from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, UserKey
+from keras_encryip.crypto.tracing_header import TracingHeader
+from keras_encryip.crypto.aead import seal, unseal
 from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, SigningKey, verify
-from keras_encryip.errors import (
-    ForeignKeyError,
-    FormatError,
-    RevokedKeyError,
-    SignatureError,
-)
-from keras_encryip.labels.assignment import (
-    MAX_BLOCKS,
-    MAX_CLASSES,
-    MAX_LABELS,
-    TRACE,
-    LabelAssignment,
-)
-from keras_encryip.labels.ciphertext import (
-    CODEBOOK_ID_BYTES,
-    DIGEST_BYTES,
-    ciphertext_prefix,
-    ciphertext_suffix,
-    label_masks,
-    mask_key,
-)
+from keras_encryip.errors import ForeignKeyError, FormatError, RevokedKeyError, SignatureError
+from keras_encryip.labels.assignment import MAX_BLOCKS, MAX_CLASSES, MAX_LABELS, TRACE, LabelAssignment
+from keras_encryip.labels.ciphertext import CODEBOOK_ID_BYTES, DIGEST_BYTES, ciphertext_prefix, ciphertext_suffix, label_masks, mask_key
 
 FORMAT: Final = "encryip-codebook"
 VERSION: Final = 1

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from keras_encryip.client.responses import error_text, parse_response, printable, retry_after
+from keras_encryip.formats.responses import error_text, parse_response, printable, retry_after
 from keras_encryip.errors import ArgumentError, FormatError, ServiceError
 
 TIMEOUT_S: Final = 30.0

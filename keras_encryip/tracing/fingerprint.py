@@ -135,7 +135,7 @@ def whiten(
     if len(suspect) != len(reference):
         raise ArgumentError(
             f"`suspect` and `reference` must list the same kernels. Received: {len(suspect)} "
-            f"and {len(reference)}; pair them with `keras_encryip.owner.weights.match`."
+            f"and {len(reference)}; pair them with `keras_encryip.tracing.weights.match`."
         )
     parts: list[np.ndarray | None] = []
     for index, (found, original) in enumerate(zip(suspect, reference, strict=True)):
@@ -146,7 +146,7 @@ def whiten(
             wanted = "at least 2 axes" if original is None else f"the shape {original.shape}"
             raise ArgumentError(
                 f"Kernel {index} of `suspect` must have {wanted}. Received: {found.shape}; pair "
-                "kernels with `keras_encryip.owner.weights.match`."
+                "kernels with `keras_encryip.tracing.weights.match`."
             )
         parts.append(_whiten_kernel(found, original, strength))
     kept = [part for part in parts if part is not None]
@@ -339,3 +339,26 @@ def _check_strength(strength: float) -> None:
             f"`strength` must be above 0 and at most {MAX_STRENGTH:g}. Received: "
             f"strength={strength}"
         )
+
+
+# --- commitments
+"""Digests that bind an owner to what was released, before anything leaked."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from Crypto.Hash import SHA256
+
+
+def fingerprint_commitment(key: bytes) -> str:
+    """SHA-256, in hexadecimal, of a domain tag and a recipient's fingerprint key."""
+    return SHA256.new(b"encryip fingerprint key v1\0" + key).hexdigest()
+
+
+def kernels_digest(kernels: Sequence[np.ndarray]) -> str:
+    """SHA-256, in hexadecimal, of a model's kernels in order: shapes, and values as float32."""
+    digest = SHA256.new(b"encryip kernels v1\0")
+    for kernel in kernels:
+        digest.update(repr(kernel.shape).encode() + b"\0")
+        digest.update(np.ascontiguousarray(kernel, "<f4").tobytes())
+    return digest.hexdigest()

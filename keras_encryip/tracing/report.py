@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from keras_encryip.client.files import read_bounded, write_new_file
-from keras_encryip.crypto.opaque import Opaque
+from keras_encryip.formats.atomic_files import read_bounded, write_new_file
+from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import ArgumentError, FormatError
 from keras_encryip.tracing.statistics import SIGNIFICANCE
 
@@ -68,7 +68,7 @@ class Findings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     version: Literal[1] = 1
 
 
-class TraceReport(Opaque):
+class TraceReport(Secret):
     """Who leaked, with what certainty.
 
     Attributes:

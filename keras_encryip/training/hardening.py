@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_encryip.tracing.trace_set import TraceSet
+from keras_encryip.labels.trace_set import TraceSet
 
 STEPS = 300
 

@@ -15,7 +15,7 @@ from benchmarks.forgery.ground import ACCEPTED
 from benchmarks.forgery.keys import Pooled, opens, reads
 from benchmarks.sizes import QUICK
 from benchmarks.trainings import Trained, Trainings
-from keras_encryip.crypto.field import ORDER
+from keras_encryip.crypto.polynomial import ORDER
 from keras_encryip.errors import ArgumentError
 
 EXPECTED = "EvidenceError: The evidence was signed by another authority than expected."

@@ -30,7 +30,7 @@ from benchmarks.tampering import (
 )
 from benchmarks.training import Schedule
 from benchmarks.trainings import PASSPHRASE, Trainings
-from keras_encryip.training import hardening
+from keras_encryip.models import trace_inputs as hardening
 
 pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_encryip.client.bundle import make_bundle
-from keras_encryip.client.decoder import ASSETS
+from keras_encryip.formats.key_bundle import make_bundle
+from keras_encryip.formats.version_folder import ASSETS
 from keras_encryip.crypto.kem import MasterKey, UserKey
 from keras_encryip.crypto.signing import SigningKey
 from keras_encryip.labels.assignment import LabelAssignment

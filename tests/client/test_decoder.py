@@ -14,18 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from keras_encryip.client import decoder as decoder_module
-from keras_encryip.client.bundle import KeyBundle
-from keras_encryip.client.decoder import ASSETS, Decoder, read_codebook
-from keras_encryip.errors import (
-    ArgumentError,
-    ExpiredKeyError,
-    ForeignKeyError,
-    FormatError,
-    PassphraseError,
-    RevokedKeyError,
-    SignatureError,
-    WrongModelError,
-)
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.version_folder import ASSETS, read_codebook
+from keras_encryip.client.decoder import Decoder
+from keras_encryip.errors import ArgumentError, ExpiredKeyError, ForeignKeyError, FormatError, PassphraseError, RevokedKeyError, SignatureError, WrongModelError
 from keras_encryip.labels.codebook import ModelMetadata
 
 PASSPHRASE = "correct horse"

@@ -7,17 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_encryip.crypto.encoding import (
-    canonical_json,
-    decode_base64,
-    decode_point,
-    decode_scalar,
-    encode_base64,
-    encode_point,
-    encode_scalar,
-    parse_canonical_json,
-)
-from keras_encryip.crypto.field import ORDER
+from keras_encryip.crypto.encoding import canonical_json, decode_base64, decode_point, decode_scalar, encode_base64, encode_point, encode_scalar, parse_canonical_json
+from keras_encryip.crypto.polynomial import ORDER
 from keras_encryip.crypto.kem import MasterKey
 from keras_encryip.errors import EncryipError, FormatError
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import keras_encryip as ke
-from keras_encryip.client.keypair import write_key_pair
+from keras_encryip.formats.key_pair import write_key_pair
 
 ROOT = Path(__file__).parents[2]
 PASSPHRASE = "correct hörse, battery & <staple>"

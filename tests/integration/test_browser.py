@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_encryip.client.bundle import KeyBundle
-from keras_encryip.client.keypair import X25519PrivateKey, write_key_pair
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.key_pair import X25519PrivateKey, write_key_pair
 
 pytestmark = pytest.mark.integration
 

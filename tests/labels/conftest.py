@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from keras_encryip.crypto.kem import MasterKey, TracingHeader, UserKey
+from keras_encryip.crypto.kem import MasterKey, UserKey
+from keras_encryip.crypto.tracing_header import TracingHeader
 from keras_encryip.crypto.signing import SigningKey
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata

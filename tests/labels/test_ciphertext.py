@@ -14,12 +14,7 @@ from hypothesis import strategies as st
 
 from keras_encryip.crypto.kem import Header, MasterKey, UserKey
 from keras_encryip.errors import EncryipError, ForeignKeyError, FormatError, RevokedKeyError
-from keras_encryip.labels.ciphertext import (
-    LabelCiphertext,
-    decrypt_labels,
-    label_masks,
-    mask_key,
-)
+from keras_encryip.labels.ciphertext import LabelCiphertext, decrypt_labels, label_masks, mask_key
 
 VECTORS = json.loads(
     (Path(__file__).parents[1] / "vectors" / "codebook.json").read_text(encoding="ascii")

@@ -12,12 +12,7 @@ from scipy import stats
 from keras_encryip.crypto.encoding import decode_base64
 from keras_encryip.crypto.kem import Header, MasterKey, PublicKey, UserKey
 from keras_encryip.crypto.signing import SigningKey
-from keras_encryip.errors import (
-    ForeignKeyError,
-    FormatError,
-    RevokedKeyError,
-    SignatureError,
-)
+from keras_encryip.errors import ForeignKeyError, FormatError, RevokedKeyError, SignatureError
 from keras_encryip.labels.assignment import TRACE, LabelAssignment
 from keras_encryip.labels.ciphertext import LabelCiphertext, decrypt_labels
 from keras_encryip.labels.codebook import Codebook, ModelMetadata

@@ -9,17 +9,8 @@ import pytest
 from scipy import stats
 
 from keras_encryip.errors import ArgumentError
-from keras_encryip.owner.weights import kernels_of
-from keras_encryip.tracing.fingerprint import (
-    FINGERPRINT_STRENGTH,
-    NOISE_TABLE,
-    Residual,
-    mark,
-    noise,
-    p_value,
-    score,
-    whiten,
-)
+from keras_encryip.tracing.weights import kernels_of
+from keras_encryip.tracing.fingerprint import FINGERPRINT_STRENGTH, NOISE_TABLE, Residual, embed, noise, p_value, correlate, whiten
 
 Kernels = Sequence[np.ndarray]
 SHAPES = [(3, 3, 1, 16), (3, 3, 16, 32), (288, 64), (64, 64), (64, 10)]
@@ -51,7 +42,7 @@ def original() -> list[np.ndarray]:
 
 
 def scores(residual: Residual, count: int = INNOCENTS) -> np.ndarray:
-    return np.array([score(residual, key_of(user)) for user in range(1, count + 1)])
+    return np.array([correlate(residual, key_of(user)) for user in range(1, count + 1)])
 
 
 # --- the noise ---------------------------------------------------------------
@@ -114,7 +105,7 @@ def test_table_is_sub_gaussian() -> None:
 
 def test_mark_adds_noise_in_proportion(original: list[np.ndarray]) -> None:
     before = [kernel.copy() for kernel in original]
-    marked = mark(original, TRAITOR, 0.05)
+    marked = embed(original, TRAITOR, 0.05)
     for index, (kernel, old, new) in enumerate(zip(original, before, marked, strict=True)):
         np.testing.assert_array_equal(kernel, old)
         assert new.dtype == kernel.dtype
@@ -124,7 +115,7 @@ def test_mark_adds_noise_in_proportion(original: list[np.ndarray]) -> None:
 
 def test_mark_keeps_half_precision_and_constants() -> None:
     half, constant = np.linspace(-1, 1, 64).reshape(8, 8).astype("float16"), np.ones((4, 4))
-    marked = mark([half, constant], TRAITOR)
+    marked = embed([half, constant], TRAITOR)
     assert marked[0].dtype == np.float16
     assert np.abs(marked[0] - half).max() > 0
     np.testing.assert_array_equal(marked[1], constant)
@@ -134,9 +125,9 @@ def test_mark_keeps_half_precision_and_constants() -> None:
 def test_wrong_keys_are_refused(key: Any, original: list[np.ndarray]) -> None:
     residual = whiten(original, original)
     for call in (
-        lambda: mark(original, key),
+        lambda: embed(original, key),
         lambda: noise(key, 0, 3),
-        lambda: score(residual, key),
+        lambda: correlate(residual, key),
     ):
         with pytest.raises(ArgumentError, match="32 bytes"):
             call()
@@ -145,7 +136,7 @@ def test_wrong_keys_are_refused(key: Any, original: list[np.ndarray]) -> None:
 @pytest.mark.parametrize("strength", [0, -0.1, 1.5, math.nan, math.inf])
 def test_wrong_strengths_are_refused(strength: float, original: list[np.ndarray]) -> None:
     for call in (
-        lambda: mark(original, TRAITOR, strength),
+        lambda: embed(original, TRAITOR, strength),
         lambda: whiten(original, original, strength),
     ):
         with pytest.raises(ArgumentError, match="strength"):
@@ -154,7 +145,7 @@ def test_wrong_strengths_are_refused(strength: float, original: list[np.ndarray]
 
 def test_weights_that_are_not_finite_cannot_be_marked() -> None:
     with pytest.raises(ArgumentError, match="Kernel 1"):
-        mark([np.eye(3), np.array([[1.0, np.nan]])], TRAITOR)
+        embed([np.eye(3), np.array([[1.0, np.nan]])], TRAITOR)
 
 
 def test_lists_that_do_not_fit_are_refused(original: list[np.ndarray]) -> None:
@@ -209,7 +200,7 @@ def averaged(copies: int) -> Callable[[Kernels], list[np.ndarray]]:
     """The traitor's copy with others'; the others' keys are not among the innocents."""
 
     def change(kernels: Kernels) -> list[np.ndarray]:
-        others = [mark(make_kernels(), key_of(10**6 + i)) for i in range(1, copies)]
+        others = [embed(make_kernels(), key_of(10**6 + i)) for i in range(1, copies)]
         return [np.mean(same, axis=0) for same in zip(kernels, *others, strict=True)]
 
     return change
@@ -247,36 +238,36 @@ ATTACKS = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_traitor_stands_out(name: str, original: list[np.ndarray]) -> None:
     change, least = ATTACKS[name]
-    residual = whiten(change(mark(original, TRAITOR)), original)
+    residual = whiten(change(embed(original, TRAITOR)), original)
     innocent = scores(residual)
-    z = score(residual, TRAITOR)
+    z = correlate(residual, TRAITOR)
     assert z > least
     assert innocent.max() < HIGHEST
     assert p_value(z) < 1e-30
 
 
 def test_every_one_of_the_averaged_copies_is_found(original: list[np.ndarray]) -> None:
-    copies = [mark(original, key_of(user)) for user in range(5)]
+    copies = [embed(original, key_of(user)) for user in range(5)]
     residual = whiten([np.mean(same, 0) for same in zip(*copies, strict=True)], original)
-    assert min(score(residual, key_of(user)) for user in range(5)) > 60
-    assert max(score(residual, key_of(user)) for user in range(5, 500)) < HIGHEST
+    assert min(correlate(residual, key_of(user)) for user in range(5)) > 60
+    assert max(correlate(residual, key_of(user)) for user in range(5, 500)) < HIGHEST
 
 
 def test_without_the_original(original: list[np.ndarray]) -> None:
     """Blind, the weights themselves are the noise: z is about strength · √weights."""
-    marked = mark(original, TRAITOR, 0.1)
+    marked = embed(original, TRAITOR, 0.1)
     blind = whiten(marked, [None] * len(marked), 0.1)
-    assert score(blind, TRAITOR) > 10
+    assert correlate(blind, TRAITOR) > 10
     assert scores(blind).max() < HIGHEST
-    assert score(whiten(marked, original, 0.1), TRAITOR) > 150
+    assert correlate(whiten(marked, original, 0.1), TRAITOR) > 150
 
 
 def test_half_of_the_kernels_suffice(original: list[np.ndarray]) -> None:
-    marked: list[np.ndarray | None] = list(mark(original, TRAITOR))
+    marked: list[np.ndarray | None] = list(embed(original, TRAITOR))
     marked[2] = None
     residual = whiten(marked, original)
     assert residual.parts[2] is None
-    assert score(residual, TRAITOR) > 0.85 * math.sqrt(SIZE - original[2].size)
+    assert correlate(residual, TRAITOR) > 0.85 * math.sqrt(SIZE - original[2].size)
 
 
 def test_untouched_outputs_keep_their_mark(original: list[np.ndarray]) -> None:
@@ -286,14 +277,14 @@ def test_untouched_outputs_keep_their_mark(original: list[np.ndarray]) -> None:
         moved = w + 3 * w.std() * np.random.default_rng(7).standard_normal(w.shape)
         return np.where(np.arange(w.shape[-1]) % 10 == 0, w, moved)
 
-    residual = whiten(attack(tune)(mark(original, TRAITOR)), original)
-    assert score(residual, TRAITOR) > 40
+    residual = whiten(attack(tune)(embed(original, TRAITOR)), original)
+    assert correlate(residual, TRAITOR) > 40
 
 
 def test_the_original_itself_accuses_nobody(original: list[np.ndarray]) -> None:
     residual = whiten(original, original)
     assert (residual.norm, residual.size) == (0.0, 0)
-    assert score(residual, TRAITOR) == 0.0
+    assert correlate(residual, TRAITOR) == 0.0
     assert p_value(0.0) == 1.0
 
 
@@ -301,29 +292,29 @@ def test_the_original_itself_accuses_nobody(original: list[np.ndarray]) -> None:
 def test_constant_suspects_accuse_nobody(value: float, original: list[np.ndarray]) -> None:
     suspect = [np.full_like(kernel, value) for kernel in original]
     for reference in (original, [None] * len(original)):
-        assert abs(score(whiten(suspect, reference), TRAITOR)) < 5
+        assert abs(correlate(whiten(suspect, reference), TRAITOR)) < 5
 
 
 def test_numbers_beyond_single_precision(original: list[np.ndarray]) -> None:
-    suspect = [kernel.astype(np.float64) for kernel in mark(original, TRAITOR)]
+    suspect = [kernel.astype(np.float64) for kernel in embed(original, TRAITOR)]
     for kernel in suspect:
         kernel[..., 0] *= 1e300
-    assert score(whiten(suspect, original), TRAITOR) > 140
+    assert correlate(whiten(suspect, original), TRAITOR) > 140
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-6, 1e6, 1e30])
 def test_any_size_of_numbers(size: float, original: list[np.ndarray]) -> None:
-    suspect = [np.float32(size) * kernel for kernel in mark(original, TRAITOR)]
-    assert score(whiten(suspect, original), TRAITOR) > 140
-    assert np.isfinite(score(whiten(suspect, [None] * len(original)), TRAITOR))
+    suspect = [np.float32(size) * kernel for kernel in embed(original, TRAITOR)]
+    assert correlate(whiten(suspect, original), TRAITOR) > 140
+    assert np.isfinite(correlate(whiten(suspect, [None] * len(original)), TRAITOR))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2), (3, 3, 5, 1)])
 def test_tiny_kernels(shape: tuple[int, ...]) -> None:
     kernel = np.random.default_rng(0).normal(size=shape).astype("float32")
-    for suspect in (mark([kernel], TRAITOR), [3 * kernel], [kernel * 0], [-kernel]):
+    for suspect in (embed([kernel], TRAITOR), [3 * kernel], [kernel * 0], [-kernel]):
         for reference in ([kernel], [None], [kernel * 0]):
-            z = score(whiten(suspect, reference), TRAITOR)
+            z = correlate(whiten(suspect, reference), TRAITOR)
             assert abs(z) <= NOISE_TABLE.max() * math.sqrt(kernel.size)
 
 
@@ -354,14 +345,14 @@ def test_fine_tuning(digits: Any) -> None:
     variables = kernels_of(model)
     original = [v.numpy() for v in variables]
     before = accuracy()
-    for variable, marked in zip(variables, mark(original, TRAITOR), strict=True):
+    for variable, marked in zip(variables, embed(original, TRAITOR), strict=True):
         variable.assign(marked)
     assert before > 0.93
     assert accuracy() > before - 0.01
     for rate, epochs, least in ((1e-3, 10, 25), (1e-2, 10, 7)):
         train(rate, epochs)
         residual = whiten([v.numpy() for v in variables], original)
-        assert score(residual, TRAITOR) > least
+        assert correlate(residual, TRAITOR) > least
         assert scores(residual, 300).max() < HIGHEST
 
 
@@ -374,7 +365,7 @@ NULL_KEYS = 2000
     "name", ["nothing", "int8 per channel", "pruned 90 %", "averaged 10", "junk", "blind"]
 )
 def test_innocents_score_as_the_normal_law_says(name: str, original: list[np.ndarray]) -> None:
-    marked = mark(original, TRAITOR)
+    marked = embed(original, TRAITOR)
     if name == "blind":
         residual = whiten(marked, [None] * len(marked))
     else:

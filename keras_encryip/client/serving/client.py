@@ -14,11 +14,11 @@ import numpy as np
 
 from keras_encryip.client.checks import check_count, check_inputs, check_seconds
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.client.hosted import EXTRA_WORDS
+from keras_encryip.formats.responses import EXTRA_WORDS
 from keras_encryip.client.serving.failures import PassingError
 from keras_encryip.client.serving.grpc import GrpcTransport
 from keras_encryip.client.serving.rest import RestTransport
-from keras_encryip.crypto.opaque import Opaque
+from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import ArgumentError, FormatError, ServiceError
 
 MAX_BACKOFF_S: Final = 30.0
@@ -50,7 +50,7 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-class ServingClient(Opaque):
+class ServingClient(Secret):
     """Asks a model at TF Serving, and decodes what it answers.
 
     Exports of both kinds are read: confused labels, and encrypted responses. A request that

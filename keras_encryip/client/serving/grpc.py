@@ -8,15 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from keras_encryip.client.files import read_bounded
-from keras_encryip.client.responses import printable
-from keras_encryip.client.serving.failures import (
-    PassingError,
-    missing,
-    too_large,
-    too_late,
-    untrusted,
-)
+from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.responses import printable
+from keras_encryip.client.serving.failures import PassingError, missing, too_large, too_late, untrusted
 from keras_encryip.errors import ServiceError
 
 _OUTPUTS: Final = ("confused", "encrypted", "ciphertext_bytes")

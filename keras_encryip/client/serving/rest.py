@@ -8,14 +8,8 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from keras_encryip.client.responses import error_text, parse_response, printable, retry_after
-from keras_encryip.client.serving.failures import (
-    PassingError,
-    missing,
-    too_large,
-    too_late,
-    untrusted,
-)
+from keras_encryip.formats.responses import error_text, parse_response, printable, retry_after
+from keras_encryip.client.serving.failures import PassingError, missing, too_large, too_late, untrusted
 from keras_encryip.errors import FormatError, ServiceError
 
 _PASSING: Final = (429, 502, 503, 504)

@@ -1,0 +1,176 @@
+"""What the ledger keeps of exports: whom a copy was marked for, and what was committed to."""
+
+import hmac
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from Crypto.Hash import SHA256
+
+from keras_encryip.crypto.encoding import canonical_json
+from keras_encryip.errors import LedgerError
+from keras_encryip.labels.codebook import Codebook
+from keras_encryip.authority.model_store import ModelStore
+from keras_encryip.labels.model_record import ModelRecord
+from keras_encryip.authority.schema import ACTIVE
+from keras_encryip.tracing.events import MODEL_EXPORTED
+from keras_encryip.authority.schema import codebooks_table, events_table, exports_table, users_table
+from keras_encryip.authority.event_log import signed_events
+from keras_encryip.tracing.fingerprint import fingerprint_commitment, kernels_digest
+from keras_encryip.labels.trace_set import TraceSet
+
+
+class Exports(ModelStore):
+    """The exports' part of an `Authority`."""
+
+    __slots__ = ()
+
+    def fingerprint_key(self, model_id: int, recipient: str) -> bytes:
+        """The 32 bytes that a recipient's copies of a model are marked with. Secret.
+
+        One per model and user: copies of later versions add no information about it.
+
+        Args:
+            recipient: the user's key id.
+        """
+        message = b"encryip fingerprint v1\0" + model_id.to_bytes(8, "big") + recipient.encode()
+        return hmac.digest(self._data_key, message, "sha256")
+
+    def recipient_of(self, subject: str) -> str:
+        """The key id of an active user.
+
+        Raises:
+            LedgerError: there is no such user, or the key was revoked or never written.
+        """
+        u = users_table.c
+        with self._ledger.reading() as connection:
+            row = connection.execute(
+                sa.select(u.key_id, u.status).where(u.subject == subject)
+            ).first()
+        if row is None or row.status != ACTIVE:
+            state = "is not a user" if row is None else f"is {row.status}"
+            raise LedgerError(
+                f"`recipient` must have an active key in {self._ledger.name!r}: {subject!r} "
+                f"{state}. Issue a key first."
+            )
+        return str(row.key_id)
+
+    def was_exported(self, model_id: int, kernels: Sequence[np.ndarray], traces: TraceSet) -> bool:
+        """Whether a model was exported with exactly these kernels and trace inputs."""
+        e, c = exports_table.c, codebooks_table.c
+        query = (
+            sa.select(e.export_id)
+            .join(codebooks_table)
+            .where(
+                c.model_id == model_id,
+                e.kernels_digest == kernels_digest(kernels),
+                e.trace_set == traces.digest,
+            )
+        )
+        with self._ledger.reading() as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
+    def add_export(
+        self,
+        codebook: Codebook,
+        manifest: bytes,
+        *,
+        folder: str,
+        recipient: str | None,
+        kernels: Sequence[np.ndarray],
+    ) -> None:
+        """Commit to what is about to be exported, in the signed and dated event log.
+
+        Args:
+            manifest: the bytes of `manifest.json`, which covers every file.
+            folder: the folder's name.
+            recipient: key id of the user whose copy this is, or `None`.
+            kernels: the model's kernels, before they are marked for the recipient.
+        """
+        record = self.model_of(codebook.codebook_id)
+        digest = record.traces.digest if record.traces is not None else None
+        facts: dict[str, Any] = {
+            "trace_set": digest.hex() if digest else "",
+            "kernels_digest": kernels_digest(kernels),
+        }
+        if recipient is not None:
+            key = self.fingerprint_key(record.model_id, recipient)
+            facts |= {"recipient": recipient, "fingerprint": fingerprint_commitment(key)}
+        shapes = canonical_json([list(k.shape) for k in kernels]).decode("ascii")
+        self._commit(record, codebook, manifest, folder, facts, digest, shapes)
+
+    def exported(self, manifest: bytes) -> tuple[dict[str, Any], Any]:
+        """What was committed to when a folder was exported, and the export's row.
+
+        Args:
+            manifest: the bytes of the folder's `manifest.json`.
+
+        Raises:
+            LedgerError: this authority did not export it.
+        """
+        digest = SHA256.new(manifest).hexdigest()
+        e = exports_table.c
+        with self._ledger.reading() as connection:
+            events = signed_events(connection, events_table.c.kind == MODEL_EXPORTED)
+            for number, (event, _, _) in enumerate(events, 1):
+                if event.details["manifest_digest"] == digest:
+                    row = connection.execute(sa.select(exports_table).where(e.export_id == number))
+                    return event.details, row.one()
+        raise LedgerError(
+            f"The authority {self._ledger.name!r} did not export the folder that is to be rotated."
+        )
+
+    def add_reordered_export(
+        self, codebook: Codebook, manifest: bytes, *, folder: str, source: bytes
+    ) -> None:
+        """Commit to an exported folder's reordered copy: `add_export` of what it was made from.
+
+        Args:
+            source: the bytes of the `manifest.json` it was made from.
+
+        Raises:
+            LedgerError: this authority did not export the source.
+        """
+        old, row = self.exported(source)
+        record = self.model_of(codebook.codebook_id)
+        names = ("kernels_digest", "recipient", "fingerprint")
+        facts = {name: old[name] for name in names if name in old} | {"trace_set": ""}
+        if row.trace_set is not None:
+            traces = self._trace_set(row.trace_set)
+            moved = traces.renumbered(record.assignment.moved_to(self.assignment_of(codebook)))
+            facts |= {"trace_set": moved.digest.hex(), "model_trace_set": traces.digest.hex()}
+        self._commit(record, codebook, manifest, folder, facts, row.trace_set, row.kernels)
+
+    def _commit(
+        self,
+        record: ModelRecord,
+        codebook: Codebook,
+        manifest: bytes,
+        folder: str,
+        facts: dict[str, Any],
+        trace_set: bytes | None,
+        kernels: str,
+    ) -> None:
+        with self._ledger.writing() as connection:
+            connection.execute(
+                exports_table.insert().values(
+                    codebook_id=codebook.codebook_id,
+                    trace_set=trace_set,
+                    recipient=facts.get("recipient"),
+                    kernels_digest=facts["kernels_digest"],
+                    kernels=kernels,
+                )
+            )
+            self._log(
+                connection,
+                MODEL_EXPORTED,
+                model=record.metadata.model,
+                model_id=record.model_id,
+                codebook=codebook.codebook_id.hex(),
+                codebook_digest=SHA256.new(codebook.to_bytes()).hexdigest(),
+                manifest_digest=SHA256.new(manifest).hexdigest(),
+                public_key=self.public_key.digest.hex(),
+                folder=folder,
+                **facts,
+            )

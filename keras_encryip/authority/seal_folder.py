@@ -1,0 +1,68 @@
+"""Sealing a folder for all users but the revoked ones."""
+
+import os
+from typing import Final
+
+from keras_encryip.formats.sealed_folder import list_folder, write_sealed_folder
+from keras_encryip.errors import ArgumentError
+from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.model_store import revoked_users
+
+FOLDER_SEALED: Final = "folder sealed"
+
+
+def seal_folder(
+    authority: Authority,
+    directory: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    model: str,
+) -> None:
+    """Seal a folder into one file that every user but the revoked ones can open.
+
+    Whoever is revoked later opens what was sealed before. The event log has the sealing before
+    the file gets its name; the file appears whole or not at all.
+
+    Args:
+        authority: whose users may open it.
+        directory: any folder of files, such as an exported version folder; without links.
+        path: the new file; never overwritten.
+        model: name of a protected model of the authority. Bundles that are limited to other
+            models are refused (advisory).
+
+    Raises:
+        LedgerError: the authority has no such model.
+        ArgumentError: the folder is missing, holds a link or an odd name, or a file
+            changes its size meanwhile; or the file exists or cannot be written.
+
+    Example:
+    >>> seal_folder(authority, folder / "digits" / "1", folder / "digits.sealed", model="digits")
+    """
+    if not isinstance(authority, Authority):
+        raise ArgumentError(
+            f"`authority` must be an Authority. Received: {type(authority).__name__}"
+        )
+    authority.model_named(model)
+    index = list_folder(directory, model)
+    if os.path.lexists(path):
+        raise ArgumentError(f"{os.fspath(path)!r} exists already, and is never overwritten.")
+    with authority._ledger.writing() as connection:
+        revoked = revoked_users(connection)
+        header, secret = authority._master.encapsulate(revoked.values())
+        authority._log(
+            connection,
+            FOLDER_SEALED,
+            model=model,
+            header=header.digest.hex(),
+            revoked=len(revoked),
+        )
+    write_sealed_folder(
+        directory,
+        path,
+        index=index,
+        authority=authority.public_key.digest,
+        issuer=authority.issuer,
+        header=header,
+        secret=secret,
+        sign=authority.sign,
+    )

@@ -1,0 +1,418 @@
+"""A user's key file. docs/key-bundle.md describes it byte by byte."""
+
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal
+
+import msgspec
+import numpy as np
+
+from keras_encryip.formats.key_bundle import BODIES, Body, PassphraseBody, PublicKeyBody
+from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.key_pair import X25519PrivateKey, X25519PublicKey
+from keras_encryip.crypto.encoding import canonical_json, decode_base64, encode_base64, parse_canonical_json
+from keras_encryip.crypto.kem import UserKey
+from keras_encryip.crypto.secret import Secret
+from keras_encryip.crypto.aead import DEFAULT_SCRYPT_LOG2_N
+from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, SigningKey, verify
+from keras_encryip.errors import ArgumentError, ExpiredKeyError, FormatError, KeyRefusedError, PassphraseError, SignatureError
+from keras_encryip.labels.ciphertext import DIGEST_BYTES, decrypt_labels
+
+FORMAT: Final = "encryip-key-bundle"
+MAX_BUNDLE_BYTES: Final = 64 << 10
+ANY_MODEL: Final = "*"
+
+_BEGIN: Final = b"-----BEGIN ENCRYIP KEY BUNDLE-----\n"
+_END: Final = b"\n-----END ENCRYIP KEY BUNDLE-----\n"
+_DOMAINS: Final = {version: f"key bundle v{version}" for version in BODIES}
+_TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+_Time = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z\Z")]
+
+
+class BundleHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a bundle says in the clear.
+
+    Attributes:
+        authority: base64 SHA-256 digest of the authority's public key.
+        format: `"encryip-key-bundle"`.
+        issued_at, not_before, not_after: UTC, `YYYY-MM-DDThh:mm:ssZ`; advisory.
+        issuer: base64 Ed25519 key of the authority.
+        issuer_name: free text.
+        key_id: 16 hexadecimal digits.
+        scope: names of the models the bundle is meant for; `["*"]` means any.
+        subject: who the key was issued to.
+        version: 1 if a passphrase opens it, 2 if the user's private key does.
+    """
+
+    authority: str
+    format: Literal["encryip-key-bundle"]
+    issued_at: _Time
+    issuer: str
+    issuer_name: _Name
+    key_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+    not_after: _Time
+    not_before: _Time
+    scope: Annotated[list[_Name], msgspec.Meta(min_length=1, max_length=64)]
+    subject: _Name
+    version: Literal[1, 2]
+
+
+class _Signed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    body: dict[str, str | int]
+    header: BundleHeader
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    bundle: _Signed
+    signature: str
+
+
+class KeyBundle(Secret):
+    """A key bundle whose signature has been checked, still sealed.
+
+    Attributes:
+        header: `BundleHeader`, what it says in the clear.
+        authority, issuer: bytes of its fields.
+        not_before, not_after: its dates, in UTC.
+        recipient: the `X25519PublicKey` it was made to; `None` if a passphrase opens it.
+
+    Example:
+    >>> bundle = KeyBundle.read(folder / "alice.keybundle")
+    >>> bundle.header.subject
+    'alice'
+    >>> key = bundle.unlock("correct horse")
+    """
+
+    __slots__ = (
+        "_body",
+        "_signature",
+        "authority",
+        "header",
+        "issuer",
+        "not_after",
+        "not_before",
+        "recipient",
+    )
+
+    def __init__(self, header: BundleHeader, body: Body, signature: str) -> None:
+        self.header = header
+        self._body = body
+        self._signature = signature
+        self.authority = decode_base64(header.authority, what="authority", length=DIGEST_BYTES)
+        self.issuer = decode_base64(header.issuer, what="issuer", length=PUBLIC_BYTES)
+        self.not_before = _parse_time(header.not_before, "not_before")
+        self.not_after = _parse_time(header.not_after, "not_after")
+        _parse_time(header.issued_at, "issued_at")
+        body.check()
+        self.recipient = body.public_key if isinstance(body, PublicKeyBody) else None
+
+    def _describe(self) -> str:
+        return f"key_id={self.header.key_id} subject={self.header.subject!r}"
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> "KeyBundle":
+        """Read a bundle file and check its form and signature."""
+        return cls.from_bytes(read_bounded(path, what="key bundle", max_bytes=MAX_BUNDLE_BYTES))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "KeyBundle":
+        """Parse a bundle; the signature is checked before anything could be decrypted.
+
+        Raises:
+            FormatError: malformed, truncated, oversized, unknown version or field.
+            SignatureError: the issuer named in the bundle did not sign it.
+        """
+        if not data.startswith(_BEGIN) or not data.endswith(_END):
+            raise FormatError(
+                "This is not a whole key bundle: its first line must be "
+                f"{_BEGIN.decode().strip()!r} and its last {_END.decode().strip()!r}."
+            )
+        file = parse_canonical_json(
+            data[len(_BEGIN) : len(data) - len(_END)],
+            _File,
+            what="key bundle",
+            max_bytes=MAX_BUNDLE_BYTES,
+        )
+        header = file.bundle.header
+        bundle = cls(header, _body(file.bundle.body, header.version), file.signature)
+        signature = decode_base64(file.signature, what="signature", length=SIGNATURE_BYTES)
+        domain, signed = _DOMAINS[header.version], canonical_json(file.bundle)
+        verify(bundle.issuer, domain, signed, signature, what="key bundle")
+        return bundle
+
+    def to_bytes(self) -> bytes:
+        """The file: still sealed, and signed."""
+        signed = _Signed(msgspec.to_builtins(self._body), self.header)
+        return _BEGIN + canonical_json(_File(signed, self._signature)) + _END
+
+    def unlock(
+        self, passphrase: str | None = None, private_key: X25519PrivateKey | None = None
+    ) -> UserKey:
+        """Decrypt the user key. Pass one of the two, as the bundle was made.
+
+        Args:
+            passphrase: for a bundle whose `recipient` is `None`.
+            private_key: that of the `recipient`.
+
+        Raises:
+            ArgumentError: the other one, both or none were passed.
+            PassphraseError: wrong passphrase or changed body.
+            KeyRefusedError: the bundle was made to another public key.
+            SignatureError: header or body were changed since the key was sealed.
+        """
+        secret = self._open(passphrase, private_key)
+        user_key = UserKey.from_secret_bytes(secret)
+        if user_key.key_id != self.header.key_id:
+            raise FormatError("The key bundle's key_id does not belong to the key inside.")
+        return user_key
+
+    def _open(self, passphrase: str | None, private_key: X25519PrivateKey | None) -> bytes:
+        name = f"key bundle {self.header.key_id} (subject {self.header.subject!r})"
+        header = canonical_json(self.header)
+        if isinstance(self._body, PassphraseBody):
+            if passphrase is None or private_key is not None:
+                raise ArgumentError(
+                    f"A passphrase opens {name}: pass `passphrase` and nothing else."
+                )
+            secret = self._body.open(passphrase, header)
+            if secret is None:
+                raise PassphraseError(
+                    f"The passphrase does not open {name}, or its body was changed."
+                )
+            return secret
+        recipient = self._body.public_key
+        if not isinstance(private_key, X25519PrivateKey) or passphrase is not None:
+            raise ArgumentError(
+                f"The private key of {recipient.fingerprint!r} opens {name}: "
+                "pass `private_key`, an `X25519PrivateKey`, and nothing else."
+            )
+        if private_key.public_key != recipient:
+            raise KeyRefusedError(
+                f"The {name} was made to the public key {recipient.fingerprint!r}, and not to "
+                f"yours, {private_key.public_key.fingerprint!r}. Send yours to the model's owner."
+            )
+        secret = self._body.open(private_key, header)
+        if secret is None:
+            raise SignatureError(f"The header or body of {name} was changed.")
+        return secret
+
+    def check_dates(self, now: datetime | None = None) -> None:
+        """Refuse a bundle outside its dates. Advisory: the holder's clock decides.
+
+        Raises:
+            ExpiredKeyError: before `not_before` or after `not_after`.
+        """
+        now = now or datetime.now(UTC)
+        if now < self.not_before:
+            raise ExpiredKeyError(
+                f"Key bundle {self.header.key_id} is valid from {self.header.not_before} on; "
+                "check this machine's clock."
+            )
+        if now > self.not_after:
+            raise ExpiredKeyError(
+                f"Key bundle {self.header.key_id} expired on {self.header.not_after}. "
+                "Ask the model's owner for a new one."
+            )
+
+    def allows(self, model: str) -> bool:
+        """Whether the bundle's scope names this model."""
+        return ANY_MODEL in self.header.scope or model in self.header.scope
+
+    def decrypt(
+        self,
+        ciphertexts: Iterable[bytes],
+        passphrase: str | None = None,
+        private_key: X25519PrivateKey | None = None,
+    ) -> np.ndarray:
+        """Read label ciphertexts with nothing but this bundle.
+
+        Args:
+            ciphertexts: outputs `ciphertext_bytes` of the `encrypted_label` signature.
+            passphrase, private_key: what opens the bundle, as for `unlock`.
+
+        Returns:
+            int64 `[n]` of class indices.
+        """
+        self.check_dates()
+        key = self.unlock(passphrase, private_key)
+        return decrypt_labels(ciphertexts, key, authority=self.authority)
+
+
+def make_bundle(
+    key: UserKey,
+    *,
+    passphrase: str | None = None,
+    public_key: X25519PublicKey | None = None,
+    subject: str,
+    issuer_name: str,
+    authority: bytes,
+    signing_key: SigningKey,
+    not_before: datetime,
+    not_after: datetime,
+    scope: Iterable[str] = (ANY_MODEL,),
+    scrypt_log2_n: int = DEFAULT_SCRYPT_LOG2_N,
+) -> bytes:
+    """The bytes of a key bundle file (the owner's side).
+
+    Args:
+        key: the user key to seal.
+        passphrase: opens the bundle; give it to the user another way.
+        public_key: or the user's own: its private key opens the bundle.
+        subject, issuer_name: 1 … 256 characters.
+        authority: digest of the authority's public key.
+        signing_key: the authority's.
+        not_before, not_after: timezone-aware, in this order.
+        scope: model names, or `("*",)`.
+        scrypt_log2_n: cost of trying a passphrase, 14 … 20.
+
+    Raises:
+        ArgumentError: a field is invalid, or not one of passphrase and public key was passed.
+    """
+    if isinstance(scope, str):
+        raise ArgumentError(f"`scope` must be a list of model names. Received: scope={scope!r}")
+    if not_before.tzinfo is None or not_after.tzinfo is None or not_before > not_after:
+        raise ArgumentError(
+            "`not_before` and `not_after` must have a timezone and be in this order. "
+            f"Received: not_before={not_before}, not_after={not_after}"
+        )
+    header = BundleHeader(
+        authority=encode_base64(authority),
+        format=FORMAT,
+        issued_at=format_time(datetime.now(UTC)),
+        issuer=encode_base64(signing_key.public_bytes()),
+        issuer_name=issuer_name,
+        key_id=key.key_id,
+        not_after=format_time(not_after),
+        not_before=format_time(not_before),
+        scope=sorted(set(scope)),
+        subject=subject,
+        version=1 if public_key is None else 2,
+    )
+    secret, context = key.secret_bytes(), canonical_json(header)
+    body: Body
+    if passphrase is not None and public_key is None:
+        body = PassphraseBody.seal(secret, passphrase, context, scrypt_log2_n=scrypt_log2_n)
+    elif isinstance(public_key, X25519PublicKey) and passphrase is None:
+        body = PublicKeyBody.seal(secret, public_key, context)
+    else:
+        raise ArgumentError("Pass either `passphrase` or `public_key`, an `X25519PublicKey`.")
+    signed = _Signed(msgspec.to_builtins(body), header)
+    signature = signing_key.sign(_DOMAINS[header.version], canonical_json(signed))
+    data = _BEGIN + canonical_json(_File(signed, encode_base64(signature))) + _END
+    try:
+        KeyBundle.from_bytes(data)  # what is handed out can be read
+    except FormatError as error:
+        raise ArgumentError(f"The key bundle's fields are not valid: {error}") from None
+    return data
+
+
+def format_time(moment: datetime) -> str:
+    """UTC to the second, `YYYY-MM-DDThh:mm:ssZ`."""
+    return moment.astimezone(UTC).strftime(_TIME_FORMAT)
+
+
+def _body(fields: dict[str, str | int], version: int) -> Body:
+    problem = ""
+    try:
+        return msgspec.convert(fields, BODIES[version])
+    except msgspec.ValidationError as error:
+        problem = str(error)
+    raise FormatError(f"The key bundle is malformed: {problem} in its body of version {version}")
+
+
+def _parse_time(text: str, field: str) -> datetime:
+    try:
+        return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        pass
+    raise FormatError(f"Field {field} is not a date of the form YYYY-MM-DDThh:mm:ssZ.")
+
+
+# --- bodies
+"""How a bundle's user key is sealed: with a passphrase, or to the user's public key."""
+
+import contextlib
+from typing import Annotated, Final
+
+import msgspec
+from Crypto.Random import get_random_bytes
+
+from keras_encryip.formats.key_pair import KEY_BYTES, X25519PrivateKey, X25519PublicKey
+from keras_encryip.crypto.encoding import decode_base64, encode_base64
+from keras_encryip.crypto.aead import MAX_SCRYPT_LOG2_N, MIN_SCRYPT_LOG2_N, OVERHEAD, SALT_BYTES, TAG_BYTES, passphrase_key, seal, unseal
+from keras_encryip.errors import FormatError, SignatureError
+
+USER_KEY_BYTES: Final = 64
+INFO: Final = b"encryip key bundle v2"
+
+
+class PassphraseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of version 1: AES-256-GCM under scrypt."""
+
+    salt: str
+    scrypt_log2_n: Annotated[int, msgspec.Meta(ge=MIN_SCRYPT_LOG2_N, le=MAX_SCRYPT_LOG2_N)]
+    sealed: str
+
+    @classmethod
+    def seal(
+        cls, secret: bytes, passphrase: str, header: bytes, *, scrypt_log2_n: int
+    ) -> "PassphraseBody":
+        salt = get_random_bytes(SALT_BYTES)
+        sealed = seal(passphrase_key(passphrase, salt, scrypt_log2_n), secret, header)
+        return cls(encode_base64(salt), scrypt_log2_n, encode_base64(sealed))
+
+    def check(self) -> None:
+        decode_base64(self.salt, what="salt", length=SALT_BYTES)
+        decode_base64(self.sealed, what="sealed", length=USER_KEY_BYTES + OVERHEAD)
+
+    def open(self, passphrase: str, header: bytes) -> bytes | None:
+        """The secret, or `None`."""
+        salt = decode_base64(self.salt, what="salt")
+        key = passphrase_key(passphrase, salt, self.scrypt_log2_n)
+        with contextlib.suppress(SignatureError):
+            return unseal(key, decode_base64(self.sealed, what="sealed"), header)
+        return None
+
+
+class PublicKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of version 2: HPKE to the user's X25519 public key."""
+
+    encapsulated: str
+    recipient: str
+    sealed: str
+
+    @classmethod
+    def seal(cls, secret: bytes, public_key: X25519PublicKey, header: bytes) -> "PublicKeyBody":
+        encapsulated, sealed = public_key.seal(secret, info=INFO, associated_data=header)
+        fields = (encapsulated, public_key.raw, sealed)
+        return cls(*(encode_base64(field) for field in fields))
+
+    def check(self) -> None:
+        for name in ("encapsulated", "recipient"):
+            _public_key(getattr(self, name), name)
+        decode_base64(self.sealed, what="sealed", length=USER_KEY_BYTES + TAG_BYTES)
+
+    @property
+    def public_key(self) -> X25519PublicKey:
+        return _public_key(self.recipient, "recipient")
+
+    def open(self, private_key: X25519PrivateKey, header: bytes) -> bytes | None:
+        """The secret, or `None`."""
+        encapsulated = decode_base64(self.encapsulated, what="encapsulated")
+        sealed = decode_base64(self.sealed, what="sealed")
+        with contextlib.suppress(SignatureError):
+            return private_key.unseal(encapsulated, sealed, info=INFO, associated_data=header)
+        return None
+
+
+Body = PassphraseBody | PublicKeyBody
+BODIES: Final[dict[int, type[Body]]] = {1: PassphraseBody, 2: PublicKeyBody}
+
+
+def _public_key(text: str, field: str) -> X25519PublicKey:
+    with contextlib.suppress(FormatError):
+        return X25519PublicKey(decode_base64(text, what=field, length=KEY_BYTES))
+    raise FormatError(f"Field {field} is not base64 of an X25519 public key that can be used.")

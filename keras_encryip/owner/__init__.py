@@ -1,5 +1,0 @@
-"""The owner's side: the authority's secrets and its ledger."""
-
-from keras_encryip.owner.authority import Authority
-
-__all__ = ["Authority"]

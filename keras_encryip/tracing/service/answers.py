@@ -1,0 +1,134 @@
+"""Reads what a service answered, whatever its form: classes, names, rows, ciphertexts."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from keras_encryip.client.decoder import Decoder
+from keras_encryip.formats.responses import printable
+from keras_encryip.errors import FormatError, ServiceError
+from keras_encryip.tracing.service.transcript import MISSING, REFUSED
+
+_SHOWN_NAMES: Final = 3
+
+
+class Reader:
+    """Reads a batch's answers, whatever their form.
+
+    Attributes:
+        example: an answer that names no class; empty if there was none.
+    """
+
+    def __init__(self, names: Sequence[str], decoder: Decoder | None) -> None:
+        self.example = ""
+        self._names = names
+        self._decoder = decoder
+        self._exact = _unambiguous(names)
+        self._folded = _unambiguous([_fold(name) for name in names])
+
+    def complaint(self) -> str:
+        """What was expected instead of the example."""
+        names = ", ".join(repr(name) for name in self._names[:_SHOWN_NAMES])
+        more = ", …" if len(self._names) > _SHOWN_NAMES else ""
+        return (
+            f"No answer of the service names a class; it answers such as {self.example}. "
+            f"Expected classes 0 … {len(self._names) - 1}, rows of {len(self._names)} "
+            f"probabilities, or the names in `class_names`: {names}{more}."
+        )
+
+    def read(self, answers: Any, expected: int) -> np.ndarray:
+        """int32 `[expected]`: classes, `REFUSED`, or `MISSING` for what is no class.
+
+        Raises:
+            FormatError: it is not that many answers, or ciphertexts that cannot be read.
+            ServiceError: the answers are of a kind that needs another `decoder`, or none.
+        """
+        if hasattr(answers, "__array__"):
+            answers = np.asarray(answers)
+        single = isinstance(answers, np.ndarray) and answers.ndim == 0
+        if single or not isinstance(answers, np.ndarray | list | tuple):
+            raise FormatError(
+                f"The service must give a list or array of {expected} answers. "
+                f"Received: {type(answers).__name__}"
+            )
+        if len(answers) != expected:
+            raise FormatError(f"The service gave {len(answers)} answers, expected {expected}.")
+        with np.errstate(all="ignore"):
+            return np.array([self._class_of(answer) for answer in answers], np.int32)
+
+    def _class_of(self, answer: Any) -> int:
+        if hasattr(answer, "__array__"):
+            answer = np.asarray(answer)
+            if answer.ndim == 0:
+                answer = answer.item()
+        if answer is None or (isinstance(answer, float) and math.isnan(answer)):
+            return REFUSED
+        if isinstance(answer, np.ndarray | list | tuple):
+            return self._class_of_row(answer)
+        number = isinstance(answer, int | float) and not isinstance(answer, bool)
+        if number and answer == -1:
+            return REFUSED
+        if self._decoder is not None:
+            if isinstance(answer, bytes):
+                return int(self._decoder.decrypt([answer])[0])
+            raise ServiceError(
+                "With a `decoder`, the service must answer with confused labels or ciphertexts. "
+                f"Received: {example_of(answer)}. If these are classes, leave out the decoder."
+            )
+        if isinstance(answer, str | bytes):
+            text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else answer
+            found = self._exact.get(text, self._folded.get(_fold(text), MISSING))
+        else:
+            whole = number and 0 <= answer < len(self._names) and answer == int(answer)
+            found = int(answer) if whole else MISSING
+        return found if found >= 0 else self._unreadable(answer)
+
+    def _class_of_row(self, answer: Any) -> int:
+        try:
+            row = np.asarray(answer)
+        except ValueError:
+            return self._unreadable(answer)
+        if row.ndim != 1 or row.dtype.kind not in "biuf":
+            return self._unreadable(answer)
+        self._check_width(len(row))
+        row = row.astype(np.float64)
+        if np.isnan(row).all():
+            return REFUSED
+        if self._decoder is not None:
+            row = self._decoder.probabilities(row)
+        return self._unreadable(answer) if np.isnan(row).any() else int(row.argmax())
+
+    def _check_width(self, width: int) -> None:
+        if self._decoder is None and width != len(self._names):
+            raise ServiceError(
+                f"The service gives {width} numbers for an input, and not the probabilities of "
+                f"{len(self._names)} classes. If these are confused labels, a `decoder` is "
+                "needed to read them."
+            )
+        if self._decoder is not None and width != self._decoder.num_labels:
+            raise ServiceError(
+                f"The service gives {width} numbers for an input, and the decoder's model "
+                f"{self._decoder.model!r} has {self._decoder.num_labels} outputs. Open a decoder "
+                "for the model that is served."
+            )
+
+    def _unreadable(self, answer: Any) -> int:
+        self.example = self.example or example_of(answer)
+        return MISSING
+
+
+def _fold(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _unambiguous(names: Sequence[str]) -> dict[str, int]:
+    """Name → class, for names of one class only."""
+    times = Counter(names)
+    return {name: index for index, name in enumerate(names) if times[name] == 1}
+
+
+def example_of(answer: Any) -> str:
+    return printable(repr(answer), 60)

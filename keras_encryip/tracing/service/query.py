@@ -1,0 +1,224 @@
+"""Asks a suspicious web service what it says to some inputs, and never trusts its answers."""
+
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from keras_encryip.client.checks import check_count, check_inputs, check_seconds
+from keras_encryip.client.decoder import Decoder
+from keras_encryip.formats.responses import printable
+from keras_encryip.errors import ArgumentError, ServiceError
+from keras_encryip.tracing.service.answers import Reader, example_of
+from keras_encryip.tracing.service.query import Served, StatusError
+from keras_encryip.tracing.service.transcript import MISSING, REFUSED, Transcript
+
+Predict: TypeAlias = Callable[[np.ndarray], Any]
+"""A batch `[b, ...]` → b answers."""
+
+UNANSWERED: Final = -1
+"""Marks inputs that the service gave no class for."""
+
+MAX_FAILURES: Final = 3
+MAX_BACKOFF_S: Final = 60.0
+MAX_RETRY_AFTER_S: Final = 300.0
+
+
+def ask(
+    predict: Predict | str,
+    inputs: np.ndarray,
+    *,
+    class_names: Sequence[str],
+    decoder: Decoder | None = None,
+    transcript: str | os.PathLike[str] | None = None,
+    batch_size: int = 16,
+    retries: int = 4,
+    backoff: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> np.ndarray:
+    """Ask a service for the class of each input.
+
+    Inputs are sent in a random order. A batch that fails is sent again after
+    `backoff`·2^i seconds, or after the `retry_after` seconds that the exception
+    carries; 3 failed batches in a row end the run. A batch of several inputs
+    that is refused as a whole is sent again one by one.
+
+    Args:
+        predict: the address of a model at TF Serving's REST API,
+            `http://host:8501/v1/models/NAME`, or a function from a batch `[b, ...]` to b
+            answers: classes, class names, or rows of K probabilities or logits; `None`, -1
+            or NaN for inputs that the service refused.
+        inputs: finite numbers `[n, ...]`.
+        class_names: list of K names.
+        decoder: reads answers that are confused labels `[b, N]` or label ciphertexts. The
+            service must answer with these if it is given.
+        transcript: a file that is written after every batch. If it exists, the run goes on
+            from there: only inputs neither answered nor refused are asked. Use one for each
+            service.
+        batch_size: inputs per request.
+        retries: how often a failed batch is sent again.
+        backoff: seconds.
+        progress: called with (inputs done, n) after every batch.
+        sleep: waits, in seconds.
+
+    Returns:
+        int32 `[n]` of classes, `UNANSWERED` where the service refused, failed, or
+        answered with something that is no class.
+
+    Raises:
+        ServiceError: no input was given a class. The message says why.
+        FormatError: the transcript is malformed; it is left as it is.
+        ArgumentError: the transcript is of other inputs, or another argument is wrong.
+
+    Example:
+    >>> def service(batch):
+    ...     return ["Bee " if sum(x) < 5 else None for x in batch]
+    >>> ask(service, np.array([[1, 2], [3, 4], [0, 2]]), class_names=["ant", "bee"])
+    array([ 1, -1,  1], dtype=int32)
+    """
+    names = _check_names(class_names, decoder)
+    inputs = check_inputs("inputs", inputs)
+    check_count("batch_size", batch_size, 1)
+    check_count("retries", retries, 0)
+    check_seconds("backoff", backoff)
+    if isinstance(predict, str):
+        outputs = len(names) if decoder is None else decoder.num_labels
+        predict = Served(predict, outputs, encrypted=decoder is not None)
+    elif not callable(predict):
+        raise ArgumentError(
+            "`predict` must be a function from a batch to answers, or a URL. "
+            f"Received: predict={predict!r}"
+        )
+    reader = Reader(names, decoder)
+    kept = Transcript(transcript, inputs, len(names))
+    run = _Run(predict, reader, kept, int(batch_size), int(retries), float(backoff), sleep)
+    run.ask_all(inputs, progress)
+    if not (kept.answers >= 0).any():
+        again = "" if transcript is None else " Run again with the same `transcript` to go on."
+        raise ServiceError(run.complaint() + again) from run.failure
+    return np.where(kept.answers < 0, np.int32(UNANSWERED), kept.answers)
+
+
+@dataclass
+class _Run:
+    """One run over the inputs of a transcript that are missing.
+
+    Attributes:
+        failure: the last one.
+        failures: how many batches failed in a row.
+        refused: inputs refused since a class was last given. A service that bans the owner
+            refuses whatever it is sent, so these count once it answers again.
+        answered: whether this run got a class.
+    """
+
+    predict: Predict
+    reader: Reader
+    transcript: Transcript
+    batch_size: int
+    retries: int
+    backoff: float
+    sleep: Callable[[float], None]
+    failure: Exception | None = None
+    failures: int = 0
+    refused: list[int] = field(default_factory=list)
+    answered: bool = False
+
+    def ask_all(self, inputs: np.ndarray, progress: Callable[[int, int], None] | None) -> None:
+        order = np.flatnonzero(self.transcript.answers == MISSING).tolist()
+        secrets.SystemRandom().shuffle(order)
+        left = len(order)
+        batches = deque(order[i : i + self.batch_size] for i in range(0, left, self.batch_size))
+        self.transcript.save()
+        while batches and self.failures < MAX_FAILURES:
+            batch = batches.popleft()
+            try:
+                found = self._ask_patiently(inputs[batch])
+            except Exception as error:
+                if self._is_final(error):
+                    raise
+                if _is_refusal(error) and len(batch) > 1:
+                    batches.extendleft([index] for index in reversed(batch))
+                    continue
+                if _is_refusal(error):
+                    self._keep(batch, np.array([REFUSED]))
+                else:
+                    self.failures += 1
+            else:
+                self._keep(batch, found)
+            left -= len(batch)
+            at_end = self.answered and not batches and not self.failures
+            if at_end and len(self.refused) <= self.batch_size:
+                self._believe_refusals()
+            self.transcript.save()
+            if progress is not None:
+                progress(len(inputs) - left, len(inputs))
+
+    def complaint(self) -> str:
+        """Why nothing was answered."""
+        if self.reader.example:
+            return self.reader.complaint()
+        if self.failure is None:
+            return "The service refused every input."
+        kind, text = type(self.failure).__name__, printable(str(self.failure), 300).rstrip(".")
+        return f"The service answered nothing. The last failure: {kind}: {text}."
+
+    def _ask_patiently(self, batch: np.ndarray) -> np.ndarray:
+        for attempt in count():
+            try:
+                return self.reader.read(self.predict(batch.copy()), len(batch))
+            except Exception as error:
+                self.failure = error
+                if attempt >= self.retries or _is_refusal(error) or self._is_final(error):
+                    raise
+                delay = self._delay(error, attempt)
+            self.sleep(delay)
+        raise AssertionError  # `count` never ends
+
+    def _is_final(self, error: Exception) -> bool:
+        """Whether the service as such cannot be read; one that did answer is asked on."""
+        return isinstance(error, ServiceError) and not self.answered
+
+    def _delay(self, error: Exception, attempt: int) -> float:
+        delay = min(self.backoff * 2.0 ** min(attempt, 100), MAX_BACKOFF_S)
+        wanted = getattr(error, "retry_after", None)
+        if isinstance(wanted, int | float) and wanted > delay:
+            return min(float(wanted), MAX_RETRY_AFTER_S)
+        return delay
+
+    def _keep(self, batch: list[int], found: np.ndarray) -> None:
+        self.failures = 0
+        self.transcript.answers[batch] = np.where(found == REFUSED, MISSING, found)
+        self.refused += np.array(batch)[found == REFUSED].tolist()
+        if (found >= 0).any():
+            self.answered = True
+            self._believe_refusals()
+
+    def _believe_refusals(self) -> None:
+        self.transcript.answers[self.refused] = REFUSED
+        self.refused.clear()
+
+
+def _is_refusal(error: Exception) -> bool:
+    return isinstance(error, StatusError) and error.is_refusal
+
+
+def _check_names(class_names: Sequence[str], decoder: Decoder | None) -> list[str]:
+    names = [] if isinstance(class_names, str) else list(class_names)
+    if len(names) < 2 or not all(isinstance(name, str) for name in names):
+        raise ArgumentError(
+            "`class_names` must be a list of at least 2 strings. "
+            f"Received: class_names={example_of(class_names)}"
+        )
+    if decoder is not None and decoder.class_names != names:
+        raise ArgumentError(
+            "`class_names` must be the names of the decoder's model, `decoder.class_names`. "
+            f"Received: class_names={example_of(names)}"
+        )
+    return names

@@ -1,0 +1,148 @@
+"""What a suspicious service has answered so far, in a file that survives a killed run."""
+
+import contextlib
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+import numpy as np
+from Crypto.Hash import SHA256
+
+from keras_encryip.formats.key_bundle import format_time
+from keras_encryip.formats.atomic_files import read_bounded, sync_folder
+from keras_encryip.crypto.encoding import canonical_json, parse_canonical_json
+from keras_encryip.errors import ArgumentError, FormatError
+from keras_encryip.labels.assignment import MAX_CLASSES
+
+FORMAT: Final = "encryip-transcript"
+VERSION: Final = 1
+MAX_TRANSCRIPT_BYTES: Final = 64 << 20
+
+MISSING: Final = -1
+"""Not asked yet, or asked without an answer that names a class: to be asked again."""
+REFUSED: Final = -2
+"""Answered with a refusal: not to be asked again."""
+
+_Answer = Annotated[int, msgspec.Meta(ge=REFUSED, lt=MAX_CLASSES)]
+_Time = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z\Z")]
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The file, canonical JSON.
+
+    Attributes:
+        answers: for each input its class, `MISSING` or `REFUSED`.
+        format, version: `"encryip-transcript"`, 1.
+        inputs: hexadecimal SHA-256 of the inputs' dtype, shape and bytes.
+        num_classes: K.
+        started_at, updated_at: UTC, `YYYY-MM-DDThh:mm:ssZ`.
+    """
+
+    answers: list[_Answer]
+    format: Literal["encryip-transcript"]
+    inputs: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    num_classes: Annotated[int, msgspec.Meta(ge=2, le=MAX_CLASSES)]
+    started_at: _Time
+    updated_at: _Time
+    version: Literal[1]
+
+
+class Transcript:
+    """The answers to some inputs; read from a file and kept in it, if a path is given.
+
+    Args:
+        path: the file, continued if it exists; `None` keeps the answers in memory alone.
+        inputs: numbers `[n, ...]`.
+        num_classes: K.
+
+    Attributes:
+        answers: int32 `[n]`, classes, `MISSING` or `REFUSED`. To be changed in place.
+
+    Raises:
+        FormatError: the file is malformed; it is left as it is.
+        ArgumentError: the file is of other inputs, or of another number of classes.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None, inputs: np.ndarray, num_classes: int
+    ) -> None:
+        self.answers = np.full(len(inputs), MISSING, np.int32)
+        self._path = None if path is None else Path(path)
+        self._inputs = digest_inputs(inputs)
+        self._num_classes = num_classes
+        self._started_at = format_time(datetime.now(UTC))
+        if self._path is not None and self._path.exists():
+            self._read(self._path)
+
+    def _read(self, path: Path) -> None:
+        data = read_bounded(path, what="transcript", max_bytes=MAX_TRANSCRIPT_BYTES)
+        file = parse_canonical_json(
+            data, _File, what=f"transcript {str(path)!r}", max_bytes=MAX_TRANSCRIPT_BYTES
+        )
+        for same, what in (
+            (file.inputs == self._inputs, "other inputs"),
+            (file.num_classes == self._num_classes, f"{file.num_classes} classes"),
+        ):
+            if not same:
+                raise ArgumentError(
+                    f"The transcript {str(path)!r} is of {what}. Give `transcript` another path "
+                    "to start anew."
+                )
+        if len(file.answers) != len(self.answers) or max(file.answers) >= self._num_classes:
+            raise FormatError(
+                f"The transcript {str(path)!r} is malformed: it must hold {len(self.answers)} "
+                f"answers below {self._num_classes}."
+            )
+        self.answers[:] = file.answers
+        self._started_at = file.started_at
+
+    def save(self) -> None:
+        """Write the file anew: it is as before, or as after. Nothing without a path.
+
+        Raises:
+            ArgumentError: the file cannot be written.
+        """
+        if self._path is None:
+            return
+        data = canonical_json(
+            _File(
+                answers=self.answers.tolist(),
+                format=FORMAT,
+                inputs=self._inputs,
+                num_classes=self._num_classes,
+                started_at=self._started_at,
+                updated_at=format_time(datetime.now(UTC)),
+                version=VERSION,
+            )
+        )
+        _replace_file(self._path, data)
+
+
+def digest_inputs(inputs: np.ndarray) -> str:
+    """Hexadecimal SHA-256 of dtype, shape and bytes of an array of numbers."""
+    digest = SHA256.new(canonical_json([inputs.dtype.str, list(inputs.shape)]))
+    digest.update(np.ascontiguousarray(inputs).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _replace_file(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    problem = ""
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    if problem:
+        raise ArgumentError(f"Cannot write the transcript {str(path)!r}: {problem}.")

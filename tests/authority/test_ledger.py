@@ -1,0 +1,309 @@
+"""The authority's file: busy, missing, not writable, and silent about secrets."""
+
+import base64
+import contextlib
+import os
+import random
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.errors import ArgumentError, LedgerError
+from keras_encryip.authority import ledger as ledger_module
+from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.ledger import Ledger
+from keras_encryip.labels.trace_set import TraceSet
+
+PASSPHRASE = "owner's passphrase"
+
+
+@contextlib.contextmanager
+def sqlite(file: Path) -> Iterator[sqlite3.Connection]:
+    """The file by other means: plain sqlite3, without foreign keys."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+# --- busy ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "_BUSY_SECONDS", 0)
+
+
+@pytest.mark.parametrize("lock", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+def test_a_busy_ledger_says_so_and_works_afterwards(
+    impatient: None, create: Any, issue: Any, file: Path, tmp_path: Path, lock: str
+) -> None:
+    authority = create()
+    with sqlite(file) as other:
+        other.execute(lock)
+        for use in (
+            lambda: Authority.open(f"sqlite:///{file}", PASSPHRASE),
+            lambda: issue(authority, "alice"),
+            lambda: authority.revoke("alice"),
+            authority.users,
+        ):
+            with pytest.raises(LedgerError, match="is busy: another process is changing it"):
+                use()
+        assert not (tmp_path / "alice.keybundle").exists()
+        other.execute("ROLLBACK")
+        assert issue(authority, "alice").status == "active"
+
+
+def test_a_lock_of_another_process_counts_too(
+    impatient: None, create: Any, issue: Any, file: Path
+) -> None:
+    authority = create()
+    holder = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "c.execute('BEGIN EXCLUSIVE'); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(LedgerError, match="is busy"):
+            issue(authority, "alice")
+        process.communicate()
+    assert issue(authority, "alice").status == "active"
+
+
+def test_a_short_wait_is_waited_out(create: Any, file: Path) -> None:
+    authority = create()
+    with sqlite3.connect(file, isolation_level=None, check_same_thread=False) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        timer = threading.Timer(0.2, other.execute, ["ROLLBACK"])
+        timer.start()
+        authority.enroll(["alice"])
+        timer.join()
+    other.close()
+    assert authority.events()[-1].kind == "keys enrolled"
+
+
+def test_a_failed_transaction_leaves_nothing(authority: Authority) -> None:
+    before = authority.events()
+
+    def fail() -> None:
+        with authority._ledger.writing() as connection:
+            authority._log(connection, "half done")
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        fail()
+    assert authority.events() == before
+
+
+# --- missing, existing, not writable -----------------------------------------------
+
+
+def test_a_missing_file_is_not_made_by_opening_it(file: Path) -> None:
+    with pytest.raises(LedgerError, match=r"There is no authority at .*acme\.authority.*create"):
+        Authority.open(f"sqlite:///{file}", PASSPHRASE)
+    assert not file.exists()
+
+
+def test_a_folder_is_no_authority(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="There is no authority at"):
+        Authority.open(f"sqlite:///{tmp_path}", PASSPHRASE)
+
+
+def test_memory_holds_no_authority_to_open() -> None:
+    with pytest.raises(LedgerError, match="is not a whole authority"):
+        Authority.open("sqlite://", PASSPHRASE)
+
+
+def test_a_ledger_of_version_2_is_upgraded(
+    authority: Authority, protect: Any, issue: Any, reopen: Any, file: Path
+) -> None:
+    """It lacked one column. All that is in it stays, and is checked as ever."""
+    issue(authority, "alice")
+    codebook, assignment = protect(authority)
+    events = authority.events()
+    authority.close()
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("ALTER TABLE codebooks DROP COLUMN sealed_assignment")
+        connection.execute("UPDATE authority SET ledger_version = 2")
+    for _ in range(2):
+        upgraded = reopen()
+        assert upgraded.events() == events
+        assert upgraded.assignment_of(codebook).secret_bytes() == assignment.secret_bytes()
+    upgraded.reorder(codebook)
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT ledger_version FROM authority").fetchone() == (3,)
+
+
+@pytest.mark.parametrize("content", [b"", b"precious"], ids=["empty", "text"])
+def test_an_existing_file_is_never_overwritten(create: Any, file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    with pytest.raises(LedgerError, match="exists already, and is never overwritten"):
+        create()
+    assert file.read_bytes() == content
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(file: Path) -> None:
+    def fill(connection: Any) -> None:
+        file.write_bytes(b"another process was quicker")
+
+    with pytest.raises(LedgerError, match="it exists already, and is never overwritten"):
+        Ledger.create(f"sqlite:///{file}", fill)
+    assert file.read_bytes() == b"another process was quicker"
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_failure_while_creating_leaves_nothing(file: Path) -> None:
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        Ledger.create(f"sqlite:///{file}", lambda connection: 1 / 0)
+    assert list(file.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["missing", "/proc"])
+def test_a_folder_that_cannot_be_written_is_named(create: Any, file: Path, folder: str) -> None:
+    path = file.parent / folder / "acme.authority"
+    with pytest.raises(LedgerError, match=f"Cannot write '{re.escape(str(path))}': "):
+        create(f"sqlite:///{path}")
+
+
+@pytest.mark.parametrize(
+    ("file_mode", "folder_mode"), [(0o444, 0o755), (0o666, 0o555)], ids=["file", "folder"]
+)
+def test_what_is_read_only_says_what_to_check(
+    authority: Authority, file_mode: int, folder_mode: int
+) -> None:
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
+    try:
+        file = folder / "acme.authority"
+        shutil.copy(str(authority._ledger.path), file)
+        file.chmod(file_mode)
+        folder.chmod(folder_mode)
+        with (
+            somebody_else(),
+            pytest.raises(LedgerError, match="cannot be written: check the permissions"),
+            Authority.open(f"sqlite:///{file}", PASSPHRASE) as other,
+        ):
+            other.enroll(["alice"])
+        with Authority.open(f"sqlite:///{file}", PASSPHRASE) as again:
+            assert again.events() == authority.events()
+    finally:
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def somebody_else() -> Iterator[None]:
+    """Not the superuser, whom file permissions do not bind."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_the_databases_driver_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    url = "postgresql+psycopg2://owner:hush@host/ledger"
+    with pytest.raises(ArgumentError, match="needs the Python package 'psycopg2'") as caught:
+        Ledger(url)
+    assert "hush" not in str(caught.value)
+
+
+# --- secrets -----------------------------------------------------------------------
+
+
+def spellings(secret: bytes) -> Iterator[bytes]:
+    """Raw, hexadecimal, decimal, and base64 at its three alignments."""
+    yield secret
+    yield secret.hex().encode()
+    yield secret.hex().upper().encode()
+    yield str(int.from_bytes(secret, "big")).encode()
+    for shift in range(3):  # all but the characters that depend on the neighbours
+        text = base64.b64encode(bytes(shift) + secret).rstrip(b"=")
+        yield text[-(-shift * 4 // 3) : -1]
+
+
+def occurs(secret: bytes, data: bytes) -> bool:
+    return any(spelling in data for spelling in spellings(secret))
+
+
+@pytest.mark.parametrize("index", range(7))
+def test_the_search_finds_each_spelling(index: int) -> None:
+    secret = bytes(range(1, 33))
+    assert occurs(secret, b"x" * 5 + list(spellings(secret))[index] + b"y")
+    assert not occurs(secret, b"x" * 1000)
+
+
+def test_no_secret_is_in_the_file(
+    authority: Authority, issue: Any, protect: Any, tmp_path: Path, file: Path
+) -> None:
+    issue(authority, "alice")
+    issue(authority, "bob")
+    codebook, assignment = protect(authority)
+    training = random.Random(0).randbytes(400)
+    inputs = np.frombuffer(random.Random(1).randbytes(960), "<f4").reshape(12, 20)
+    traces = TraceSet(inputs, assignment.trace)
+    model_id = authority.model_of(codebook.codebook_id).model_id
+    authority.save_training(model_id, training, traces)
+    recipient = authority.recipient_of("alice")
+    authority.add_export(codebook, b"m", folder="v", recipient=recipient, kernels=[inputs])
+    authority.revoke("bob")
+    authority.enroll(f"user{i}" for i in range(30))
+    tracing = authority.tracing_headers(codebook)
+    cache = authority.answer_cache(codebook)
+    with authority._ledger.reading() as connection:
+        [(_, answers)] = cache.read(connection)
+    assert answers.shape == (32, 12)
+    authority.close()
+    data = b"".join(path.read_bytes() for path in tmp_path.glob("acme.authority*"))
+
+    key = KeyBundle.read(tmp_path / "alice.keybundle").unlock("correct horse").secret_bytes()
+    assert occurs(key[:32], data), "z is there, so a secret beside it would be found"
+    master = authority._master.secret_bytes()
+    exponents = b"".join(header.secret_bytes() for header in tracing)
+    everything: dict[str, list[bytes]] = {
+        "user key": [key[32:]],
+        "coefficient": [master[i : i + 32] for i in range(0, len(master), 32)],
+        "signing seed": [authority._signing_key.secret_bytes()],
+        "data key": [authority._data_key],
+        "exponent": [exponents[i : i + 32] for i in range(0, len(exponents), 32)],
+        "training": [training[i : i + 16] for i in range(0, 400, 16)],
+        "trace inputs": [inputs.tobytes()[i : i + 16] for i in range(0, 960, 16)],
+        "trace set": [traces.secret_bytes()[:128]],
+        "trace answers": [
+            array.astype(kind).tobytes()
+            for array in (answers, answers.T, *answers.reshape(-1, 4, 12))
+            for kind in ("u1", "<i4")
+        ],
+        "fingerprint key": [authority.fingerprint_key(model_id, recipient)],
+        "assignment": [
+            array.astype(kind).tobytes()
+            for array in (assignment.labels, assignment.trace, assignment.classes)
+            for kind in (">u4", "<u4", "<i8", "u1")
+        ],
+        "assignment as text": [
+            separator.join(map(str, assignment.labels.reshape(-1))).encode()
+            for separator in (",", ", ", " ")
+        ],
+        "metadata": [b"cicada", b"Not for the public"],
+        "passphrase": [PASSPHRASE.encode(), b"correct horse"],
+    }
+    for what, secrets in everything.items():
+        for secret in secrets:
+            assert not occurs(secret, data), what

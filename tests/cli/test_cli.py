@@ -1,0 +1,237 @@
+"""The `encryip` command, through its real entry point."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.codebook import ModelMetadata
+from keras_encryip.authority import Authority
+
+NAMES = ["cat", "dog", "eel"]
+SECRETS = {"ENCRYIP_AUTHORITY_PASSPHRASE": "owner", "ENCRYIP_BUNDLE_PASSPHRASE": "user"}
+
+
+def encryip(
+    *arguments: str | Path, stdin: str = "", secrets: dict[str, str] = SECRETS
+) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ENCRYIP_")}
+    return subprocess.run(
+        [sys.executable, "-c", "from keras_encryip.cli import main; main()", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**environment, **secrets, "COLUMNS": "200"},
+    )
+
+
+def ok(finished: subprocess.CompletedProcess[str]) -> str:
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority with alice and bob (revoked), a codebook, and outputs of 3 inputs."""
+    folder = tmp_path_factory.mktemp("cli")
+    ok(encryip("authority", "create", folder / "a.authority", "--threshold", "2"))
+    for user in ("alice", "bob"):
+        out = folder / f"{user}.keybundle"
+        assert "Wrote" in ok(encryip("key", "issue", folder / "a.authority", user, "--out", out))
+    ok(encryip("key", "revoke", folder / "a.authority", "bob"))
+    assignment = LabelAssignment.draw(3, 4, 0)
+    with Authority.open(f"sqlite:///{folder}/a.authority", "owner") as authority:
+        metadata = ModelMetadata(model="pets", class_names=NAMES)
+        codebook = authority.add_model(metadata, assignment)
+    (folder / "codebook.json").write_bytes(codebook.to_bytes())
+    confused = np.zeros((3, 12), np.float32)
+    confused[[0, 1, 2], assignment.labels[[2, 0, 1], [0, 3, 1]]] = 0.75
+    confused[[0, 1, 2], assignment.labels[[0, 1, 2], 2]] += 0.25
+    np.save(folder / "confused.npy", confused)
+    np.savetxt(folder / "confused.csv", confused, delimiter=",")
+    ciphertexts = [codebook.ciphertext(int(j)) for j in confused.argmax(-1)]
+    (folder / "response.json").write_text(json.dumps({"predictions": confused.tolist()}))
+    (folder / "named.json").write_text(json.dumps({"outputs": {"confused": confused.tolist()}}))
+    rows = [{"b64": base64.b64encode(c).decode()} for c in ciphertexts]
+    (folder / "encrypted.json").write_text(json.dumps({"predictions": rows}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["confused.npy", "confused.csv"])
+def test_decode_file(workplace: Path, name: str) -> None:
+    command = ("decode", workplace / "codebook.json", workplace / "alice.keybundle")
+    assert ok(encryip(*command, workplace / name)).split() == ["eel", "cat", "dog"]
+
+
+@pytest.mark.parametrize("name", ["response.json", "named.json", "encrypted.json"])
+def test_decode_serving_json_on_stdin(workplace: Path, name: str) -> None:
+    command = ("decode", workplace / "codebook.json", workplace / "alice.keybundle")
+    finished = encryip(*command, "--what", "labels", stdin=(workplace / name).read_text())
+    assert ok(finished).split() == ["2", "0", "1"]
+
+
+def test_decode_probabilities(workplace: Path) -> None:
+    command = ("decode", workplace / "codebook.json", workplace / "alice.keybundle")
+    finished = encryip(*command, workplace / "confused.npy", "--what", "probabilities")
+    assert ok(finished).splitlines() == ["0.25,0,0.75", "0.75,0.25,0", "0,0.75,0.25"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "secrets", "message"),
+    [
+        (("bob.keybundle", "confused.npy"), "", SECRETS, "Key .* was revoked"),
+        (("alice.keybundle", "missing.npy"), "", SECRETS, r"missing\.npy'?: No such file"),
+        (("alice.keybundle", "alice.keybundle"), "", SECRETS, r"must end in \.npy or \.csv"),
+        (("none.keybundle", "confused.npy"), "", SECRETS, r"Cannot read the key bundle .*none"),
+        (
+            ("alice.keybundle", "confused.npy"),
+            "",
+            {"ENCRYIP_BUNDLE_PASSPHRASE": "wrong"},
+            "passphrase does not open",
+        ),
+        (("alice.keybundle",), "not json", SECRETS, "not a JSON object"),
+        (("alice.keybundle",), '{"error": "no such model"}', SECRETS, "no such model"),
+        (("alice.keybundle",), '{"predictions": [[1, 2]]}', SECRETS, "last axis of 12"),
+    ],
+    ids=["revoked", "missing", "ending", "bundle", "passphrase", "json", "server", "shape"],
+)
+def test_decode_refuses(
+    workplace: Path, arguments: tuple[str, ...], stdin: str, secrets: dict[str, str], message: str
+) -> None:
+    paths = [workplace / name for name in arguments]
+    finished = encryip("decode", workplace / "codebook.json", *paths, stdin=stdin, secrets=secrets)
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    assert finished.stderr.startswith("Error: ")
+    assert "Traceback" not in finished.stderr
+    assert re.search(message, finished.stderr), finished.stderr
+
+
+def test_decode_loads_no_tensorflow(workplace: Path) -> None:
+    code = (
+        "import sys; from keras_encryip.cli import app\n"
+        "try: app()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert not {'tensorflow', 'keras', 'sqlalchemy', 'sklearn'} & set(sys.modules)"
+    )
+    command = ["decode", "codebook.json", "alice.keybundle", "confused.npy"]
+    finished = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **SECRETS},
+    )
+    assert ok(finished).split() == ["eel", "cat", "dog"]
+
+
+def test_authority_info_and_key_list(workplace: Path) -> None:
+    info = ok(encryip("authority", "info", workplace / "a.authority"))
+    assert "2, 1 of at most 2 revoked" in info
+    assert "key revoked" in info
+    users = ok(encryip("key", "list", workplace / "a.authority"))
+    assert [line.split()[1] for line in users.splitlines() if "alice" in line] == ["alice"]
+    assert "revoked" in users
+
+
+def test_key_inspect_and_inspect_show_public_facts_only(workplace: Path) -> None:
+    # No passphrase is given: nothing secret could be shown.
+    shown = ok(encryip("key", "inspect", workplace / "alice.keybundle", secrets={}))
+    assert "subject          alice" in shown
+    codebook = ok(encryip("inspect", workplace / "codebook.json", secrets={}))
+    assert "confused labels  12" in codebook
+    assert "pets" not in codebook
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("authority", "create", "a.authority"), "never overwritten"),
+        (("authority", "info", "none.authority"), "There is no authority"),
+        (("key", "issue", "a.authority", "alice", "--out", "x.keybundle"), "has a key already"),
+        (("key", "revoke", "a.authority", "nobody"), "There is no user 'nobody'"),
+        (("verify", "."), "Cannot read the manifest"),
+        (("inspect", "confused.npy"), "codebook is malformed"),
+        (("export", "a.authority", "none.keras", "out"), "Cannot load"),
+    ],
+    ids=["create", "info", "issue", "revoke", "verify", "inspect", "export"],
+)
+def test_clear_failures(workplace: Path, command: tuple[str, ...], message: str) -> None:
+    paths = [workplace / word if "." in word else word for word in command]
+    finished = encryip(*paths)
+    assert finished.returncode == 1
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (workplace / "x.keybundle").exists()
+
+
+def test_passphrase_from_file_and_prompt(workplace: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("owner\n")
+    option = ("--authority-passphrase-file", tmp_path / "secret")
+    assert "alice" in ok(encryip("key", "list", workplace / "a.authority", *option, secrets={}))
+    prompted = encryip("key", "list", workplace / "a.authority", stdin="owner\n", secrets={})
+    assert "alice" in ok(prompted)
+    assert "owner" not in prompted.stdout + prompted.stderr
+
+
+def test_seal_and_unseal(workplace: Path, tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"graph")
+    options = ("--authority", workplace / "a.authority", "--model", "pets")
+    sealed = tmp_path / "pets.sealed"
+    assert "Sealed" in ok(encryip("seal", tmp_path / "1", sealed, *options))
+    for user, code in (("alice", 0), ("bob", 1)):
+        target = tmp_path / user
+        finished = encryip("unseal", sealed, target, workplace / f"{user}.keybundle")
+        assert finished.returncode == code
+        assert target.exists() is (code == 0)
+    assert (tmp_path / "alice" / "saved_model.pb").read_bytes() == b"graph"
+    assert finished.stderr.startswith("Error: Key ")
+    assert "was revoked before" in finished.stderr
+    assert "is never overwritten" in encryip("seal", tmp_path / "1", sealed, *options).stderr
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    assert encryip("decode").returncode == 2
+    assert encryip("no-such-command").returncode == 2
+
+
+def test_export_a_saved_model_and_verify(shipped: Any, tmp_path: Path) -> None:
+    exported = encryip(
+        "export",
+        shipped.folder / "acme.authority",
+        shipped.saved,
+        tmp_path / "served" / "2",
+        secrets={"ENCRYIP_AUTHORITY_PASSPHRASE": shipped.passphrase},
+    )
+    assert "Exported" in ok(exported)
+    verified = ok(encryip("verify", tmp_path / "served" / "2"))
+    assert "whole and unchanged" in verified
+    bundle = shipped.bundles["alice"]
+    assert "your key bundle" in ok(encryip("verify", tmp_path / "served" / "2", "--bundle", bundle))
+    (tmp_path / "served" / "2" / "extra").write_text("x")
+    finished = encryip("verify", tmp_path / "served" / "2")
+    assert finished.returncode == 1
+    assert "'extra'" in finished.stderr
+
+
+def test_owner_commands_without_their_extra_say_what_to_install(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['keras'] = None; from keras_encryip.cli import main; main()"
+    finished = subprocess.run(
+        [sys.executable, "-c", code, "demo", "--directory", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 1
+    assert "pip install 'keras_encryip[owner,plots]'" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,469 @@
+"""`export_saved_model`: what is written, who can use it, and what is refused."""
+
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_encryip as ke
+from keras_encryip.export import saved_model as export
+from keras_encryip.formats.version_folder import ASSETS
+from keras_encryip.errors import ArgumentError, ExportError, ForeignKeyError, LockedModelError, RevokedKeyError
+from keras_encryip.export.checks import column_spread
+from keras_encryip.labels.assignment import LabelAssignment
+
+layers = keras.layers
+
+UNLEARNED = r"has learned \d+ of its 32 trace labels.*those of 1,000 other users"
+
+CONSUMER = """
+import sys
+import numpy as np
+import tensorflow as tf
+
+folder, data, out = sys.argv[1:]
+x = np.load(data)
+model = tf.saved_model.load(folder)
+confused, label = (model.signatures[n] for n in ("serving_default", "encrypted_label"))
+batch = tf.constant(x)
+draws = [label(inputs=batch)["ciphertext_bytes"].numpy() for _ in range(2)]
+assert not [m for m in sys.modules if m.startswith("keras_encryip")]
+np.savez(
+    out,
+    all=confused(inputs=batch)["confused"].numpy(),
+    one=confused(inputs=batch[:1])["confused"].numpy(),
+    first=np.array([list(d) for d in draws[0]], np.uint8),
+    second=np.array([list(d) for d in draws[1]], np.uint8),
+)
+"""
+
+
+def consume(folder: Path, x: np.ndarray, place: Path) -> dict[str, np.ndarray]:
+    """Outputs from a process that knows TensorFlow and nothing of this package."""
+    np.save(place / "x.npy", x)
+    arguments = [str(folder), str(place / "x.npy"), str(place / "out.npz")]
+    finished = subprocess.run(
+        [sys.executable, "-c", CONSUMER, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    assert finished.returncode == 0, finished.stderr
+    return dict(np.load(place / "out.npz"))
+
+
+@pytest.fixture(scope="module")
+def consumed(
+    shipped: Any, digits: Any, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, np.ndarray]]:
+    """What two processes, one after the other, get from the exported model."""
+    places = [tmp_path_factory.mktemp("consumer") for _ in range(2)]
+    return [consume(shipped.exported, digits.x_test, place) for place in places]
+
+
+def as_bytes(rows: np.ndarray) -> list[bytes]:
+    return [row.tobytes() for row in rows]
+
+
+def test_other_processes_get_the_same_outputs(consumed: Any, shipped: Any, digits: Any) -> None:
+    expected = shipped.model.predict(digits.x_test, verbose=0)
+    for outputs in consumed:
+        assert outputs["all"].dtype == np.float32
+        np.testing.assert_allclose(outputs["all"], expected, atol=1e-6)
+        np.testing.assert_allclose(outputs["one"], expected[:1], atol=1e-6)
+
+
+def test_encrypted_labels_agree_with_the_prediction(
+    consumed: Any, shipped: Any, digits: Any
+) -> None:
+    decoder = ke.Decoder.open(shipped.exported, shipped.bundles["alice"], shipped.passphrase)
+    predicted = decoder.labels(consumed[0]["all"])
+    assert (predicted == digits.y_test).mean() > 0.9
+    for outputs in consumed:
+        for draw in (outputs["first"], outputs["second"]):
+            decrypted = decoder.decrypt(as_bytes(draw))
+            assert (decrypted == predicted).mean() >= 0.95
+    bundle = ke.KeyBundle.read(shipped.bundles["bob"])
+    decrypted = bundle.decrypt(as_bytes(consumed[0]["first"][:20]), shipped.passphrase)
+    assert (decrypted == predicted[:20]).mean() >= 0.9
+
+
+def test_encrypted_labels_are_drawn_anew(consumed: Any) -> None:
+    """Between calls and between processes; most inputs have two or more likely homophones."""
+    draws = [outputs[name] for outputs in consumed for name in ("first", "second")]
+    for i, one in enumerate(draws):
+        for other in draws[:i]:
+            different = (one != other).any(axis=1).mean()
+            assert 0.02 < different < 0.9
+
+
+def test_equal_inputs_of_a_batch_get_different_ciphertexts(shipped: Any, digits: Any) -> None:
+    confused = shipped.model.predict(digits.x_test, verbose=0)
+    best = np.sort(confused, axis=1)
+    image = digits.x_test[(best[:, -1] - best[:, -2]).argmin()]
+    loaded = tf.saved_model.load(str(shipped.exported))
+    batch = tf.constant(np.stack([image] * 40))
+    drawn = loaded.signatures["encrypted_label"](inputs=batch)["ciphertext_bytes"].numpy()
+    assert len(set(drawn)) >= 2
+
+
+def test_folder(shipped: Any) -> None:
+    names = {p.relative_to(shipped.exported).as_posix() for p in shipped.exported.rglob("*")}
+    assets = {"assets.extra", "assets.extra/encryip"}
+    assert {n for n in names if n.startswith("assets.extra")} - assets == {
+        "assets.extra/encryip/codebook.json",
+        "assets.extra/encryip/manifest.json",
+    }
+    assert "saved_model.pb" in names
+    manifest = ke.verify_export(shipped.exported, issuer=shipped.authority.issuer)
+    listed = [f.path for f in manifest.files]
+    assert listed == sorted(listed)
+    assert "saved_model.pb" in listed
+    assert "variables/variables.index" in listed
+    with pytest.raises(ForeignKeyError, match="signed by another authority than expected"):
+        ke.verify_export(shipped.exported, issuer=bytes(32))
+    exports = [e for e in shipped.authority.events() if e.kind == "model exported"]
+    assert exports[0].details["model"] == "digits"
+    assert exports[0].details["codebook"] == manifest.codebook_id
+    assert exports[0].details["folder"] == "1"
+
+
+# --- signatures ----------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(package="tests_export")
+class Subclass(keras.Model):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.flatten = layers.Flatten()
+        self.head = layers.Dense(3)
+
+    def call(self, inputs: Any) -> Any:
+        return self.head(self.flatten(inputs))
+
+
+def subclassed() -> keras.Model:
+    model = Subclass()
+    model(np.zeros((2, 4, 4), "float32"))
+    return model
+
+
+def dictionary() -> keras.Model:
+    inputs = {"left": keras.Input((4,), name="left"), "right": keras.Input((2,), name="right")}
+    return keras.Model(inputs, layers.Dense(3)(layers.Concatenate()(list(inputs.values()))))
+
+
+def pixels() -> keras.Model:
+    inputs = keras.Input((4, 4, 1), dtype="uint8")
+    x = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def tokens() -> keras.Model:
+    inputs = keras.Input((None,), dtype="int32")
+    return keras.Model(inputs, layers.Dense(3)(layers.Embedding(9, 4)(inputs)))
+
+
+def half_precision() -> keras.Model:
+    hidden = layers.Dense(5, dtype="mixed_float16")
+    return keras.Sequential([keras.Input((4,)), hidden, layers.Dense(3, activation="softmax")])
+
+
+F = np.float32
+SIGNATURES: dict[str, tuple[Callable[[], keras.Model], dict[str, Any], dict[str, Any]]] = {
+    "sequential": (
+        lambda: keras.Sequential([keras.Input((4,)), layers.Dense(3)]),
+        {"inputs": ((None, 4), "float32")},
+        {"inputs": np.ones((5, 4), F)},
+    ),
+    "functional-uint8": (
+        pixels,
+        {"inputs": ((None, 4, 4, 1), "uint8")},
+        {"inputs": np.full((5, 4, 4, 1), 200, np.uint8)},
+    ),
+    "subclass": (
+        subclassed,
+        {"inputs": ((None, 4, 4), "float32")},
+        {"inputs": np.ones((5, 4, 4), F)},
+    ),
+    "dictionary": (
+        dictionary,
+        {"left": ((None, 4), "float32"), "right": ((None, 2), "float32")},
+        {"left": np.ones((5, 4), F), "right": np.ones((5, 2), F)},
+    ),
+    "token-sequences": (
+        tokens,
+        {"inputs": ((None, None), "int32")},
+        {"inputs": np.arange(35, dtype=np.int32).reshape(5, 7) % 9},
+    ),
+    "mixed-precision": (
+        half_precision,
+        {"inputs": ((None, 4), "float32")},
+        {"inputs": np.ones((5, 4), F)},
+    ),
+}
+
+
+def untrained(classifier: keras.Model, authority: ke.Authority) -> ke.ProtectedModel:
+    """One homophone per class: nothing to hide in the head, so it can be exported as it is."""
+    options = {"homophones": 1, "trace_labels": 0, "strategy": "random"}
+    return ke.protect(classifier, authority, name="m", **options)
+
+
+@pytest.mark.parametrize("kind", SIGNATURES)
+def test_input_signature(kind: str, shared_authority: ke.Authority, tmp_path: Path) -> None:
+    make, expected, feed = SIGNATURES[kind]
+    model = untrained(make(), shared_authority)
+    ke.export_saved_model(model, tmp_path / "1")
+    loaded = tf.saved_model.load(str(tmp_path / "1"))
+    outputs = {}
+    for name in ("serving_default", "encrypted_label"):
+        signature = loaded.signatures[name]
+        specs = signature.structured_input_signature[1]
+        assert {k: (tuple(s.shape), s.dtype.name) for k, s in specs.items()} == expected
+        tensors = {k: tf.constant(v) for k, v in feed.items()}
+        outputs |= {k: v.numpy() for k, v in signature(**tensors).items()}
+    inputs = feed if len(feed) > 1 else feed["inputs"]
+    confused = model.predict(inputs, verbose=0)
+    assert set(outputs) == {"confused", "ciphertext_bytes"}
+    np.testing.assert_allclose(outputs["confused"], confused, atol=1e-5)
+    assert outputs["ciphertext_bytes"].shape == confused.shape[:-1]
+    assert all(type(c) is bytes for c in outputs["ciphertext_bytes"].ravel())
+
+
+def test_model_built_by_fit(shared_authority: ke.Authority, tmp_path: Path) -> None:
+    model = untrained(keras.Sequential([layers.Flatten(), layers.Dense(3)]), shared_authority)
+    with pytest.raises(ExportError, match="Model 'm' has no weights yet: train it first"):
+        ke.export_saved_model(model, tmp_path / "1")
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.fit(np.ones((6, 2, 2), F), np.arange(6) % 3, verbose=0)
+    ke.export_saved_model(model, tmp_path / "1")
+    loaded = tf.saved_model.load(str(tmp_path / "1"))
+    specs = loaded.signatures["serving_default"].structured_input_signature[1]
+    assert tuple(specs["inputs"].shape) == (None, 2, 2)
+
+
+def test_several_inputs_need_names(shared_authority: ke.Authority, tmp_path: Path) -> None:
+    inputs = [keras.Input((4,)), keras.Input((4,))]
+    model = untrained(keras.Model(inputs, layers.Dense(3)(layers.Add()(inputs))), shared_authority)
+    with pytest.raises(ExportError, match="several inputs needs them as a dictionary"):
+        ke.export_saved_model(model, tmp_path / "1")
+    assert not list(tmp_path.iterdir())
+
+
+# --- refused -------------------------------------------------------------------------
+
+
+def test_refuses_copied_heads(
+    trained_classifier: keras.Model, digits: Any, shared_authority: ke.Authority, tmp_path: Path
+) -> None:
+    """Never trained, or trained without the confusion term: the head shows the grouping."""
+    message = (
+        "head of model 'copied' still consists of copies .column spread .*, at least 0.003.: it "
+        "would show .* Train it with `fit` and a `confusion_weight` above 0"
+    )
+    options = {"homophones": 4, "trace_labels": 0, "confusion_weight": 0.0}
+    model = ke.protect(trained_classifier, shared_authority, name="copied", **options)
+    with pytest.raises(ExportError, match=message):
+        ke.export_saved_model(model, tmp_path / "1")
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    model.fit(digits.x[:320], digits.y[:320], epochs=2, verbose=0)
+    with pytest.raises(ExportError, match=message):
+        ke.export_saved_model(model, tmp_path / "1")
+    assert not list(tmp_path.iterdir())
+    model.confusion_weight = 1.0
+    model.lock().unlock(authority=shared_authority)
+    model.fit(digits.x[:320], digits.y[:320], epochs=2, verbose=0)
+    ke.export_saved_model(model, tmp_path / "1")
+
+
+def test_refuses_existing_folders(shipped: Any, tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    with pytest.raises(ExportError, match="1' exists already, and is never overwritten"):
+        ke.export_saved_model(shipped.model, tmp_path / "1")
+    assert list((tmp_path / "1").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match=r"Cannot create .*file': File exists"):
+        ke.export_saved_model(shipped.model, tmp_path / "file" / "1")
+
+
+def test_refuses_other_models(shipped: Any, new_classifier: Any, tmp_path: Path) -> None:
+    message = r"only `protect\(...\)` makes an export safe. Received: Sequential"
+    with pytest.raises(ArgumentError, match=message):
+        ke.export_saved_model(new_classifier(), tmp_path / "1")
+    model = shipped.copy(unlock=False)
+    with pytest.raises(LockedModelError, match="Model 'digits' is locked"):
+        ke.export_saved_model(model, tmp_path / "1")
+    model.unlock(bundle=shipped.bundles["alice"], passphrase=shipped.passphrase)
+    with pytest.raises(LockedModelError, match=r"exporting needs its owner"):
+        ke.export_saved_model(model, tmp_path / "1")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("step", ["_write", "_compare", "make_manifest", "verify_export"])
+def test_failure_leaves_nothing(
+    step: str, shipped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    events = len(shipped.authority.events())
+    monkeypatch.setattr(export, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        ke.export_saved_model(shipped.model, tmp_path / "digits" / "1")
+    assert list((tmp_path / "digits").iterdir()) == []
+    assert len(shipped.authority.events()) == events
+
+
+def test_wrong_outputs_are_noticed(
+    shipped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shipped.copy()
+    write = export._write
+
+    def write_another(given: ke.ProtectedModel, *arguments: Any) -> None:
+        write(given, *arguments)
+        given.confused_labels.bias.assign_add(np.arange(given.num_labels) % 2)
+
+    monkeypatch.setattr(export, "_write", write_another)
+    with pytest.raises(ExportError, match=r"does not give the model's outputs .*nothing was kept"):
+        ke.export_saved_model(model, tmp_path / "1")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_wrong_outputs_are_noticed_among_many_labels(
+    authority: ke.Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Each of 2,000 labels holds so little that none of them differs much."""
+    hidden = layers.Dense(32, "relu", dtype=dtype)
+    classifier = keras.Sequential([keras.Input((20,)), hidden, layers.Dense(10)])
+    model = ke.protect(classifier, authority, name="m", homophones=200, trace_labels=0)
+    kernel = model.confused_labels.kernel
+    kernel.assign(kernel * 10)
+    ke.export_saved_model(model, tmp_path / "1")
+    write = export._write
+
+    def write_another(given: ke.ProtectedModel, *arguments: Any) -> None:
+        write(given, *arguments)
+        kernel.assign(kernel[:, ::-1])
+
+    monkeypatch.setattr(export, "_write", write_another)
+    with pytest.raises(ExportError, match="does not give the model's outputs"):
+        ke.export_saved_model(model, tmp_path / "2")
+
+
+# --- revocation ----------------------------------------------------------------------
+
+
+def test_revoked_user_is_shut_out_of_the_next_export(
+    new_classifier: Any, digits: Any, authority: ke.Authority, tmp_path: Path
+) -> None:
+    options = {"homophones": 2, "trace_labels": 0}
+    model = ke.protect(new_classifier(), authority, name="digits", **options)
+    bundles = {user: tmp_path / f"{user}.keybundle" for user in ("alice", "bob", "carol")}
+    for user, path in bundles.items():
+        authority.issue(user, path, passphrase="p", scrypt_log2_n=14)
+    for version in ("1", "2"):
+        ke.export_saved_model(model, tmp_path / version)
+    authority.revoke("bob")
+    ke.export_saved_model(model, tmp_path / "3")
+    codebooks = [(tmp_path / v / ASSETS / "codebook.json").read_bytes() for v in "123"]
+    assert codebooks[0] == codebooks[1] != codebooks[2]
+    confused = model.predict(digits.x_test, verbose=0)
+    expected = model.decode(confused)
+    for user, path in bundles.items():
+        for version in "123":
+            if (user, version) == ("bob", "3"):
+                with pytest.raises(RevokedKeyError, match="was revoked before this model version"):
+                    ke.Decoder.open(tmp_path / version, path, "p")
+                continue
+            decoder = ke.Decoder.open(tmp_path / version, path, "p")
+            np.testing.assert_allclose(decoder.probabilities(confused), expected, atol=1e-6)
+
+
+# --- column spread -------------------------------------------------------------------
+
+
+def pairs(*, trace: int = 0) -> LabelAssignment:
+    """Two classes of two homophones: labels 0 and 1, 2 and 3; then trace labels."""
+    labels = np.array([[0, 1], [2, 3]], np.int32)
+    sizes, tracing = ([4, trace], [False, True]) if trace else ([4], [False])
+    return LabelAssignment(labels, np.arange(4, 4 + trace, dtype=np.int32), sizes, tracing)
+
+
+POINTS = np.array([[0.0, 1.0, 10.0, 13.0]])
+# To the nearest of the same class, by that to the nearest of the other:
+# 1/10, 1/9, 3/9, 3/12; the median is between 1/9 and 1/4.
+MEDIAN = (1 / 9 + 1 / 4) / 2
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bias", "expected"),
+    [
+        pytest.param(POINTS, None, MEDIAN, id="kernel"),
+        pytest.param(np.zeros((3, 4)), POINTS[0], MEDIAN, id="bias"),
+        pytest.param(np.repeat(POINTS, 4, 0), np.ones(4), MEDIAN, id="scale-does-not-matter"),
+        pytest.param(np.array([[5.0, 5.0, 7.0, 7.0]]), None, 0.0, id="copies"),
+        pytest.param(np.array([[0.0, 3.0, 1.0, 4.0]]), None, 3.0, id="interleaved"),
+    ],
+)
+def test_column_spread(kernel: np.ndarray, bias: Any, expected: float) -> None:
+    assert column_spread(kernel, bias, pairs()) == pytest.approx(expected)
+
+
+def test_column_spread_ignores_trace_labels() -> None:
+    kernel = np.hstack([POINTS, [[0.5, 10.5]]])
+    assert column_spread(kernel, None, pairs(trace=2)) == pytest.approx(MEDIAN)
+
+
+def test_column_spread_of_single_homophones() -> None:
+    assert column_spread(POINTS, None, LabelAssignment.draw(4, 1, 0)) == float("inf")
+
+
+@pytest.mark.parametrize("classes", [10, 3000], ids=["all-classes", "sampled-classes"])
+def test_column_spread_of_noise_is_about_one(classes: int) -> None:
+    assignment = LabelAssignment.draw(classes, 4, 0)
+    kernel = np.random.default_rng(0).normal(size=(32, assignment.num_labels))
+    assert 0.9 < column_spread(kernel, None, assignment) < 2
+
+
+# --- trace labels that were not learned ----------------------------------------------
+
+
+@pytest.mark.parametrize(("epochs", "warned"), [(1, True), (25, False)])
+def test_the_owner_is_told_if_a_service_could_not_be_traced(
+    epochs: int, warned: bool, digits: Any, new_classifier: Any, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/own.authority"
+    with (
+        ke.Authority.create(url, "owner", scrypt_log2_n=14) as authority,
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        model = ke.protect(
+            new_classifier(), authority, name="digits", homophones=4, trace_labels=32
+        )
+        model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+        model.fit(digits.x, digits.y, epochs=epochs, verbose=0)
+        ke.export_saved_model(model, tmp_path / "digits" / "1")
+        bundle = tmp_path / "alice.keybundle"
+        authority.issue("alice", bundle, passphrase="x", scrypt_log2_n=14)
+        authority.enroll(f"user {number}" for number in range(999))
+        decoder = ke.Decoder.open(tmp_path / "digits" / "1", bundle, "x")
+        report = authority.trace_service(
+            lambda batch: decoder.labels(model.predict(batch, verbose=0)), model=model
+        )
+    found = [str(w.message) for w in caught if re.search(UNLEARNED, str(w.message))]
+    assert len(found) == warned
+    assert ([s.subject for s in report.guilty] == ["alice"]) is not warned, "and it is true"

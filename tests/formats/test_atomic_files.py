@@ -1,0 +1,191 @@
+"""Bounded reading; new files written whole or not at all."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from keras_encryip.formats.atomic_files import read_bounded, sync_folder, sync_tree, write_new_file
+from keras_encryip.errors import ArgumentError, FormatError
+
+OLD = b"what was there"
+
+
+@pytest.fixture(autouse=True)
+def usual_umask() -> None:
+    """Modes below are exact under the usual umask."""
+    previous = os.umask(0o022)
+    yield
+    os.umask(previous)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- reading -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 10])
+def test_files_up_to_the_bound_are_read(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(size))
+    assert read_bounded(path, what="thing", max_bytes=10) == bytes(size)
+    assert read_bounded(str(path), what="thing", max_bytes=10) == bytes(size)
+
+
+def test_a_larger_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(11))
+    with pytest.raises(FormatError, match=r"The thing '.*file' is too large: more than 10 bytes"):
+        read_bounded(path, what="thing", max_bytes=10)
+
+
+def test_an_endless_file_is_not_read_to_its_end() -> None:
+    with pytest.raises(FormatError, match=r"'/dev/zero' is too large: more than 10 bytes"):
+        read_bounded("/dev/zero", what="thing", max_bytes=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("missing", "No such file or directory"), ("folder", "Is a directory")],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FormatError, match=rf"Cannot read the thing '.*{name}': {reason}\."):
+        read_bounded(tmp_path / name, what="thing", max_bytes=10)
+
+
+# --- writing -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o400], ids=oct)
+def test_a_new_file_has_its_bytes_and_mode(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "new"
+    write_new_file(path, b"bytes\0\xff", mode=mode)
+    assert path.read_bytes() == b"bytes\0\xff"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert names(tmp_path) == ["new"]
+    assert path.stat().st_nlink == 1
+
+
+def test_a_secret_is_never_readable_by_others_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temporary file has the final mode from the start."""
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda fd: modes.append(stat.S_IMODE(os.fstat(fd).st_mode)))
+    write_new_file(tmp_path / "new", b"secret", mode=0o600)
+    assert modes[0] == 0o600
+
+
+def test_an_existing_file_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "alice.keybundle"
+    path.write_bytes(OLD)
+    before = path.stat()
+    message = r"Cannot write '.*alice.keybundle': it exists already, and is never overwritten"
+    with pytest.raises(ArgumentError, match=message):
+        write_new_file(path, b"new", mode=0o600)
+    assert path.read_bytes() == OLD
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert names(tmp_path) == ["alice.keybundle"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling link", "link to a file"])
+def test_what_else_has_the_name_is_kept(tmp_path: Path, kind: str) -> None:
+    path, other = tmp_path / "name", tmp_path / "other"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(other)
+        if kind == "link to a file":
+            other.write_bytes(OLD)
+    before = names(tmp_path)
+    with pytest.raises(ArgumentError, match="it exists already, and is never overwritten"):
+        write_new_file(path, b"new")
+    assert names(tmp_path) == before
+    assert not other.exists() or other.read_bytes() == OLD
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"Cannot write '.*/nowhere/new': No such file or dir"):
+        write_new_file(tmp_path / "nowhere" / "new", b"bytes")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "message"),
+    [
+        ("open", errno.EACCES, "Permission denied"),
+        ("open", errno.EROFS, "Read-only file system"),
+        ("fsync", errno.ENOSPC, "No space left on device"),
+        ("fsync", errno.EIO, "Input/output error"),
+        ("link", errno.EPERM, "Operation not permitted"),
+    ],
+)
+def test_a_failure_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, message: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(ArgumentError, match=rf"Cannot write '.*new': {message}\.") as caught:
+        write_new_file(tmp_path / "new", b"bytes")
+    monkeypatch.undo()
+    assert caught.value.__context__ is None
+    assert names(tmp_path) == []
+
+
+def test_an_interruption_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_new_file(tmp_path / "new", b"bytes")
+    assert names(tmp_path) == []
+
+
+def test_two_writers_do_not_overwrite_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that appears between the check and the end is kept, for the link is atomic."""
+    path, link = tmp_path / "new", os.link
+
+    def late(source: Path, target: Path) -> None:
+        path.write_bytes(OLD)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    with pytest.raises(ArgumentError, match="it exists already, and is never overwritten"):
+        write_new_file(path, b"new")
+    assert path.read_bytes() == OLD
+    assert names(tmp_path) == ["new"]
+
+
+def test_syncing_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:
+    sync_folder(tmp_path)
+    assert sync_folder(tmp_path / "gone") is None
+
+
+def test_a_tree_is_synced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file and folder once, the outermost last."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("top", "a/one", "a/b/two"):
+        (tmp_path / name).write_text(name)
+    synced = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    sync_tree(tmp_path)
+    assert sorted(synced) == sorted([tmp_path, *tmp_path.rglob("*")])
+    assert synced[-1] == tmp_path

@@ -1,0 +1,179 @@
+"""The terms that training adds to the user's own loss: numbers worked out by hand."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.special import rel_entr
+
+from keras_encryip.models.losses import TINY, ConfusedLabelCrossentropy, Distillation, confused_label_crossentropy, distillation
+
+CONFUSED = np.array([[0.5, 0.25, 0.25], [0.125, 0.5, 0.375]], "float32")
+LN2 = math.log(2)
+
+
+# --- cross-entropy of the confused labels --------------------------------------------
+
+
+def test_crossentropy_is_minus_the_logarithm_of_the_targets_probability() -> None:
+    """−log ½ = ln 2 and −log ⅛ = 3·ln 2."""
+    found = confused_label_crossentropy(np.array([0, 0]), CONFUSED)
+    np.testing.assert_allclose(found, [LN2, 3 * LN2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
+def test_targets_of_any_type_choose_the_same(dtype: str) -> None:
+    found = confused_label_crossentropy(np.array([1, 0], dtype), CONFUSED)
+    np.testing.assert_allclose(found, [2 * LN2, 3 * LN2], rtol=1e-6)
+
+
+def test_crossentropy_of_pixels_keeps_their_axes() -> None:
+    confused = np.tile(CONFUSED[0], (2, 3, 4, 1))
+    found = confused_label_crossentropy(np.ones((2, 3, 4), int), confused)
+    np.testing.assert_allclose(found, np.full((2, 3, 4), 2 * LN2), rtol=1e-6)
+
+
+def test_crossentropy_agrees_with_keras() -> None:
+    random = np.random.default_rng(0)
+    confused = random.dirichlet(np.ones(20), 50).astype("float32")
+    target = random.integers(0, 20, 50)
+    np.testing.assert_allclose(
+        confused_label_crossentropy(target, confused),
+        keras.losses.sparse_categorical_crossentropy(target, confused),
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("probability", [0.0, 1e-45, 1e-30], ids=["zero", "denormal", "small"])
+def test_the_gradient_stays_finite_where_the_probability_vanishes(probability: float) -> None:
+    confused = tf.constant([[probability, 1 - probability]])
+    with tf.GradientTape() as tape:
+        tape.watch(confused)
+        loss = confused_label_crossentropy([0], confused)
+    assert float(loss[0]) == pytest.approx(-math.log(max(probability, TINY)), rel=1e-5)
+    assert np.isfinite(tape.gradient(loss, confused)).all()
+
+
+def test_the_gradient_is_minus_one_over_the_probability() -> None:
+    confused = tf.constant(CONFUSED)
+    with tf.GradientTape() as tape:
+        tape.watch(confused)
+        loss = confused_label_crossentropy(np.array([0, 2]), confused)
+    np.testing.assert_allclose(
+        tape.gradient(loss, confused), [[-2, 0, 0], [0, 0, -1 / 0.375]], rtol=1e-6
+    )
+
+
+# --- distillation --------------------------------------------------------------------
+
+
+def softened(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    powers = probabilities.astype("float64") ** (1 / temperature)
+    return powers / powers.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 5.0])
+def test_distillation_is_the_scaled_divergence_of_softened_probabilities(
+    temperature: float,
+) -> None:
+    random = np.random.default_rng(1)
+    teacher, own = random.dirichlet(np.ones(6), (2, 40)).astype("float32")
+    expected = temperature**2 * rel_entr(
+        softened(teacher, temperature), softened(own, temperature)
+    ).sum(-1)
+    found = distillation(teacher, own, temperature)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_distillation_by_hand() -> None:
+    """τ = 2: (.8, .2) softens to (⅔, ⅓), (.5, .5) stays; 4·(⅔·ln(4/3) + ⅓·ln(2/3))."""
+    found = distillation(np.array([[0.8, 0.2]]), np.array([[0.5, 0.5]]), 2.0)
+    expected = 4 * (2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3))
+    np.testing.assert_allclose(found, [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("probabilities", [[0.7, 0.2, 0.1], [1.0, 0.0, 0.0]], ids=["soft", "hard"])
+def test_distillation_is_zero_and_flat_where_both_agree(probabilities: list[float]) -> None:
+    own = tf.constant([probabilities])
+    with tf.GradientTape() as tape:
+        tape.watch(own)
+        loss = distillation(np.array([probabilities], "float32"), own, 2.0)
+    np.testing.assert_allclose(loss, [0], atol=1e-6)
+    np.testing.assert_allclose(tape.gradient(loss, own), np.zeros((1, 3)), atol=1e-5)
+
+
+def test_distillation_is_finite_for_certain_opposites() -> None:
+    own = tf.constant([[1.0, 0.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(own)
+        loss = distillation(np.array([[0.0, 1.0]], "float32"), own, 2.0)
+    # Probabilities end at 1e-30, that is 1e-15 softened: 4·ln(1e15) = 60·ln 10.
+    assert float(loss[0]) == pytest.approx(60 * math.log(10), rel=1e-5)
+    assert np.isfinite(tape.gradient(loss, own)).all()
+
+
+# --- as Keras losses -----------------------------------------------------------------
+
+Case = tuple[keras.losses.Loss, Any, np.ndarray, np.ndarray]
+LOSSES: dict[str, Case] = {
+    "crossentropy": (
+        ConfusedLabelCrossentropy(),
+        np.array([0, 0]),
+        CONFUSED,
+        np.array([LN2, 3 * LN2]),
+    ),
+    "distillation": (
+        Distillation(1.0),
+        np.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]], "float32"),
+        CONFUSED,
+        np.array([0, 0.25 * math.log(2) + 0.25 * math.log(2 / 3)]),
+    ),
+}
+each_loss = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES)
+
+
+@each_loss
+def test_a_loss_is_its_functions_mean(case: Case) -> None:
+    loss, target, confused, values = case
+    assert float(loss(target, confused)) == pytest.approx(values.mean(), rel=1e-5)
+    unreduced = type(loss).from_config({**loss.get_config(), "reduction": None})
+    np.testing.assert_allclose(unreduced(target, confused), values, rtol=1e-5, atol=1e-7)
+
+
+@each_loss
+def test_sample_weights_weigh(case: Case) -> None:
+    """Keras divides by the number of samples."""
+    loss, target, confused, values = case
+    weighted = float(loss(target, confused, sample_weight=np.array([0.5, 3.0])))
+    assert weighted == pytest.approx((0.5 * values[0] + 3 * values[1]) / 2, rel=1e-5)
+
+
+@each_loss
+def test_a_loss_survives_its_configuration(case: Case) -> None:
+    loss, target, confused, _ = case
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert type(again) is type(loss)
+    assert again.get_config() == loss.get_config()
+    assert float(again(target, confused)) == float(loss(target, confused))
+
+
+def test_the_temperature_is_in_the_configuration() -> None:
+    config = Distillation(3.5, name="kd", reduction="sum").get_config()
+    assert config["temperature"] == 3.5
+    again = Distillation.from_config(config)
+    assert (again.temperature, again.name, again.reduction) == (3.5, "kd", "sum")
+
+
+@each_loss
+def test_a_loss_works_in_graph(case: Case) -> None:
+    loss, target, confused, values = case
+    spec = tf.TensorSpec([None, 3])
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *target.shape[1:]], target.dtype), spec])
+    def in_graph(target: Any, confused: Any) -> Any:
+        return loss(target, confused)
+
+    assert float(in_graph(target, confused)) == pytest.approx(values.mean(), rel=1e-5)

@@ -1,0 +1,137 @@
+"""Inputs of the owner's own making."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keras_encryip.errors import ArgumentError
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.trace_set import TraceSet
+from keras_encryip.models.trace_inputs import OWNERSHIP_INPUTS, learned_traces, make_trace_inputs, make_traces
+
+
+def samples(*shape: int, dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 250, shape).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(20, 28, 28, 1), (20, 8, 9, 3), (20, 4, 4, 1), (20, 12), (2, 12), (20, 6, 5)],
+    ids=["image", "smallest-image", "tiny-image", "vector", "two-vectors", "sequence"],
+)
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float16", "int64"])
+def test_shape_and_dtype_are_the_samples(shape: tuple[int, ...], dtype: str) -> None:
+    made = make_trace_inputs(samples(*shape, dtype=dtype), 5)
+    assert made.shape == (5, *shape[1:])
+    assert made.dtype == dtype
+
+
+@pytest.mark.parametrize("shape", [(20, 16, 16, 1), (20, 40)], ids=["image", "vector"])
+def test_trace_inputs_are_new_and_never_the_same(shape: tuple[int, ...]) -> None:
+    data = samples(*shape)
+    rows = np.concatenate([make_trace_inputs(data, 10), make_trace_inputs(data, 10), data])
+    assert len(np.unique(rows.reshape(len(rows), -1), axis=0)) == 40
+
+
+def test_a_scrambled_image_is_made_of_whole_blocks_of_samples() -> None:
+    """Image i is i everywhere in its colour, and its 16 blocks are numbered in red."""
+    images = np.zeros((20, 16, 16, 2), "int64")
+    images[..., 0] = np.arange(20)[:, None, None]
+    blocks = np.arange(16).reshape(4, 4)
+    images[..., 1] = np.kron(blocks, np.ones((4, 4), "int64"))
+    for made in make_trace_inputs(images, 10):
+        parts = made.reshape(4, 4, 4, 4, 2).swapaxes(1, 2).reshape(16, 16, 2)
+        assert all(len(np.unique(part, axis=0)) == 1 for part in parts)
+        assert sorted(parts[:, 0, 1]) == list(range(16)), "every place of the grid once"
+        assert len(set(parts[:, 0, 0])) > 4, "from several samples"
+
+
+def test_the_edge_outside_the_grid_is_a_sample_s() -> None:
+    """9 pixels: 4 blocks of 2, and one row that stays."""
+    images = np.arange(20)[:, None, None, None] * np.ones((20, 9, 9, 1), "int64")
+    for made in make_trace_inputs(images, 5):
+        assert len(set(made[8, :, 0]) | set(made[:, 8, 0])) == 1
+
+
+def test_a_blend_takes_each_feature_from_one_of_two_samples() -> None:
+    """Sample i is 100·i … 100·i + 39; two hundreds occur, and no feature twice."""
+    data = (100 * np.arange(20)[:, None] + np.arange(40)).astype("float32")
+    for made in make_trace_inputs(data, 10):
+        assert len(set(made // 100)) == 2
+        assert sorted(made % 100) == list(range(40))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.zeros((1, 8)), "at least 2 training samples. Received: 1"),
+        (np.zeros((0, 8)), "at least 2 training samples. Received: 0"),
+        (np.zeros(30), "Pass `trace_labels=0` for scalar inputs"),
+        (np.array([["a"], ["b"]]), "inputs that are numbers.* dtype <U1"),
+        (np.array([[b"a"], [b"b"]], object), "inputs that are numbers.* dtype object"),
+    ],
+    ids=["one", "none", "scalars", "text", "objects"],
+)
+def test_what_cannot_be_blended_is_refused(data: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        make_trace_inputs(data, 4)
+
+
+# --- trace sets --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trace_labels", [0, 8, 30])
+def test_a_trace_set_has_an_input_for_each_trace_label(trace_labels: int) -> None:
+    assignment = LabelAssignment.draw(10, 4, trace_labels)
+    traces = make_traces(samples(20, 12), assignment)
+    count = assignment.trace.size
+    assert len(traces.inputs) == len(traces.labels) == count + OWNERSHIP_INPUTS
+    assert traces.labels.dtype == np.int32
+    np.testing.assert_array_equal(traces.labels[:count], assignment.trace)
+    assert len(np.unique(traces.inputs, axis=0)) == len(traces.inputs)
+
+
+def test_ownership_inputs_lie_on_random_ordinary_labels() -> None:
+    assignment = LabelAssignment.draw(10, 4, 8)
+    count = assignment.trace.size
+    drawn = [make_traces(samples(20, 12), assignment).labels[count:] for _ in range(30)]
+    classes = assignment.classes[np.concatenate(drawn)]
+    assert classes.min() == 0, "none of them is a trace label"
+    sizes = np.bincount(classes, minlength=10)
+    assert sizes.min() > 48, "960 labels, 96 of each class, σ = 9"
+    assert sizes.max() < 144
+    assert len({tuple(labels) for labels in drawn}) == 30
+    assert set(np.concatenate(drawn)) == set(assignment.labels.ravel())
+
+
+# --- learned -----------------------------------------------------------------------------
+
+
+def test_a_trace_label_is_learned_where_it_outweighs_every_class() -> None:
+    """Against the sum of a class's homophones, which is what a service would say instead."""
+    assignment = LabelAssignment.draw(3, 4, 8)
+    traces = make_traces(np.random.default_rng(0).random((20, 6)), assignment)
+    on_trace = len(assignment.trace)
+    confused = np.zeros((len(traces.inputs), assignment.num_labels))
+    rows = np.arange(len(confused))
+    assert learned_traces(confused, traces, assignment) == (0, on_trace)
+    confused[rows, traces.labels] = 0.5
+    assert learned_traces(confused, traces, assignment) == (on_trace, on_trace)
+    for row, (own, learned) in enumerate([(0.41, True), (0.39, False)]):
+        confused[row] = 0
+        confused[row, assignment.labels[1]] = 0.1  # 4 homophones: 0.4, none of them alone
+        confused[row, traces.labels[row]] = own
+        expected = on_trace if learned else on_trace - 1
+        assert learned_traces(confused, traces, assignment) == (expected, on_trace)
+
+
+def test_outputs_for_every_position_are_averaged() -> None:
+    assignment = LabelAssignment.draw(3, 4, 8)
+    traces = TraceSet(np.zeros((2, 5)), assignment.trace[:2])
+    confused = np.zeros((2, 3, assignment.num_labels))
+    confused[0, :2, traces.labels[0]] = 1
+    confused[0, 2, assignment.labels[0, 0]] = 1
+    confused[1, :2, assignment.labels[0, 0]] = 1
+    confused[1, 2, traces.labels[1]] = 1
+    assert learned_traces(confused, traces, assignment) == (1, 2)

@@ -1,0 +1,334 @@
+"""What training adds to stock Keras: nothing when switched off, and the documented terms."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import keras_encryip as ke
+
+layers = keras.layers
+ROWS, STEPS = 96, 4
+BATCH = ROWS // STEPS
+
+
+def network() -> keras.Model:
+    """No bias before BatchNormalization: without a gradient, Adam would follow rounding errors."""
+    keras.utils.set_random_seed(7)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(4, 3, use_bias=False, kernel_regularizer=keras.regularizers.L2(1e-3)),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.Dense(12, activation="relu"),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [lambda: keras.optimizers.SGD(0.1, momentum=0.9), lambda: keras.optimizers.Adam(0.01)],
+    ids=["SGD", "Adam"],
+)
+def test_switched_off_equals_stock_keras(
+    optimizer: Callable[[], Any], digits: Any, shared_authority: ke.Authority
+) -> None:
+    """One homophone, no traces, no extra terms: the same training up to the permutation."""
+    off = {"homophones": 1, "trace_labels": 0, "confusion_weight": 0.0, "teacher": False}
+    stock = network()
+    model = ke.protect(stock, shared_authority, name="off", **off)
+    x, y = digits.x[:ROWS], digits.y[:ROWS]
+    weights = np.random.default_rng(0).uniform(0.5, 2, ROWS).astype("float32")
+    histories = []
+    for trained in (stock, model):
+        trained.compile(optimizer(), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        fitted = trained.fit(
+            x, y, sample_weight=weights, batch_size=BATCH, epochs=3, shuffle=False, verbose=0
+        )
+        histories.append(fitted.history)
+    assert histories[0]["loss"][2] < histories[0]["loss"][0] - 0.1
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(histories[1][name], values, rtol=1e-4, err_msg=name)
+    expected = stock.predict(x, verbose=0)
+    np.testing.assert_allclose(model.decode(model.predict(x, verbose=0)), expected, atol=1e-4)
+    order = model._unlocked().assignment().labels[:, 0]
+    assert sorted(order) == list(range(10))
+    head, dense = model.confused_labels, stock.layers[-1]
+    kernels = [keras.ops.convert_to_numpy(k) for k in (head.kernel, dense.kernel)]
+    np.testing.assert_allclose(kernels[0][:, order], kernels[1], atol=1e-3)
+    biases = [keras.ops.convert_to_numpy(b) for b in (head.bias, dense.bias)]
+    np.testing.assert_allclose(biases[0][order], biases[1], atol=1e-3)
+
+
+def flat(model: ke.ProtectedModel) -> None:
+    """All N confused labels equally probable, whatever the input."""
+    head = model.confused_labels
+    head.kernel.assign(np.zeros(head.kernel.shape))
+    head.bias.assign(np.zeros(head.bias.shape))
+
+
+def first_loss(model: ke.ProtectedModel, digits: Any) -> float:
+    model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+    history = model.fit(digits.x[:ROWS], digits.y[:ROWS], batch_size=BATCH, verbose=0).history
+    return history["loss"][0]
+
+
+LOG_K, LOG_N = np.log(10), np.log(48)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # Own loss log K: each class has 4 of 48 labels, and a tenth of the 8 trace labels.
+        pytest.param({}, LOG_K + 0.1 * LOG_N + 0.2 * LOG_N, id="defaults"),
+        pytest.param({"confusion_weight": 0.0}, LOG_K + 0.2 * LOG_N, id="trace-terms-only"),
+        pytest.param({"confusion_weight": 3.0}, LOG_K + 3.2 * LOG_N, id="confusion-3"),
+        pytest.param(
+            {"teacher": True, "teacher_weight": 1.0}, 1.2 * LOG_N, id="teacher-agrees-weight-1"
+        ),
+        pytest.param(
+            {"teacher": True, "teacher_weight": 0.25}, 0.75 * LOG_K + 1.2 * LOG_N, id="teacher-0.25"
+        ),
+    ],
+)
+def test_terms_of_the_loss(
+    options: dict[str, Any],
+    expected: float,
+    new_classifier: Any,
+    digits: Any,
+    shared_authority: ke.Authority,
+) -> None:
+    """A teacher with zero weights agrees with flat outputs; a flat head shows no classes."""
+    options = {"homophones": 4, "trace_labels": 8, **options}
+    classifier = new_classifier(kernel_initializer="zeros")
+    model = ke.protect(classifier, shared_authority, name="terms", **options)
+    assert model.num_labels == 48
+    flat(model)
+    assert first_loss(model, digits) == pytest.approx(expected, rel=1e-5)
+
+
+def test_regularisation_is_not_weighed_with_the_teacher(
+    digits: Any, shared_authority: ke.Authority
+) -> None:
+    """Only the own loss gives way to the teacher; the kernel of ones costs 0.01 · 640."""
+    classifier = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Flatten(),
+            layers.Dense(
+                10, kernel_initializer="ones", kernel_regularizer=keras.regularizers.L1(0.01)
+            ),
+            layers.Dense(10, kernel_initializer="zeros"),
+        ]
+    )
+    options = {"homophones": 4, "trace_labels": 8, "teacher": True, "teacher_weight": 0.5}
+    model = ke.protect(classifier, shared_authority, name="terms", **options)
+    flat(model)
+    expected = 0.5 * LOG_K + 1.2 * LOG_N + 6.4
+    assert first_loss(model, digits) == pytest.approx(expected, rel=1e-5)
+
+
+# --- the neutrality term -----------------------------------------------------------------
+
+
+def directions(points: np.ndarray) -> np.ndarray:
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+def exposure_by_hand(columns: np.ndarray, outputs: np.ndarray) -> float:
+    """Of a copied head `[K, d]` whose classes have two clusters, and its log outputs `[K, b]`.
+
+    A label has its class's other one at distance 0 and two of each other class; chance is
+    1 of 19. All variance is between the classes, where half of it is by chance.
+    """
+    outputs = outputs - outputs.mean(0)
+    outputs = outputs - outputs.mean(1, keepdims=True)
+    terms = []
+    for points in (columns, directions(columns), directions(outputs)):
+        distances = np.square(points[:, None] - points).sum(-1)
+        for scale in (0.1, 0.4):
+            near = np.exp(-distances / distances.mean() / scale).sum(1) - 1
+            terms.append(np.log(19 / (1 + 2 * near)).mean() + np.log(2))
+    return float(np.mean(terms))
+
+
+def copied_head(classifier: keras.Model, authority: ke.Authority, **options: Any) -> Any:
+    """Copies are equal: what is drawn at random among them makes no difference."""
+    options = {"homophones": 4, "trace_labels": 0, "teacher": False, **options}
+    return ke.protect(classifier, authority, name="copied", **options)
+
+
+def loss_with(weight: float, model: ke.ProtectedModel, digits: Any) -> float:
+    model.neutrality_weight = weight
+    model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+    fitted = model.fit(digits.x[:ROWS], digits.y[:ROWS], batch_size=ROWS, verbose=0)
+    return fitted.history["loss"][0]
+
+
+@pytest.mark.parametrize("weight", [0.1, 3.0])
+def test_neutrality_term(
+    weight: float, trained_classifier: keras.Model, digits: Any, shared_authority: ke.Authority
+) -> None:
+    model = copied_head(trained_classifier, shared_authority)
+    model.adapt(digits.x, digits.y)
+    dense = trained_classifier.layers[-1]
+    columns = np.column_stack([np.asarray(dense.kernel).T, np.asarray(dense.bias) - np.log(4)])
+    outputs = np.log(trained_classifier.predict(digits.x[:ROWS], verbose=0).T / 4)
+    expected = exposure_by_hand(columns.astype("float64"), outputs.astype("float64"))
+    assert expected > 1
+    found = loss_with(weight, model, digits) - loss_with(0.0, model, digits)
+    assert found == pytest.approx(weight * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"strategy": "random"}, {"copies": 4}, {"homophones": 1}], ids=str
+)
+def test_no_neutrality_term_where_a_class_has_one_cluster(
+    options: dict[str, Any],
+    trained_classifier: keras.Model,
+    digits: Any,
+    shared_authority: ke.Authority,
+) -> None:
+    model = copied_head(trained_classifier, shared_authority, **options)
+    model.adapt(digits.x, digits.y)
+    assert loss_with(100.0, model, digits) == pytest.approx(loss_with(0.0, model, digits))
+
+
+def test_classes_too_small_for_clusters_have_nothing_to_hide(
+    trained_classifier: keras.Model, digits: Any, shared_authority: ke.Authority
+) -> None:
+    """Some 10 samples of each: one cluster, whose labels stand for the same inputs."""
+    model = copied_head(trained_classifier, shared_authority)
+    model.adapt(digits.x[:ROWS], digits.y[:ROWS])
+    assert loss_with(1.0, model, digits) == pytest.approx(loss_with(0.0, model, digits), abs=1e-4)
+
+
+def test_distillation_pulls_towards_the_teacher(
+    trained_classifier: keras.Model,
+    new_classifier: Any,
+    digits: Any,
+    shared_authority: ke.Authority,
+) -> None:
+    """Taught by the teacher alone, on wrong labels, the model answers as the teacher."""
+    options = {"homophones": 2, "trace_labels": 0, "teacher_weight": 1.0, "confusion_weight": 0.0}
+    model = ke.protect(
+        new_classifier(1), shared_authority, name="pupil", teacher=trained_classifier, **options
+    )
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    wrong = (digits.y + 1) % 10
+    model.fit(digits.x, wrong, epochs=4, batch_size=64, verbose=0)
+    answers = model.decode(model.predict(digits.x_test, verbose=0)).argmax(1)
+    assert (answers == digits.y_test).mean() > 0.8
+
+
+def test_confusion_term_fills_all_homophones(shipped: Any, digits: Any) -> None:
+    """Every class comes out under several of its 4 homophones as the most probable label."""
+    labels = shipped.model.predict(digits.x, verbose=0).argmax(1)
+    for k, own in enumerate(shipped.model._unlocked().assignment().labels):
+        used = np.intersect1d(own, labels[digits.y == k])
+        assert len(used) >= 2, k
+
+
+REPLICAS = """
+import json, sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras, numpy as np
+import keras_encryip as ke
+
+x, y = (np.load(sys.argv[1])[name] for name in "xy")
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+results = {"replicas": strategy.num_replicas_in_sync}
+authority = ke.Authority.create(f"sqlite:///{sys.argv[2]}", "pw", scrypt_log2_n=14)
+with strategy.scope():
+    l2 = keras.regularizers.L1(0.01)
+    classifier = keras.Sequential([
+        keras.Input((8, 8, 1)), keras.layers.Flatten(),
+        keras.layers.Dense(10, kernel_initializer="ones", kernel_regularizer=l2),
+        keras.layers.Dense(10, kernel_initializer="zeros"),
+    ])
+    model = ke.protect(
+        classifier, authority, name="m", homophones=4, trace_labels=8, teacher=True,
+        teacher_weight=0.5,
+    )
+    head = model.confused_labels
+    head.kernel.assign(np.zeros(head.kernel.shape))
+    head.bias.assign(np.zeros(head.bias.shape))
+    model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+    results["first"] = model.fit(x, y, batch_size=24, verbose=0).history["loss"][0]
+    adam = keras.optimizers.Adam(0.01)
+    model.compile(adam, "sparse_categorical_crossentropy", metrics=["accuracy"])
+data = tf.data.Dataset.from_tensor_slices((x, y)).batch(20)
+results["losses"] = model.fit(data, epochs=8, shuffle=False, verbose=0).history["loss"]
+results["evaluated"] = model.evaluate(data, verbose=0, return_dict=True)
+decoded = model.decode(np.asarray(model(x, training=False)))
+own = -np.log(decoded[np.arange(len(y)), y]).mean()
+kernel = np.asarray(model.backbone.layers[2].kernel)
+results["loss"] = float(own + 0.01 * np.abs(kernel).sum())
+results["accuracy"] = float((decoded.argmax(1) == y).mean())
+
+# The neutrality term of a copied head. Both replicas get the same twelve rows, twice each step.
+from keras_encryip.models.neutrality import exposure, labels_to_compare
+with strategy.scope():
+    model = ke.protect(
+        keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]),
+        authority, name="copied", homophones=4, trace_labels=0, neutrality_weight=0.0,
+    )
+    model.adapt(np.load(sys.argv[1])["all_x"], np.load(sys.argv[1])["all_y"])
+    head, state = model.confused_labels, model._unlocked()
+    columns = np.random.default_rng(0).standard_normal((64, 10))
+    head.kernel.assign(columns[:, state.table])
+results["neutrality"] = []
+for weight in (0.0, 2.0):
+    model.neutrality_weight = weight
+    with strategy.scope():
+        model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+    rows = [np.tile(a[:12], (4, *[1] * (a.ndim - 1))) for a in (x, y)]
+    fitted = model.fit(*rows, batch_size=24, shuffle=False, verbose=0)
+    results["neutrality"].append(fitted.history["loss"][0])
+drawn = labels_to_compare(
+    state.training.homophones, state.assignment().labels, keras.random.SeedGenerator(0)
+)
+shown = exposure(head.kernel, head.bias, model(x[:12], training=False), drawn)
+results["exposure"] = float(shown)
+print(json.dumps(results))
+"""
+
+
+def test_two_replicas(digits: Any, tmp_path: Path) -> None:
+    """MirroredStrategy: the loss is that of one device, each term counted once."""
+    np.savez(
+        tmp_path / "data.npz",
+        x=digits.x[:ROWS],
+        y=digits.y[:ROWS],
+        all_x=digits.x,
+        all_y=digits.y,
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", REPLICAS, tmp_path / "data.npz", tmp_path / "a.authority"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads(finished.stdout)
+    assert results["replicas"] == 2
+    expected = 0.5 * LOG_K + 1.2 * LOG_N + 6.4
+    assert results["first"] == pytest.approx(expected, rel=1e-5)
+    assert results["losses"][-1] < results["losses"][0]
+    assert results["evaluated"]["accuracy"] == pytest.approx(results["accuracy"])
+    assert results["evaluated"]["loss"] == pytest.approx(results["loss"], rel=1e-5)
+    without, twice = results["neutrality"]
+    assert results["exposure"] > 1
+    assert twice - without == pytest.approx(2 * results["exposure"], rel=1e-4)
