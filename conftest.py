@@ -188,7 +188,11 @@ def by_hand() -> Callable[..., dict[str, float]]:
 
 # --- docstring examples ------------------------------------------------------------
 
-_SERVED = tuple(f"keras_encryip.client{m}" for m in ("", ".bundle", ".decoder", ".sealed"))
+_SERVED = (
+    "keras_encryip.client",
+    "keras_encryip.formats.key_bundle",
+    "keras_encryip.formats.sealed_folder",
+)
 
 
 def _sealed(shipped: Shipped, folder: Path) -> dict[str, Any]:
@@ -248,13 +252,14 @@ def docstring_names(
     elif module.startswith(("keras_encryip.authority.tracer", "keras_encryip.tracing.report")):
         shipped = get("shipped")
         decoder = ke.Decoder.open(shipped.exported, shipped.bundles["alice"], shipped.passphrase)
+        shutil.copy(shipped.bundles["alice"], names["folder"])
 
         def suspicious_service(images: np.ndarray) -> np.ndarray:
             return decoder.labels(shipped.model.predict(images, verbose=0))
 
         names |= {"authority": shipped.authority, "suspicious_service": suspicious_service}
-        names["report"] = shipped.authority.trace_bundle(shipped.bundles["alice"])
-    elif module.startswith(("keras_encryip.models", "keras_encryip.models.protected_model")):
+        names["report"] = ke.Tracer(shipped.authority).bundle(shipped.bundles["alice"])
+    elif module.startswith("keras_encryip.models"):
         digits = get("digits")
         names |= {"x": digits.x, "y": digits.y, "authority": get("shared_authority")}
         names["classifier"] = build_classifier()

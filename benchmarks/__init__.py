@@ -1,1 +1,1 @@
-"""The evidence: what the protection is worth, measured. `encryip bench` runs it."""
+"""The evidence: what the protection is worth, measured. `python -m benchmarks` runs it."""

@@ -95,17 +95,17 @@ def report(model: keras.Model, x: np.ndarray, y: np.ndarray) -> dict[str, float]
     found = {"accuracy": float(model.evaluate(x, y, batch_size=500, verbose=0)[1])}
     if not isinstance(model, ProtectedModel):
         return found
-    protection = model._protection
-    trace = protection.record.assignment.trace
+    opened = model._secrets
+    trace = opened.record.assignment.trace
     confused = model.predict(x, batch_size=500, verbose=0)
     decoded = model.decode(confused).argmax(-1)
-    traces = protection.training.traces
+    traces = opened.training.traces
     found["trace inputs recognised"] = float(
         (model.predict(traces.inputs, verbose=0).argmax(-1) == traces.labels).mean()
     )
     found["trace mass on data"] = float(confused[:, trace].sum(-1).mean())
     random = np.random.default_rng(0)
-    table = protection.record.assignment.classes
+    table = opened.record.assignment.classes
     for sharpness in (1, 4, 8):
         drawn = (sharpness * np.log(confused + 1e-30) + random.gumbel(size=confused.shape)).argmax(
             -1

@@ -26,7 +26,7 @@ times the number of users, at most `SIGNIFICANCE`. Members' hits are counted on 
 T of 65,536 labels, so that one simulation serves every T; T is tried in steps of 2^(1/4).
 Then come: a score for *pairs* of users, which the library does not have; how often
 innocents are accused when traitors are not among the users tested, in simulation and by
-`Authority.trace_table` on a real ledger; and the comparison with real keys.
+`Tracer.table` on a real ledger; and the comparison with real keys.
 """
 
 import os
@@ -57,9 +57,10 @@ from rich.progress import track
 from rich.table import Table
 from scipy.stats import binom, binomtest, chisquare
 
+from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.tracer import Tracer
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
-from keras_encryip.authority.authority import Authority
 from keras_encryip.tracing.statistics import SIGNIFICANCE, least_hits
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -399,9 +400,9 @@ def real_keys(users: int = 1_000, labels: int = 64, drawn: int = 1_000) -> list[
                 assignment = LabelAssignment.draw(classes, 640 // classes, labels)
                 names = [str(i) for i in range(classes)]
                 metadata = ModelMetadata(model=f"{classes}", class_names=names)
-                codebook = authority.add_model(metadata, assignment)
-                tracing = authority.tracing_headers(codebook)
-                keys = [authority._master.issue() for _ in range(users)]
+                codebook = authority.model_store.add_model(metadata, assignment)
+                tracing = authority.model_store.tracing_headers(codebook)
+                keys = [authority.keys.master.issue() for _ in range(users)]
                 answers = codebook.predicted_answers(keys, assignment, tracing).astype(np.int16)
                 for key, own in list(zip(keys, answers, strict=True))[:5]:
                     assert np.array_equal(codebook.decode_table(key)[assignment.trace], own)
@@ -449,7 +450,7 @@ def compare(answers: np.ndarray, classes: int, drawn: int) -> Row:
 
 
 def real_reports(runs: int) -> Row:
-    """`Authority.trace_table` over enrolled innocents, on tables of coalitions not enrolled."""
+    """`Tracer.table` over enrolled innocents, on tables of coalitions not enrolled."""
     import keras
 
     import keras_encryip as ke
@@ -466,33 +467,31 @@ def real_reports(runs: int) -> Row:
         with authority:
             model = ke.protect(classifier, authority, name="m", homophones=64, trace_labels=labels)
             authority.enroll(f"innocent {i}" for i in range(users))
-            record = authority.model_named("m")
+            store, tracer = authority.model_store, Tracer(authority)
+            record = store.model_named("m")
             assignment = record.assignment
-            (codebook,) = authority.codebooks_of(record.model_id)
-            tracing = authority.tracing_headers(codebook)
+            (codebook,) = store.codebooks_of(record.model_id)
+            tracing = store.tracing_headers(codebook)
             table = assignment.classes.astype(np.int64)
-            for run in track(range(runs), description="trace_table"):
+            for run in track(range(runs), description="tables"):
                 name = OUTSIDERS[run % len(OUTSIDERS)]
                 if name in STRATEGIES:
                     members = int(random.choice(COALITIONS))
-                    keys = [authority._master.issue() for _ in range(members)]
+                    keys = [authority.keys.master.issue() for _ in range(members)]
                     own = codebook.predicted_answers(keys, assignment, tracing)[None]
                     said = serve(STRATEGIES[name], own, classes, random)[0]
                 else:
                     said = outsiders(name, 1, labels, classes, random)[0]
                 table[assignment.trace] = said
-                report = authority.trace_table(table, model=model if run % 2 else "m")
+                report = tracer.table(table, model=model if run % 2 else "m")
                 assert report.tested == users
                 assert report.evidence["this is the model"] == "yes"
                 chances.append(report.p_value)
             authority.enroll(["traitor"])
             user = authority.users()[-1]
-            with authority._ledger.reading() as connection:
-                z = connection.exec_driver_sql(
-                    "select z from users where key_id = ?", (user.key_id,)
-                ).scalar_one()
-            key = authority._master.user_key(int.from_bytes(z, "big"))
-            control = authority.trace_table(codebook.decode_table(key), model="m")
+            z = authority.user_store.zs([user.key_id])[user.key_id]
+            key = authority.keys.master.user_key(z)
+            control = tracer.table(codebook.decode_table(key), model="m")
     assert [suspect.subject for suspect in control.guilty] == ["traitor"]
     return {
         "runs": runs,
@@ -620,7 +619,7 @@ def show_innocents(console: Console, results: dict[str, Any]) -> None:
         "runs",
         *(f"p ≤ {level:g}" for level in LEVELS),
     )
-    rows = [*results["innocents"], {**results["real_reports"], "answers": "real trace_table"}]
+    rows = [*results["innocents"], {**results["real_reports"], "answers": "real `Tracer.table`"}]
     for row in rows:
         cells = []
         for cell in row["levels"].values():
@@ -664,7 +663,7 @@ def main() -> None:
     parser.add_argument(
         "--innocent", type=int, default=10_000, help="runs for each kind of answers"
     )
-    parser.add_argument("--runs", type=int, default=200, help="of the real trace_table")
+    parser.add_argument("--runs", type=int, default=200, help="of the real `Tracer.table`")
     args = parser.parse_args()
     console = Console()
     console.width = max(console.width, 130)

@@ -21,8 +21,8 @@ from rich.table import Table
 
 from benchmarks.backbones import build
 from benchmarks.cells import machine
-from keras_encryip.formats.responses import open_responses
 from keras_encryip.export.xchacha20 import encrypt
+from keras_encryip.formats.responses import open_responses
 
 RESULTS = Path(__file__).parent / "results" / "hosted.json"
 CASES = ((84, 1), (84, 128), (704, 1), (704, 128), (1000, 128), (2048, 128))

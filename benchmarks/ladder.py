@@ -24,7 +24,6 @@ GRID = {
     "permuted only": Way(
         {"homophones": 1, "trace_labels": 0, "teacher": False, "confusion_weight": 0.0}
     ),
-    "neutrality 1": Way({"neutrality_weight": 1.0}),
     "confusion 0.1": Way({"confusion_weight": 0.1}),
     "confusion 3": Way({"confusion_weight": 3.0}),
     "teacher 0.3": Way({"teacher_weight": 0.3}),

@@ -1,4 +1,4 @@
-"""What `encryip bench` runs: suites, each resumable, whose results the report reads."""
+"""What `python -m benchmarks` runs: suites, each resumable, whose results the report reads."""
 
 from collections.abc import Sequence
 from functools import partial

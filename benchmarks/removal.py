@@ -20,12 +20,12 @@ import numpy as np
 import keras_encryip as ke
 from keras_encryip.errors import ArgumentError
 from keras_encryip.labels.codebook import Codebook
-from keras_encryip.tracing.weights import kernels_of, match, read_kernels
-from keras_encryip.tracing.fingerprint import kernels_digest
-from keras_encryip.tracing.fingerprint import correlate, whiten
+from keras_encryip.labels.trace_set import plurality
+from keras_encryip.tracing.alignment import match
+from keras_encryip.tracing.fingerprint import correlate, kernels_digest, whiten
 from keras_encryip.tracing.report import TraceReport
 from keras_encryip.tracing.statistics import binomial_tail, corrected
-from keras_encryip.labels.trace_set import plurality
+from keras_encryip.tracing.weights import kernels_of, read_kernels
 
 from .cells import Cells
 from .data import Data
@@ -226,7 +226,7 @@ def world(trainings: Trainings, users: int = USERS) -> World:
         codebook = Codebook.from_bytes(model.codebook.encode("ascii"))
         originals = [keras.ops.convert_to_numpy(kernel) for kernel in kernels_of(model)]
         for other in others:
-            authority.add_export(
+            authority.export_store.add_export(
                 codebook, b"", folder="1", recipient=other.key_id, kernels=originals
             )
         copy = _loaded(model, folder, originals)
@@ -254,7 +254,7 @@ def detect(world: World, classifier: keras.Model) -> dict[str, Any]:
 
 
 def by_table(world: World) -> dict[str, Any]:
-    report = world.authority.trace_table(world.table, model=world.model)
+    report = ke.Tracer(world.authority).table(world.table, model=world.model)
     coincidences = report.suspects[0].score if report.suspects[0].subject == TRAITOR else None
     return {"coincidences": coincidences, **_verdict(report)}
 
@@ -262,11 +262,12 @@ def by_table(world: World) -> dict[str, Any]:
 def by_weights(world: World, classifier: keras.Model) -> dict[str, Any]:
     """z of the traitor from the tracer's own parts: a report lists only the first users."""
     try:
-        report = world.authority.trace_weights(classifier, model=world.model)
+        report = ke.Tracer(world.authority).weights(classifier, model=world.model)
     except ArgumentError as error:  # kernels of other shapes
         return {"verdict": "refused", "message": str(error)}
     record = report.exhibits["record"]
-    mark = world.authority.fingerprint_key(record.model_id, world.authority.recipient_of(TRAITOR))
+    recipient = world.authority.user_store.recipient(TRAITOR)
+    mark = world.authority.keys.fingerprint_key(record.model_id, recipient)
     residual = whiten(report.exhibits["suspect"], report.exhibits["reference"])
     return {
         "z": float(correlate(residual, mark)),
@@ -278,7 +279,7 @@ def by_weights(world: World, classifier: keras.Model) -> dict[str, Any]:
 
 def by_service(world: World, classifier: keras.Model) -> dict[str, Any]:
     """Coincidences of the traitor recounted, since a report lists only the first users."""
-    report = world.authority.trace_service(
+    report = ke.Tracer(world.authority).service(
         lambda batch: predict(classifier, batch), model=world.model, batch_size=256
     )
     (traces,), (answers,) = report.exhibits["sets"], report.exhibits["answers"]

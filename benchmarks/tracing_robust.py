@@ -6,7 +6,7 @@
 A classifier is trained for one cosine cycle, protected, fitted for a second one (as
 `finetuned` in accuracy.py; `light` for cifar10), and exported. A traitor with a key
 bundle then attacks the weights, runs a service that answers labels only, and
-`Authority.trace_service` looks for him among all users of the ledger.
+`Tracer.service` looks for him among all users of the ledger.
 
 default    the library as it is
 0.2        as in release 0.2: softened trace term of weight 0.3. The following differ
@@ -47,10 +47,10 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_encryip as ke
-from keras_encryip.tracing.weights import kernels_of
-from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.labels.trace_set import TraceSet
 from keras_encryip.models import trace_inputs
+from keras_encryip.models.protected_model import ProtectedModel
+from keras_encryip.tracing.weights import kernels_of
 
 VARIANTS = (
     "default",
@@ -75,7 +75,7 @@ TRAITOR = "traitor"
 @contextmanager
 def variant(name: str) -> Iterator[dict[str, Any]]:
     """Patches the library; gives the arguments of `protect`."""
-    model, export = "keras_encryip.models.protected_model.", "keras_encryip.export."
+    model, export = "keras_encryip.models.protected_model.", "keras_encryip.export.saved_model."
     patches = []
     weight = 0.3
     if name.startswith("weight"):
@@ -113,7 +113,7 @@ def noisy_call(self: Any, inputs: Any, training: bool | None = None) -> Any:
     """`ProtectedModel.call` with the trace inputs under noisy weights, in a pass of their own."""
     from keras_encryip.models.protected_model import TRACE_TERMS
 
-    state = self._protection.training if self._protection is not None else None
+    state = self._secrets.training if self._secrets is not None else None
     logits = self.confused_labels.logits(self.backbone(inputs, training=training))
     if training and state is not None:
         chosen = keras.random.randint((4,), 0, len(state.traces.labels), seed=self._seed_generator)
@@ -228,7 +228,7 @@ def run(data: str, name: str, seed: int, users: int) -> dict[str, Any]:
         stolen = np.random.default_rng(7).permutation(len(x))[:10_000]
         rows = {}
         for attack in attacks(traitor, x[stolen], y[stolen]):
-            report = authority.trace_service(traitor, model=model, batch_size=500)
+            report = ke.Tracer(authority).service(traitor, model=model, batch_size=500)
             own = [s for s in report.suspects if s.subject == TRAITOR]
             best = max(s.score for s in report.suspects if s.subject != TRAITOR)
             rows[attack] = {

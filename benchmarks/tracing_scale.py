@@ -4,7 +4,7 @@
 
 One model (K = 10, h = 64, T = 64) is protected and adapted on random data, never trained:
 that is enough for a trace set. Users are enrolled, and at 10², 10³, … users the script
-measures the cost of enrolling, of the cache of predicted trace answers, of opening the
+measures the cost of enrolling, of predicting users' trace answers, of opening the
 authority, and of tracing a decode table and a black-box service that run on one user's
 real key bundle. Everything runs in one thread. Shown are seconds of a clock on the wall,
 with CPU seconds beside them where they tell more: other work on the machine does not
@@ -40,16 +40,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import sqlalchemy as sa
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.client.decoder import Decoder
-from keras_encryip.authority.predicted_answers import CHUNK
 from keras_encryip.authority.authority import Authority
-from keras_encryip.authority.schema import trace_answers_table, users_table
+from keras_encryip.authority.predicted_answers import CHUNK
+from keras_encryip.authority.schema import trace_answers_table
+from keras_encryip.authority.tracer import Tracer
+from keras_encryip.client.decoder import Decoder
+from keras_encryip.formats.key_bundle import KeyBundle
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PASSPHRASE = "benchmark"
@@ -79,11 +79,6 @@ def timed(row: Row, what: str) -> Iterator[None]:
     yield
     row[f"{what}_s"] = time.perf_counter() - wall
     row[f"{what}_cpu_s"] = time.process_time() - cpu
-
-
-def count_users(authority: Authority) -> int:
-    with authority._ledger.reading() as connection:
-        return int(connection.execute(sa.select(sa.func.count(users_table.c.z))).scalar_one())
 
 
 def in_fresh_process(call: Callable[..., Any], *arguments: Any) -> Any:
@@ -125,8 +120,8 @@ def grow(url: str, users: int) -> Row:
     """Enrol up to `users`; only the last ones are timed one by one."""
     row: Row = {}
     with Authority.open(url, PASSPHRASE) as authority:
-        known = count_users(authority)
-        authority.cache_answers(at_most=known)  # what an interrupted run left out
+        known = authority.user_store.count()
+        authority.model_store.predict_answers(at_most=known)  # what an interrupted run left out
         last = max(known, users - LAST)
         row["bulk_users"] = last - known
         row["bulk_calls_of"] = BATCH
@@ -141,23 +136,21 @@ def grow(url: str, users: int) -> Row:
 
 
 def catch_up(url: str, users: int) -> Row:
-    """Take away the last answers, and let the cache catch up."""
+    """Take away the last answers, and let the ledger catch up."""
     row: Row = {}
     with Authority.open(url, PASSPHRASE) as authority:
         chunks = -(-users // CHUNK)
         first = max(0, chunks - CATCH_UP)
-        with authority._ledger.writing() as connection:
+        with authority.ledger.writing() as connection:
             connection.execute(
                 trace_answers_table.delete().where(trace_answers_table.c.chunk >= first)
             )
         row["users"] = users - first * CHUNK
         with timed(row, "cache"):
-            authority.cache_answers(at_most=row["users"])
-        record = authority.model_named("model")
-        (codebook,) = authority.codebooks_of(record.model_id)
-        cache = authority.answer_cache(codebook)
-        with authority._ledger.reading() as connection:
-            assert cache.missing(connection) == 0
+            authority.model_store.predict_answers(at_most=row["users"])
+        store = authority.model_store
+        (codebook,) = store.codebooks_of(store.model_named("model").model_id)
+        assert store.predicted_answers(codebook).missing() == 0
     return row
 
 
@@ -174,8 +167,9 @@ def trace(url: str, folder: Path, users: int) -> Row:
 
 def _trace(url: str, folder: Path, users: int) -> Row:
     authority = Authority.open(url, PASSPHRASE)
-    record = authority.model_named("model")
-    (codebook,) = authority.codebooks_of(record.model_id)
+    tracer, store = Tracer(authority), authority.model_store
+    record = store.model_named("model")
+    (codebook,) = store.codebooks_of(record.model_id)
     path = folder / "traitor.keybundle"
     if not path.exists():
         authority.issue(name_of(TRAITOR), path, passphrase=PASSPHRASE, scrypt_log2_n=14)
@@ -183,12 +177,12 @@ def _trace(url: str, folder: Path, users: int) -> Row:
     table = decoder.secret_table()
     said = {
         x.tobytes(): int(table[label])
-        for traces in authority.trace_sets_of(record)
+        for traces in store.trace_sets_of(record)
         for x, label in zip(traces.inputs, traces.labels, strict=True)
     }
     calls = {
-        "table": lambda: authority.trace_table(decoder, model="model"),
-        "service": lambda: authority.trace_service(
+        "table": lambda: tracer.table(decoder, model="model"),
+        "service": lambda: tracer.service(
             lambda batch: [said[x.tobytes()] for x in batch], model="model"
         ),
     }
@@ -236,7 +230,7 @@ def measure(
         if users in done:
             continue
         with Authority.open(url, PASSPHRASE) as authority:
-            known = count_users(authority)
+            known = authority.user_store.count()
         if known > users:
             print(f"{users:,}: left out, the ledger in {folder} has {known:,} users already")
             continue

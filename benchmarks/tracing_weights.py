@@ -11,9 +11,9 @@ several leakers' copies, is attacked. Shown for every attack:
 
 accuracy        decoded with the leaker's own key, which is also how he fine-tunes: Adam,
                 5 epochs on up to 10,000 samples, BatchNormalization in training mode
-z               of the leakers, from `Authority.trace_weights`
+z               of the leakers, from `Tracer.weights`
 best innocent   the largest z among --users key ids that have no copy
-named           by `Authority.trace_weights`, its threshold raised to that of --users
+named           by `Tracer.weights`, its threshold raised to that of --users
                 recipients; anybody innocent would be shown
 
 The accuracy of copies by strength of the mark is the mean over --copies copies.
@@ -43,10 +43,10 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_encryip as ke
-from keras_encryip.authority import model_store as catalog
-from keras_encryip.tracing.weights import kernels_of, read_kernels
-from keras_encryip.tracing.fingerprint import FINGERPRINT_STRENGTH, embed, correlate, whiten
+from keras_encryip.authority import export_store
+from keras_encryip.tracing.fingerprint import FINGERPRINT_STRENGTH, correlate, embed, whiten
 from keras_encryip.tracing.statistics import SIGNIFICANCE
+from keras_encryip.tracing.weights import kernels_of, read_kernels
 
 STRENGTHS = (0.0, 0.02, 0.03, 0.05)
 LEAKERS = 10
@@ -222,14 +222,14 @@ def run_seed(name: str, seed: int, epochs: list[int], copies: int, users: int, l
         kernels = [embed(originals, key, strength) if strength else originals for key in keys]
         by_strength[f"{strength:g}"] = [thief.accuracy(thief.copy(k)) for k in kernels]
 
-    model_id = authority.model_named(name).model_id
-    innocents = [authority.fingerprint_key(model_id, secrets.token_hex(8)) for _ in range(users)]
+    model_id, keys = authority.model_store.model_named(name).model_id, authority.keys
+    innocents = [keys.fingerprint_key(model_id, secrets.token_hex(8)) for _ in range(users)]
     ordered = [thief.copy(_in_order(kernels, originals)) for kernels in exported]
     rows = {}
     for attack, carry_out in attacks(thief, ordered, random).items():
         leakers, suspect, runs = carry_out()
         blind = attack.endswith("blind")
-        report = authority.trace_weights(suspect, model=name if blind else model)
+        report = ke.Tracer(authority).weights(suspect, model=name if blind else model)
         reference = [None] * len(originals) if blind else originals
         residual = whiten(report.exhibits["suspect"], reference)
         others = np.array([correlate(residual, key) for key in innocents])
@@ -294,11 +294,12 @@ def run_scale(users: int, pipe) -> None:
     found["MB of weights"] = sum(k.nbytes for k in originals) / 1e6
 
     # The other recipients' exports, without 40 MB of files for each.
-    known = catalog.kernels_digest(originals)
-    catalog.kernels_digest = lambda kernels: known
-    codebook = authority.codebooks_of(authority.model_named("large").model_id)[-1]
+    known = export_store.kernels_digest(originals)
+    export_store.kernels_digest = lambda kernels: known
+    store, exports = authority.model_store, authority.export_store
+    codebook = store.codebooks_of(store.model_named("large").model_id)[-1]
     for user in authority.enroll(f"user {i}" for i in range(users - 1)):
-        authority.add_export(codebook, b"", folder="1", recipient=user.key_id, kernels=originals)
+        exports.add_export(codebook, b"", folder="1", recipient=user.key_id, kernels=originals)
 
     before = _peak()
     found["peak MB before tracing"] = before
@@ -310,7 +311,7 @@ def run_scale(users: int, pipe) -> None:
     }
     for name, (suspect, reference) in cases.items():
         start = time.perf_counter()
-        report = authority.trace_weights(suspect, model="large", reference=reference)
+        report = ke.Tracer(authority).weights(suspect, model="large", reference=reference)
         seconds = time.perf_counter() - start
         found[name] = {
             "seconds": seconds,

@@ -29,7 +29,7 @@ classifier.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy
 classifier.fit(images[train], labels[train], epochs=15, verbose=0)
 print("original  accuracy", classifier.evaluate(images[test], labels[test], verbose=0)[1])
 
-authority = ke.Authority.create(f"sqlite:///{folder}/acme.authority", passphrase="owner's secret")
+authority = ke.Authority.create(folder / "acme.authority", passphrase="owner's secret")
 model = ke.protect(classifier, authority, name="digits", class_names=[str(n) for n in range(10)])
 model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
 model.fit(images[train], labels[train], epochs=10, verbose=0)

@@ -44,7 +44,7 @@ loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 classifier.compile("adam", loss, metrics=["accuracy"])
 classifier.fit(train, epochs=epochs, verbose=2)
 
-authority = ke.Authority.create(f"sqlite:///{folder}/acme.authority", passphrase="owner's secret")
+authority = ke.Authority.create(folder / "acme.authority", passphrase="owner's secret")
 model = ke.protect(classifier, authority, name="mnist")
 model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])  # probabilities
 model.fit(train, epochs=epochs, validation_data=test, verbose=2)

@@ -26,7 +26,7 @@ classifier = keras.Sequential(
 )
 
 # In production the passphrases come from a vault, not from source code.
-authority = ke.Authority.create(f"sqlite:///{folder}/acme.authority", passphrase="owner's secret")
+authority = ke.Authority.create(folder / "acme.authority", passphrase="owner's secret")
 model = ke.protect(classifier, authority, name="digits", class_names=[str(n) for n in range(10)])
 model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
 stop = keras.callbacks.EarlyStopping(patience=5, restore_best_weights=True)

@@ -93,7 +93,7 @@ DAMAGED: Final = (
 """What readers of arrays and archives raise on damaged files."""
 
 
-class instead_of:  # noqa: N801  reads as a statement: with instead_of(OSError, raises=…)
+class instead_of:
     """Raise an error of ours instead of foreign ones, which leave no trace on it.
 
     The words and locals of a foreign exception may hold a secret or a file's content, and
@@ -110,9 +110,7 @@ class instead_of:  # noqa: N801  reads as a statement: with instead_of(OSError, 
     keras_encryip.errors.FormatError: No field 'name'.
     """
 
-    def __init__(
-        self, *caught: type[BaseException], raises: Callable[[Any], EncryipError]
-    ) -> None:
+    def __init__(self, *caught: type[BaseException], raises: Callable[[Any], EncryipError]) -> None:
         self._caught = caught
         self._raises = raises
 
@@ -129,6 +127,8 @@ class instead_of:  # noqa: N801  reads as a statement: with instead_of(OSError, 
         except EncryipError:
             replacement.__context__ = None  # only now: raising has set it
             raise
+        finally:
+            del replacement  # or its traceback would hold itself until garbage collection
 
 
 def reason(error: BaseException) -> str:

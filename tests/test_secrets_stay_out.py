@@ -23,7 +23,6 @@ import pytest
 import tensorflow as tf
 
 import keras_encryip as ke
-from keras_encryip.models.neutrality import labels_to_compare
 
 # --- the secrets, in every form -------------------------------------------------------
 
@@ -82,7 +81,7 @@ def secrets_of(shipped: Any) -> dict[str, set[bytes]]:
     user = ke.Decoder.open(shipped.exported, shipped.bundles["alice"], shipped.passphrase)
     key = ke.KeyBundle.read(shipped.bundles["alice"]).unlock(shipped.passphrase)
     authority = shipped.authority
-    codebook = authority.current_codebook(ke_codebook_id(shipped))
+    codebook = authority.model_store.current_codebook(ke_codebook_id(shipped))
     tables = {
         "assignment": [assignment.labels, assignment.labels.T, np.sort(assignment.labels)],
         "trace labels": [assignment.trace],
@@ -116,13 +115,13 @@ def secrets_of(shipped: Any) -> dict[str, set[bytes]]:
         form for row in learned if np.count_nonzero(row) >= 8 for form in float_forms(row)
     }
     keys = {
-        "master key": [c.to_bytes(32, "big") for c in authority._master._coefficients],
-        "signing seed": [authority._signing_key.secret_bytes()],
-        "data key": [authority._data_key],
+        "master key": [c.to_bytes(32, "big") for c in authority.keys.master._coefficients],
+        "signing seed": [authority.keys.signing_key.secret_bytes()],
+        "data key": [authority.keys._data_key],
         "user key": [key.secret_bytes(), key.secret_bytes()[32:], key.secret_bytes()[:32]],
         "exponents": [
             header.secret_bytes()[i : i + 32]
-            for header in authority.tracing_headers(codebook)
+            for header in authority.model_store.tracing_headers(codebook)
             for i in range(0, len(header.secret_bytes()), 32)
         ],
     }
@@ -193,7 +192,6 @@ def search(folder: Path, secrets: dict[str, set[bytes]]) -> set[str]:
 def model(shipped: Any, digits: Any) -> ke.ProtectedModel:
     """Unlocked, and just trained and evaluated: its traced functions hold the secrets."""
     model = shipped.copy()
-    model.neutrality_weight = 1.0
     assert model._unlocked().training.homophones.starts.shape[1] > 1, "all terms are at work"
     model.fit(digits.x[:64], digits.y[:64], verbose=0)
     model.evaluate(digits.x[:64], digits.y[:64], verbose=0)
@@ -221,8 +219,8 @@ WRITERS: dict[str, Callable[[ke.ProtectedModel, Path], Any]] = {
         model=model, optimizer=model.optimizer
     ).write(str(folder / "checkpoint")),
     "repr": lambda model, folder: (folder / "repr").write_text(
-        f"{model!r} {model} {vars(model)} {model._protection!r} {model._protection.record!r} "
-        f"{model._protection.authority!r} {model._protection.training!r}"
+        f"{model!r} {model} {vars(model)} {model._secrets!r} {model._secrets.record!r} "
+        f"{model._secrets.owner!r} {model._secrets.training!r}"
     ),
 }
 
@@ -317,13 +315,6 @@ def plant_training(world: World, folder: Path) -> None:
     export_endpoint(world, folder, lambda x: world.model(x, training=True))
 
 
-def plant_neutrality(world: World, folder: Path) -> None:
-    """An endpoint that compares labels holds the assignment as a constant."""
-    homophones, labels = world.state.homophones, world.assignment.labels
-    seed = keras.random.SeedGenerator(0)
-    export_endpoint(world, folder, lambda x: labels_to_compare(homophones, labels, seed)[0])
-
-
 def text(content: Callable[[World], str]) -> Callable[[World, Path], Any]:
     return lambda world, folder: (folder / "a.json").write_text(content(world))
 
@@ -333,7 +324,7 @@ def binary(content: Callable[[World], bytes]) -> Callable[[World, Path], Any]:
 
 
 def master(world: World) -> int:
-    return world.shipped.authority._master._coefficients[2]
+    return world.shipped.authority.keys.master._coefficients[2]
 
 
 def user_key(world: World) -> bytes:
@@ -345,7 +336,6 @@ CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
     "decoding-endpoint": ({"class table"}, plant_decoding),
     "matrix-endpoint": ({"decode matrix"}, plant_matrix),
     "training-endpoint": ({"trace inputs", "trace labels"}, plant_training),
-    "neutrality-endpoint": ({"assignment"}, plant_neutrality),
     "weight-in-keras": (
         {"decode matrix"},
         lambda w, folder: leaky_model(w.matrix).save(folder / "m.keras"),
@@ -400,15 +390,17 @@ CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
     "master-little": ({"master key"}, binary(lambda w: master(w).to_bytes(32, "little"))),
     "master-base64": (
         {"master key"},
-        binary(lambda w: base64.b64encode(b"?" + w.shipped.authority._master.secret_bytes())),
+        binary(lambda w: base64.b64encode(b"?" + w.shipped.authority.keys.master.secret_bytes())),
     ),
     "seed-base64": (
         {"signing seed"},
         binary(
-            lambda w: base64.b64encode(w.shipped.authority._signing_key.secret_bytes() + b"tail")
+            lambda w: base64.b64encode(
+                w.shipped.authority.keys.signing_key.secret_bytes() + b"tail"
+            )
         ),
     ),
-    "data-key": ({"data key"}, binary(lambda w: b"key" + w.shipped.authority._data_key)),
+    "data-key": ({"data key"}, binary(lambda w: b"key" + w.shipped.authority.keys._data_key)),
     "user-key": ({"user key"}, binary(lambda w: b"z and value: " + user_key(w))),
     "user-key-base64": ({"user key"}, binary(lambda w: base64.b64encode(user_key(w)))),
     "passphrase": ({"passphrase"}, text(lambda w: f"password={w.shipped.passphrase}")),
@@ -429,8 +421,8 @@ CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
     "exponents": (
         {"exponents"},
         binary(
-            lambda w: w.shipped.authority.tracing_headers(
-                w.shipped.authority.current_codebook(ke_codebook_id(w.shipped))
+            lambda w: w.shipped.authority.model_store.tracing_headers(
+                w.shipped.authority.model_store.current_codebook(ke_codebook_id(w.shipped))
             )[0].secret_bytes()
         ),
     ),

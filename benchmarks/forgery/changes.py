@@ -12,9 +12,9 @@ from Crypto.Hash import SHA256
 import keras_encryip as ke
 from keras_encryip.crypto.encoding import canonical_json, encode_base64
 from keras_encryip.labels.codebook import Codebook
+from keras_encryip.labels.trace_set import TraceSet
 from keras_encryip.tracing.statement import STATEMENT, SignedStatement, Statement, sign_statement
 from keras_encryip.tracing.verify_evidence import verify_evidence
-from keras_encryip.labels.trace_set import TraceSet
 
 from .ground import ACCEPTED, authority, commit, issued, outcome, traced_release
 
@@ -50,7 +50,7 @@ def changed(
     if signer is None:
         path.write_bytes(canonical_json(SignedStatement(statement, signed.signature)))
     else:
-        path.write_bytes(sign_statement(statement, signer.sign))
+        path.write_bytes(sign_statement(statement, signer.keys.sign))
     return folder
 
 
@@ -97,13 +97,12 @@ def changed_evidence() -> dict[str, Any]:
         )
         commit(owner, codebook)
         answers = {x.tobytes(): int(k) for x, k in zip(traces.inputs, wanted, strict=True)}
-        report = owner.trace_service(
-            lambda batch: [answers[x.tobytes()] for x in batch], model="digits"
-        )
+        tracer = ke.Tracer(owner)
+        report = tracer.service(lambda batch: [answers[x.tobytes()] for x in batch], model="digits")
         honest = folder / "honest"
-        owner.evidence(report, honest)
+        tracer.evidence(report, honest)
         others = TraceSet(random.random(traces.inputs.shape, np.float32), traces.labels)
-        fresh = owner.current_codebook(codebook.codebook_id, fresh=True)
+        fresh = owner.model_store.current_codebook(codebook.codebook_id, fresh=True)
         name, new = (f"codebook-{c.codebook_id.hex()}.json" for c in (codebook, fresh))
         set_name = next(path.name for path in honest.glob("trace-set-*"))
         cases: dict[str, tuple[Files, Callable[[Statement], Statement]]] = {

@@ -10,8 +10,8 @@ import tensorflow as tf
 import keras_encryip as ke
 from keras_encryip.crypto.kem import UserKey
 from keras_encryip.tracing.events import MODEL_EXPORTED
-from keras_encryip.tracing.verify_evidence import verify_evidence
 from keras_encryip.tracing.report import TraceReport
+from keras_encryip.tracing.verify_evidence import verify_evidence
 
 from ..data import Data
 from ..removal import World
@@ -59,7 +59,8 @@ def makers(models: dict[str, keras.Model], data: Data, seed: int) -> dict[str, M
 
 
 def asked(owner: ke.Authority, model: Any, service: keras.Model) -> TraceReport:
-    return owner.trace_service(lambda batch: predict(service, batch), model=model, batch_size=256)
+    tracer = ke.Tracer(owner)
+    return tracer.service(lambda batch: predict(service, batch), model=model, batch_size=256)
 
 
 def facts(report: TraceReport) -> dict[str, Any]:
@@ -95,17 +96,18 @@ def claim(
     """
     name = f"claim {len(forger.models())}"
     codebook, _, _ = traced_release(forger, name, key, make)
+    tracer = ke.Tracer(forger)
     early = {}
     for each, service in services.items():
         report, path = asked(forger, name, service), folder / f"{name}, {each}, early"
-        early[each] = outcome(lambda r=report, p=path: forger.evidence(r, p))
+        early[each] = outcome(lambda r=report, p=path: tracer.evidence(r, p))
     commit(forger, codebook)
     released = next(e.at for e in owner.events() if e.kind == MODEL_EXPORTED)
     rows = {}
     for each, service in services.items():
         report, path = asked(forger, name, service), folder / f"{name}, {each}"
         row = {**facts(report), "not committed": early[each]}
-        row["committed"] = outcome(lambda r=report, p=path: forger.evidence(r, p))
+        row["committed"] = outcome(lambda r=report, p=path: tracer.evidence(r, p))
         if row["committed"] == ACCEPTED:
             row["the owner's signature expected"] = outcome(
                 lambda p=path: verify_evidence(p, issuer=owner.issuer)

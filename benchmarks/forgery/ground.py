@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 import keras_encryip as ke
-from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.crypto.kem import UserKey
 from keras_encryip.errors import EncryipError
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
 from keras_encryip.labels.trace_set import TraceSet
@@ -56,13 +56,13 @@ def release(owner: ke.Authority, name: str) -> tuple[Codebook, LabelAssignment]:
     """The codebook of a model that nobody trained."""
     assignment = LabelAssignment.draw(CLASSES, HOMOPHONES, TRACE_LABELS)
     metadata = ModelMetadata(model=name, class_names=[str(k) for k in range(CLASSES)])
-    return owner.add_model(metadata, assignment), assignment
+    return owner.model_store.add_model(metadata, assignment), assignment
 
 
 def commit(owner: ke.Authority, codebook: Codebook) -> None:
     """What an export writes into the ledger."""
     kernels = [np.zeros((1, 1), np.float32)]
-    owner.add_export(codebook, b"", folder="1", recipient=None, kernels=kernels)
+    owner.export_store.add_export(codebook, b"", folder="1", recipient=None, kernels=kernels)
 
 
 def traced_release(
@@ -75,5 +75,6 @@ def traced_release(
     labels = np.concatenate([assignment.trace, ordinary])
     wanted = codebook.decode_table(key)[labels]
     traces = TraceSet(make(wanted).astype(np.float32), labels)
-    owner.save_training(owner.model_of(codebook.codebook_id).model_id, b"", traces)
+    record = owner.model_store.model_of(codebook.codebook_id)
+    owner.model_store.save_training(record.model_id, b"", traces)
     return codebook, wanted, traces

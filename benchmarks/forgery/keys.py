@@ -8,10 +8,10 @@ import numpy as np
 from Crypto.Random import get_random_bytes
 from scipy.stats import binomtest
 
-from keras_encryip.crypto.polynomial import ORDER, evaluate, inverse, random_scalar
-from keras_encryip.crypto.kem import Header, SharedSecret, UserKey
-from keras_encryip.crypto.polynomial import interpolate
+import keras_encryip as ke
 from keras_encryip.crypto.combined_key import CombinedKey
+from keras_encryip.crypto.kem import Header, SharedSecret, UserKey
+from keras_encryip.crypto.polynomial import ORDER, evaluate, interpolate, inverse, random_scalar
 from keras_encryip.errors import ForeignKeyError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook
@@ -44,12 +44,13 @@ def random_keys(n: int) -> dict[str, Any]:
     with authority() as (owner, folder):
         real = issued(owner, "user", folder)
         codebook, assignment = release(owner, "digits")
+        tracer = ke.Tracer(owner)
         traced = opened = 0
         read = []
         for i in range(n):
             z = real.z if i % 2 else random_scalar(get_random_bytes)
             key = UserKey(z, random_scalar(get_random_bytes))
-            report = owner.trace_key(key)
+            report = tracer.key(key)
             traced += bool(report.guilty) or report.evidence["on the owner's polynomial"] == "yes"
             opened += opens(codebook, key)
             if i % 10 == 0:
@@ -133,10 +134,11 @@ def pooled_keys(threshold: int, coalitions: int, seed: int) -> dict[str, dict[st
         owner.enroll(f"bystander {i}" for i in range(USERS - len(users)))
         codebook, assignment = release(owner, "digits")
         nodes = codebook.access_header.nodes
+        tracer = ke.Tracer(owner)
 
         def named(pooled: Pooled) -> set[str]:
             weights = pooled.combined(codebook.access_header)._weights
-            return {s.subject for s in owner.trace_combined_key(weights, nodes).guilty}
+            return {s.subject for s in tracer.combined_key(weights, nodes).guilty}
 
         for m in range(1, threshold + 3):
             row = dict.fromkeys(OUTCOMES, 0)
@@ -159,7 +161,7 @@ def pooled_keys(threshold: int, coalitions: int, seed: int) -> dict[str, dict[st
                 z = random_scalar(get_random_bytes)
                 minted = UserKey(z, evaluate(polynomial, z))
                 row["minted"] += opens(codebook, minted)
-                stated = owner.trace_key(minted).evidence["on the owner's polynomial"]
+                stated = tracer.key(minted).evidence["on the owner's polynomial"]
                 row["on the polynomial"] += stated == "yes"
             found[f"{m} users"] = {"coalitions": coalitions, **row}
     return found

@@ -112,8 +112,9 @@ def composed(every: Sequence[Results], quick: bool, shown: set[str], place: str)
 
 
 def header(every: Sequence[Results], quick: bool) -> str:
-    command = "encryip bench quick" if quick else "TFDS_DATA_DIR=… encryip bench nightly"
-    report = "encryip bench report" + (" --quick" if quick else "")
+    program = "python -m benchmarks"
+    command = f"{program} quick" if quick else f"TFDS_DATA_DIR=… {program} nightly"
+    report = f"{program} report" + (" --quick" if quick else "")
     machines = sorted({m for results in every for suite in results.suites for m in suite.machines})
     covered = {results.data: coverage(results) for results in every}
     suites = next(iter(covered.values()))

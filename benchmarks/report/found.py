@@ -22,6 +22,9 @@ BySeed = Mapping[int, Cell]
 KEY = re.compile(r"(?:(?P<who>.+), )?seed (?P<seed>\d+)[:,] (?P<rest>.+)")
 """`seed 0, twin` · `seed 0: model` · `uchida, seed 0: untouched`."""
 
+GONE = {"neutrality 1"}
+"""Ways that release 0.3 had: its results keep their cells, which are not shown."""
+
 METHODS = tuple(kind.name for kind in PEERS)
 
 
@@ -111,7 +114,7 @@ class Results:
     def ways(self) -> list[str]:
         """To protect, as far as there are models: main ones first, unknown ones last."""
         found = {key.removesuffix(", model") for key in self.ladder.cells if ", model" in key}
-        return in_order(found, (*MAIN, *GRID))
+        return in_order(found - GONE, (*MAIN, *GRID))
 
     @property
     def samples(self) -> list[int]:

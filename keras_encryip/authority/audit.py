@@ -6,24 +6,30 @@ from typing import Any, Final
 import sqlalchemy as sa
 from Crypto.Hash import SHA256
 
+from keras_encryip.authority.schema import (
+    ACTIVE,
+    PENDING,
+    REVOKED,
+    authority_table,
+    codebooks_table,
+    exports_table,
+    models_table,
+    users_table,
+)
 from keras_encryip.crypto.encoding import canonical_json, decode_scalar
 from keras_encryip.crypto.kem import key_id
 from keras_encryip.errors import FormatError
-from keras_encryip.authority.schema import authority_table, codebooks_table, exports_table, models_table, users_table
-from keras_encryip.tracing.events import Event
-
-PENDING: Final = "pending"
-ACTIVE: Final = "active"
-REVOKED: Final = "revoked"
-
-AUTHORITY_CREATED: Final = "authority created"
-KEY_ISSUED: Final = "key issued"
-KEYS_ENROLLED: Final = "keys enrolled"
-BUNDLE_WRITTEN: Final = "bundle written"
-KEY_REVOKED: Final = "key revoked"
-MODEL_PROTECTED: Final = "model protected"
-CODEBOOK_MADE: Final = "codebook made"
-MODEL_EXPORTED: Final = "model exported"
+from keras_encryip.tracing.events import (
+    AUTHORITY_CREATED,
+    BUNDLE_WRITTEN,
+    CODEBOOK_MADE,
+    KEY_ISSUED,
+    KEY_REVOKED,
+    KEYS_ENROLLED,
+    MODEL_EXPORTED,
+    MODEL_PROTECTED,
+    Event,
+)
 
 _USER_COLUMNS: Final = (
     "subject",

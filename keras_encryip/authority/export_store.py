@@ -1,60 +1,45 @@
 """What the ledger keeps of exports: whom a copy was marked for, and what was committed to."""
 
-import hmac
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import sqlalchemy as sa
 from Crypto.Hash import SHA256
 
+from keras_encryip.authority.event_log import append_event, signed_events
+from keras_encryip.authority.keys import AuthorityKeys
+from keras_encryip.authority.ledger import Ledger
+from keras_encryip.authority.model_store import ModelStore
+from keras_encryip.authority.schema import (
+    codebooks_table,
+    events_table,
+    exports_table,
+    users_table,
+)
 from keras_encryip.crypto.encoding import canonical_json
 from keras_encryip.errors import LedgerError
 from keras_encryip.labels.codebook import Codebook
-from keras_encryip.authority.model_store import ModelStore
 from keras_encryip.labels.model_record import ModelRecord
-from keras_encryip.authority.schema import ACTIVE
-from keras_encryip.tracing.events import MODEL_EXPORTED
-from keras_encryip.authority.schema import codebooks_table, events_table, exports_table, users_table
-from keras_encryip.authority.event_log import signed_events
-from keras_encryip.tracing.fingerprint import fingerprint_commitment, kernels_digest
 from keras_encryip.labels.trace_set import TraceSet
+from keras_encryip.tracing.events import MODEL_EXPORTED
+from keras_encryip.tracing.fingerprint import fingerprint_commitment, kernels_digest
 
 
-class Exports(ModelStore):
-    """The exports' part of an `Authority`."""
+class ExportStore:
+    """The exports in an authority's ledger.
 
-    __slots__ = ()
+    Args:
+        ledger: where they are kept.
+        keys: of whom they are.
+        model_store: the models that were exported.
+    """
 
-    def fingerprint_key(self, model_id: int, recipient: str) -> bytes:
-        """The 32 bytes that a recipient's copies of a model are marked with. Secret.
-
-        One per model and user: copies of later versions add no information about it.
-
-        Args:
-            recipient: the user's key id.
-        """
-        message = b"encryip fingerprint v1\0" + model_id.to_bytes(8, "big") + recipient.encode()
-        return hmac.digest(self._data_key, message, "sha256")
-
-    def recipient_of(self, subject: str) -> str:
-        """The key id of an active user.
-
-        Raises:
-            LedgerError: there is no such user, or the key was revoked or never written.
-        """
-        u = users_table.c
-        with self._ledger.reading() as connection:
-            row = connection.execute(
-                sa.select(u.key_id, u.status).where(u.subject == subject)
-            ).first()
-        if row is None or row.status != ACTIVE:
-            state = "is not a user" if row is None else f"is {row.status}"
-            raise LedgerError(
-                f"`recipient` must have an active key in {self._ledger.name!r}: {subject!r} "
-                f"{state}. Issue a key first."
-            )
-        return str(row.key_id)
+    def __init__(self, ledger: Ledger, keys: AuthorityKeys, model_store: ModelStore) -> None:
+        self._ledger = ledger
+        self._keys = keys
+        self._model_store = model_store
 
     def was_exported(self, model_id: int, kernels: Sequence[np.ndarray], traces: TraceSet) -> bool:
         """Whether a model was exported with exactly these kernels and trace inputs."""
@@ -88,17 +73,47 @@ class Exports(ModelStore):
             recipient: key id of the user whose copy this is, or `None`.
             kernels: the model's kernels, before they are marked for the recipient.
         """
-        record = self.model_of(codebook.codebook_id)
+        record = self._model_store.model_of(codebook.codebook_id)
         digest = record.traces.digest if record.traces is not None else None
         facts: dict[str, Any] = {
             "trace_set": digest.hex() if digest else "",
             "kernels_digest": kernels_digest(kernels),
         }
         if recipient is not None:
-            key = self.fingerprint_key(record.model_id, recipient)
+            key = self._keys.fingerprint_key(record.model_id, recipient)
             facts |= {"recipient": recipient, "fingerprint": fingerprint_commitment(key)}
         shapes = canonical_json([list(k.shape) for k in kernels]).decode("ascii")
         self._commit(record, codebook, manifest, folder, facts, digest, shapes)
+
+    def copies_of(
+        self, record: ModelRecord
+    ) -> tuple[dict[str, tuple[str, str, str]], list[tuple[int, ...]], set[str]]:
+        """Who was given personalised copies of a model, and of what.
+
+        Returns:
+            (key id → (subject, key id, status), shapes of the kernels in order, digests of the
+            kernels before they were marked).
+
+        Raises:
+            LedgerError: nobody was.
+        """
+        e, c, u = exports_table.c, codebooks_table.c, users_table.c
+        with self._ledger.reading() as connection:
+            rows = connection.execute(
+                sa.select(e.recipient, e.kernels, e.kernels_digest, u.subject, u.status)
+                .join(codebooks_table)
+                .join(users_table, u.key_id == e.recipient)
+                .where(c.model_id == record.model_id)
+                .order_by(e.export_id)
+            ).all()
+        if not rows:
+            raise LedgerError(
+                f"Model {record.metadata.model!r} was never exported with `recipient=...`: its "
+                "weights carry nobody's mark."
+            )
+        shapes = [tuple(shape) for shape in msgspec.json.decode(rows[-1].kernels)]
+        recipients = {row.recipient: (row.subject, row.recipient, row.status) for row in rows}
+        return recipients, shapes, {row.kernels_digest for row in rows}
 
     def exported(self, manifest: bytes) -> tuple[dict[str, Any], Any]:
         """What was committed to when a folder was exported, and the export's row.
@@ -133,12 +148,14 @@ class Exports(ModelStore):
             LedgerError: this authority did not export the source.
         """
         old, row = self.exported(source)
-        record = self.model_of(codebook.codebook_id)
+        record = self._model_store.model_of(codebook.codebook_id)
         names = ("kernels_digest", "recipient", "fingerprint")
         facts = {name: old[name] for name in names if name in old} | {"trace_set": ""}
         if row.trace_set is not None:
-            traces = self._trace_set(row.trace_set)
-            moved = traces.renumbered(record.assignment.moved_to(self.assignment_of(codebook)))
+            traces = self._model_store.trace_set(row.trace_set)
+            moved = traces.renumbered(
+                record.assignment.moved_to(self._model_store.assignment_of(codebook))
+            )
             facts |= {"trace_set": moved.digest.hex(), "model_trace_set": traces.digest.hex()}
         self._commit(record, codebook, manifest, folder, facts, row.trace_set, row.kernels)
 
@@ -162,15 +179,16 @@ class Exports(ModelStore):
                     kernels=kernels,
                 )
             )
-            self._log(
+            append_event(
                 connection,
+                self._keys,
                 MODEL_EXPORTED,
                 model=record.metadata.model,
                 model_id=record.model_id,
                 codebook=codebook.codebook_id.hex(),
                 codebook_digest=SHA256.new(codebook.to_bytes()).hexdigest(),
                 manifest_digest=SHA256.new(manifest).hexdigest(),
-                public_key=self.public_key.digest.hex(),
+                public_key=self._keys.public_key.digest.hex(),
                 folder=folder,
                 **facts,
             )

@@ -1,8 +1,5 @@
 """What the ledger keeps of protected models: assignments, training states, codebooks."""
 
-import contextlib
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -10,65 +7,41 @@ import numpy as np
 import sqlalchemy as sa
 from Crypto.Hash import SHA256
 
-from keras_encryip.formats.key_bundle import format_time
-from keras_encryip.crypto.encoding import canonical_json, decode_scalar
-from keras_encryip.crypto.kem import MasterKey, PublicKey
+from keras_encryip.authority.event_log import append_event
+from keras_encryip.authority.keys import AuthorityKeys
+from keras_encryip.authority.ledger import Ledger
+from keras_encryip.authority.predicted_answers import PredictedAnswers
+from keras_encryip.authority.schema import (
+    codebooks_table,
+    exports_table,
+    models_table,
+    revoked_users,
+    trace_sets_table,
+)
+from keras_encryip.crypto.encoding import SCALAR_BYTES, canonical_json
 from keras_encryip.crypto.tracing_header import TracingHeader
-from keras_encryip.crypto.secret import Secret
-from keras_encryip.crypto.aead import KEY_BYTES, seal, unseal
-from keras_encryip.crypto.signing import SEED_BYTES, SigningKey
-from keras_encryip.errors import LedgerError, SignatureError
+from keras_encryip.errors import LedgerError, SignatureError, instead_of
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
-from keras_encryip.authority.predicted_answers import CHUNK, PredictedAnswers, DamagedCacheError
-from keras_encryip.tracing.events import CODEBOOK_MADE, MODEL_PROTECTED
-from keras_encryip.authority.schema import REVOKED
-from keras_encryip.authority.ledger import Ledger
-from keras_encryip.authority.event_log import append_event
-from keras_encryip.authority.schema import codebooks_table, exports_table, models_table, trace_sets_table, users_table
+from keras_encryip.labels.model_record import ModelRecord
 from keras_encryip.labels.trace_set import TraceSet
+from keras_encryip.tracing.events import CODEBOOK_MADE, MODEL_PROTECTED, now_text
 
 
-@dataclass(frozen=True, repr=False)
-class ModelRecord:
-    """What the ledger keeps of one protected model. All but its metadata is secret."""
+class ModelStore:
+    """The protected models in an authority's ledger.
 
-    model_id: int
-    metadata: ModelMetadata
-    assignment: LabelAssignment
-    training: bytes | None
-    traces: TraceSet | None
+    Args:
+        ledger: where they are kept.
+        keys: what their secrets are sealed and their codebooks made with.
+    """
 
-
-class Catalog(Secret):
-    """The models' half of an `Authority`; `protect`, `unlock` and export use it."""
-
-    __slots__ = ("_data_key", "_ledger", "_master", "_signing_key", "name", "public_key")
-
-    def __init__(self, ledger: Ledger, name: str, secret: bytes) -> None:
-        """Use `Authority.create` or `Authority.open`."""
+    def __init__(self, ledger: Ledger, keys: AuthorityKeys) -> None:
         self._ledger = ledger
-        self.name = name
-        self._data_key = secret[:KEY_BYTES]
-        self._signing_key = SigningKey(secret[KEY_BYTES : KEY_BYTES + SEED_BYTES])
-        self._master = MasterKey.from_secret_bytes(secret[KEY_BYTES + SEED_BYTES :])
-        self.public_key: PublicKey = self._master.public_key()
+        self._keys = keys
 
-    def _describe(self) -> str:
-        return f"{self._ledger.name} public={self.public_key.digest.hex()[:16]}"
-
-    @property
-    def threshold(self) -> int:
-        """t: how many users can be revoked."""
-        return self._master.threshold
-
-    @property
-    def issuer(self) -> bytes:
-        """The Ed25519 public key (32 bytes) that signs bundles, codebooks and manifests."""
-        return self._signing_key.public_bytes()
-
-    def models(self) -> list[str]:
-        """Names of the protected models, in the order of protection; a name can recur."""
+    def names(self) -> list[str]:
+        """Names of the models, in the order of protection; a name can recur."""
         with self._ledger.reading() as connection:
             query = sa.select(models_table.c.name).order_by(models_table.c.model_id)
             return list(connection.execute(query).scalars())
@@ -87,7 +60,13 @@ class Catalog(Secret):
             model_id = int(result.inserted_primary_key[0])  # type: ignore[index]
             self._seal_column(connection, model_id, "sealed_metadata", canonical_json(metadata))
             self._seal_column(connection, model_id, "sealed_assignment", assignment.secret_bytes())
-            self._log(connection, MODEL_PROTECTED, model=metadata.model, model_id=model_id)
+            append_event(
+                connection,
+                self._keys,
+                MODEL_PROTECTED,
+                model=metadata.model,
+                model_id=model_id,
+            )
             return self._add_codebook(connection, model_id, metadata, assignment)
 
     def model_of(self, codebook_id: bytes) -> ModelRecord:
@@ -121,7 +100,7 @@ class Catalog(Secret):
                 sa.select(models_table).where(m.name == name).order_by(m.model_id.desc()).limit(1)
             ).first()
         if row is None:
-            known = ", ".join(map(repr, dict.fromkeys(self.models()))) or "none"
+            known = ", ".join(map(repr, dict.fromkeys(self.names()))) or "none"
             raise LedgerError(
                 f"The authority {self._ledger.name!r} has no model {name!r}. It has: {known}."
             )
@@ -147,15 +126,16 @@ class Catalog(Secret):
                     .where(c.model_id == record.model_id, e.trace_set.is_not(None))
                 ).scalars()
             )
-        own = [] if record.traces is None else [record.traces]
-        return own + [self._trace_set(d) for d in sorted(digests - {t.digest for t in own})]
+        current = [] if record.traces is None else [record.traces]
+        earlier = sorted(digests - {traces.digest for traces in current})
+        return current + [self.trace_set(digest) for digest in earlier]
 
-    def _trace_set(self, digest: bytes) -> TraceSet:
+    def trace_set(self, digest: bytes) -> TraceSet:
+        """The trace inputs with a digest. Secret."""
         t = trace_sets_table.c
         with self._ledger.reading() as connection:
             row = connection.execute(sa.select(t.sealed).where(t.digest == digest)).one()
-        context = _trace_set_context(digest).decode()
-        return TraceSet.from_secret_bytes(self._unseal(row.sealed, context))
+        return TraceSet.from_secret_bytes(self._unseal(row.sealed, _trace_set_context(digest)))
 
     def _record(self, row: Any) -> ModelRecord:
         return ModelRecord(
@@ -170,7 +150,7 @@ class Catalog(Secret):
             None
             if row.sealed_training is None
             else self._unseal(row.sealed_training, f"sealed_training {row.model_id}"),
-            None if row.trace_set is None else self._trace_set(row.trace_set),
+            None if row.trace_set is None else self.trace_set(row.trace_set),
         )
 
     def save_training(self, model_id: int, state: bytes, traces: TraceSet | None) -> None:
@@ -183,7 +163,7 @@ class Catalog(Secret):
         with self._ledger.writing() as connection:
             known = connection.execute(sa.select(t.digest).where(t.digest == digest)).first()
             if traces is not None and digest is not None and known is None:
-                sealed = seal(self._data_key, traces.secret_bytes(), _trace_set_context(digest))
+                sealed = self._keys.seal(traces.secret_bytes(), _trace_set_context(digest))
                 connection.execute(trace_sets_table.insert().values(digest=digest, sealed=sealed))
             self._seal_column(connection, model_id, "sealed_training", state)
             connection.execute(
@@ -211,7 +191,7 @@ class Catalog(Secret):
             revoked = canonical_json(sorted(revoked_users(connection))).decode("ascii")
             if not fresh and row.revoked == revoked:
                 codebook = Codebook.from_bytes(row.public)
-                codebook.verify(self.issuer)
+                codebook.verify(self._keys.issuer)
                 return codebook
             return self._add_codebook(
                 connection, record.model_id, record.metadata, record.assignment
@@ -226,13 +206,13 @@ class Catalog(Secret):
         Returns:
             (the new codebook, int32 `[N]`: the new number of each label. Secret.)
         """
-        record, own = self.model_of(codebook.codebook_id), self.assignment_of(codebook)
-        assignment = own.redraw()
+        record, before = self.model_of(codebook.codebook_id), self.assignment_of(codebook)
+        assignment = before.redraw()
         with self._ledger.writing() as connection:
             new = self._add_codebook(
                 connection, record.model_id, record.metadata, assignment, reordered=True
             )
-        return new, own.moved_to(assignment)
+        return new, before.moved_to(assignment)
 
     def assignment_of(self, codebook: Codebook) -> LabelAssignment:
         """How one of this authority's codebooks numbers the labels. Secret.
@@ -247,25 +227,22 @@ class Catalog(Secret):
             ).scalar_one()
         if sealed is None:
             return record.assignment
-        context = _assignment_context(codebook).decode()
-        return LabelAssignment.from_secret_bytes(self._unseal(sealed, context))
-
-    def response_key(self, codebook: Codebook) -> bytes:
-        """What this codebook's key holders can decrypt: for an encrypted export. Secret."""
-        return codebook.response_key(self._master.issue())
+        return LabelAssignment.from_secret_bytes(
+            self._unseal(sealed, _assignment_context(codebook))
+        )
 
     def tracing_headers(self, codebook: Codebook) -> tuple[TracingHeader, ...]:
         """The tracing headers of one of this authority's codebooks, with their exponents."""
         assignment = self.assignment_of(codebook)
-        codebook.verify(self.issuer)
+        codebook.verify(self._keys.issuer)
         with self._ledger.reading() as connection:
             sealed = connection.execute(
                 sa.select(codebooks_table.c.sealed_exponents).where(
                     codebooks_table.c.codebook_id == codebook.codebook_id
                 )
             ).scalar_one()
-        exponents = self._unseal(sealed, f"sealed_exponents {codebook.codebook_id.hex()}")
-        size = 32 * (self.threshold + 1)
+        exponents = self._unseal(sealed, _exponents_context(codebook))
+        size = SCALAR_BYTES * (self._keys.master.threshold + 1)
         headers = [
             header
             for header, tracing in zip(codebook.headers, assignment.tracing_blocks, strict=True)
@@ -276,13 +253,12 @@ class Catalog(Secret):
             for i, header in enumerate(headers)
         )
 
-    def answer_cache(self, codebook: Codebook) -> PredictedAnswers:
+    def predicted_answers(self, codebook: Codebook) -> PredictedAnswers:
         """The users' predicted trace answers under one of this authority's codebooks."""
-        assignment = self.assignment_of(codebook)
-        tracing = self.tracing_headers(codebook)
-        return PredictedAnswers(self._data_key, self._master, codebook, assignment, tracing)
+        order, tracing = self.assignment_of(codebook), self.tracing_headers(codebook)
+        return PredictedAnswers(self._ledger, self._keys, codebook, order, tracing)
 
-    def cache_answers(self, *, at_most: int) -> None:
+    def predict_answers(self, *, at_most: int) -> None:
         """Keep new users' answers for every model's newest codebook, while that is quick.
 
         Where more users than these and a chunk are missing, tracing will catch up.
@@ -292,18 +268,8 @@ class Catalog(Secret):
         with self._ledger.reading() as connection:
             rows = connection.execute(sa.select(c.public).where(c.number.in_(newest))).all()
         for row in rows:
-            cache = self.answer_cache(Codebook.from_bytes(row.public))
-            with contextlib.suppress(DamagedCacheError):  # tracing computes it again
-                with self._ledger.reading() as connection:
-                    missing = cache.missing(connection)
-                while 0 < missing <= at_most + CHUNK:
-                    with self._ledger.writing() as connection:
-                        if not cache.extend(connection):
-                            break
-
-    def sign(self, domain: str, message: bytes) -> bytes:
-        """An Ed25519 signature for one domain."""
-        return self._signing_key.sign(domain, message)
+            codebook = Codebook.from_bytes(row.public)
+            self.predicted_answers(codebook).catch_up(at_most=at_most)
 
     def _add_codebook(
         self,
@@ -316,14 +282,16 @@ class Catalog(Secret):
     ) -> Codebook:
         revoked = revoked_users(connection)
         codebook, tracing = Codebook.make(
-            assignment, metadata, self._master, self._signing_key, revoked=revoked.values()
+            assignment,
+            metadata,
+            self._keys.master,
+            self._keys.signing_key,
+            revoked=revoked.values(),
         )
         exponents = b"".join(header.secret_bytes() for header in tracing)
-        name = f"sealed_exponents {codebook.codebook_id.hex()}"
         sealed, order = None, {}
         if reordered:
-            secret = assignment.secret_bytes()
-            sealed = seal(self._data_key, secret, _assignment_context(codebook))
+            sealed = self._keys.seal(assignment.secret_bytes(), _assignment_context(codebook))
             order["assignment"] = SHA256.new(sealed).hexdigest()
         connection.execute(
             codebooks_table.insert().values(
@@ -335,12 +303,13 @@ class Catalog(Secret):
                 created_at=now_text(),
                 revoked=canonical_json(sorted(revoked)).decode("ascii"),
                 public=codebook.to_bytes(),
-                sealed_exponents=seal(self._data_key, exponents, name.encode()),
+                sealed_exponents=self._keys.seal(exponents, _exponents_context(codebook)),
                 sealed_assignment=sealed,
             )
         )
-        self._log(
+        append_event(
             connection,
+            self._keys,
             CODEBOOK_MADE,
             model_id=model_id,
             codebook=codebook.codebook_id.hex(),
@@ -352,7 +321,7 @@ class Catalog(Secret):
     def _seal_column(
         self, connection: sa.Connection, model_id: int, column: str, secret: bytes
     ) -> None:
-        sealed = seal(self._data_key, secret, f"{column} {model_id}".encode())
+        sealed = self._keys.seal(secret, f"{column} {model_id}")
         connection.execute(
             models_table.update()
             .where(models_table.c.model_id == model_id)
@@ -360,33 +329,22 @@ class Catalog(Secret):
         )
 
     def _unseal(self, sealed: bytes, context: str) -> bytes:
-        secret = None
-        with contextlib.suppress(SignatureError):
-            secret = unseal(self._data_key, sealed, context.encode())
-        if secret is None:
-            raise LedgerError(f"The authority {self._ledger.name!r} is damaged at {context!r}.")
-        return secret
-
-    def _log(self, connection: sa.Connection, kind: str, **details: Any) -> None:
-        append_event(connection, self._signing_key, kind, details)
+        with instead_of(
+            SignatureError,
+            raises=lambda _: LedgerError(
+                f"The authority {self._ledger.name!r} is damaged at {context!r}."
+            ),
+        ):
+            return self._keys.unseal(sealed, context)
 
 
-def revoked_users(connection: sa.Connection) -> dict[str, int]:
-    """key_id → z of every revoked user."""
-    rows = connection.execute(
-        sa.select(users_table.c.key_id, users_table.c.z).where(users_table.c.status == REVOKED)
-    )
-    return {row.key_id: decode_scalar(row.z, what="z") for row in rows}
+def _assignment_context(codebook: Codebook) -> str:
+    return f"sealed_assignment of codebook {codebook.codebook_id.hex()}"
 
 
-def _assignment_context(codebook: Codebook) -> bytes:
-    return f"sealed_assignment of codebook {codebook.codebook_id.hex()}".encode()
+def _exponents_context(codebook: Codebook) -> str:
+    return f"sealed_exponents {codebook.codebook_id.hex()}"
 
 
-def _trace_set_context(digest: bytes) -> bytes:
-    return f"trace_set {digest.hex()}".encode()
-
-
-def now_text() -> str:
-    """The moment, as the ledger writes it."""
-    return format_time(datetime.now(UTC))
+def _trace_set_context(digest: bytes) -> str:
+    return f"trace_set {digest.hex()}"

@@ -1,14 +1,14 @@
 """Sealing a folder for all users but the revoked ones."""
 
 import os
-from typing import Final
 
-from keras_encryip.formats.sealed_folder import list_folder, write_sealed_folder
-from keras_encryip.errors import ArgumentError
 from keras_encryip.authority.authority import Authority
-from keras_encryip.authority.model_store import revoked_users
-
-FOLDER_SEALED: Final = "folder sealed"
+from keras_encryip.authority.event_log import append_event
+from keras_encryip.authority.schema import revoked_users
+from keras_encryip.errors import ArgumentError
+from keras_encryip.formats.folder_index import list_folder
+from keras_encryip.formats.sealed_folder import write_sealed_folder
+from keras_encryip.tracing.events import FOLDER_SEALED
 
 
 def seal_folder(
@@ -42,15 +42,16 @@ def seal_folder(
         raise ArgumentError(
             f"`authority` must be an Authority. Received: {type(authority).__name__}"
         )
-    authority.model_named(model)
+    authority.model_store.model_named(model)
     index = list_folder(directory, model)
     if os.path.lexists(path):
         raise ArgumentError(f"{os.fspath(path)!r} exists already, and is never overwritten.")
-    with authority._ledger.writing() as connection:
+    with authority.ledger.writing() as connection:
         revoked = revoked_users(connection)
-        header, secret = authority._master.encapsulate(revoked.values())
-        authority._log(
+        header, secret = authority.keys.master.encapsulate(revoked.values())
+        append_event(
             connection,
+            authority.keys,
             FOLDER_SEALED,
             model=model,
             header=header.digest.hex(),
@@ -64,5 +65,5 @@ def seal_folder(
         issuer=authority.issuer,
         header=header,
         secret=secret,
-        sign=authority.sign,
+        sign=authority.keys.sign,
     )

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from keras_encryip.cli import bench, client, owner, trace
+from keras_encryip.cli import client, owner, trace
 from keras_encryip.errors import EncryipError
 
 app = typer.Typer(
@@ -19,8 +19,6 @@ app = typer.Typer(
 app.command()(owner.demo)
 app.add_typer(owner.authority_app, name="authority")
 owner.key_app.command("new")(client.key_new)
-owner.key_app.command("remember")(client.key_remember)
-owner.key_app.command("forget")(client.key_forget)
 app.add_typer(owner.key_app, name="key")
 app.command()(owner.export)
 app.command()(owner.rotate)
@@ -31,7 +29,6 @@ app.command()(client.inspect)
 app.command()(client.verify)
 app.command()(client.unseal)
 app.command()(client.decode)
-app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -7,16 +7,22 @@ from typing import Annotated
 
 import typer
 
-from keras_encryip.cli.shared import BundlePassphraseFile, PrivateKeyFile, UseKeyring, ask_opening, ask_passphrase, check_suits, hexadecimal, print_facts
+from keras_encryip.cli.shared import (
+    BundlePassphraseFile,
+    PrivateKeyFile,
+    ask_opening,
+    ask_passphrase,
+    hexadecimal,
+    open_decoder,
+    print_facts,
+)
+from keras_encryip.errors import ArgumentError
 from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.client.decoder import Decoder
-from keras_encryip.formats.version_folder import read_codebook
-from keras_encryip.formats.key_pair import X25519PrivateKey, write_key_pair
-from keras_encryip.client.keyring import forget, remember
+from keras_encryip.formats.key_pair import write_key_pair
 from keras_encryip.formats.manifest import verify_export
 from keras_encryip.formats.responses import parse_response, printable, read_outputs
 from keras_encryip.formats.sealed_folder import unseal_folder
-from keras_encryip.errors import ArgumentError
+from keras_encryip.formats.version_folder import read_codebook
 from keras_encryip.tracing.verify_evidence import verify_evidence
 
 
@@ -98,42 +104,17 @@ def key_new(
     typer.echo(f"way, e.g. by telephone, its fingerprint: {key.fingerprint}")
 
 
-def key_remember(
-    bundle: Path,
-    bundle_passphrase_file: BundlePassphraseFile = None,
-    private_key: PrivateKeyFile = None,
-) -> None:
-    """Store the passphrase in the system's keyring, for `--keyring`, after trying it."""
-    own = KeyBundle.read(bundle)
-    check_suits(own, private_key)
-    what = "key bundle" if private_key is None else "private key"
-    passphrase = ask_passphrase(bundle_passphrase_file, what, "BUNDLE")
-    if private_key is None:
-        own.unlock(passphrase)
-    else:
-        own.unlock(private_key=X25519PrivateKey.read(private_key, passphrase))
-    remember(own, passphrase)
-    typer.echo(f"The keyring holds the passphrase of the {what}.")
-
-
-def key_forget(bundle: Path) -> None:
-    """Remove what `key remember` stored."""
-    forget(KeyBundle.read(bundle))
-    typer.echo("The keyring no longer holds the passphrase.")
-
-
 def unseal(
     file: Annotated[Path, typer.Argument(help="What `encryip seal` made.")],
     directory: Annotated[Path, typer.Argument(help="New folder.")],
     bundle: Path,
     bundle_passphrase_file: BundlePassphraseFile = None,
     private_key: PrivateKeyFile = None,
-    keyring: UseKeyring = False,
 ) -> None:
     """Open a sealed file into a new folder. Needs no TensorFlow."""
-    own = KeyBundle.read(bundle)
-    opening = ask_opening(own, private_key, bundle_passphrase_file, keyring)
-    unseal_folder(file, directory, own, *opening)
+    key_bundle = KeyBundle.read(bundle)
+    opening = ask_opening(key_bundle, private_key, bundle_passphrase_file)
+    unseal_folder(file, directory, key_bundle, *opening)
     typer.echo(f"Opened {directory}, signed by the issuer of your key bundle.")
 
 
@@ -146,22 +127,19 @@ def decode(
     what: Annotated[What, typer.Option(help="What to print, one prediction a line.")] = What.names,
     bundle_passphrase_file: BundlePassphraseFile = None,
     private_key: PrivateKeyFile = None,
-    keyring: UseKeyring = False,
 ) -> None:
     """Decode a protected model's outputs with a key bundle. Needs no TensorFlow."""
-    own = KeyBundle.read(bundle)
-    opening = ask_opening(own, private_key, bundle_passphrase_file, keyring)
-    decoder = Decoder.open(model, own, *opening)
-    found = parse_response(sys.stdin.buffer.read()) if outputs == "-" else read_outputs(outputs)
-    if isinstance(found, list):
+    decoder = open_decoder(model, bundle, private_key, bundle_passphrase_file)
+    answers = parse_response(sys.stdin.buffer.read()) if outputs == "-" else read_outputs(outputs)
+    if isinstance(answers, list):
         if what is What.probabilities:
             raise ArgumentError("Label ciphertexts hold one label each, and no probabilities.")
-        classes = decoder.decrypt(found)
+        classes = decoder.decrypt(answers)
     elif what is What.probabilities:
-        for row in decoder.probabilities(found).reshape(-1, len(decoder.class_names)):
+        for row in decoder.probabilities(answers).reshape(-1, len(decoder.class_names)):
             typer.echo(",".join(f"{value:.6g}" for value in row))
         return
     else:
-        classes = decoder.labels(found).reshape(-1)
+        classes = decoder.labels(answers).reshape(-1)
     for label in classes:
         typer.echo(decoder.class_names[label] if what is What.names else str(label))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from sklearn.datasets import load_digits
 
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.client.decoder import Decoder
-from keras_encryip.formats.version_folder import read_codebook
+import keras_encryip as ke
 from keras_encryip.errors import ArgumentError
-from keras_encryip.export.saved_model import export_saved_model
-from keras_encryip.models.protected_model import ProtectedModel
-from keras_encryip.models.protect import protect
-from keras_encryip.authority.authority import Authority
+from keras_encryip.formats.version_folder import read_codebook
 
 EPOCHS = 12
 SEED = 0
@@ -51,6 +47,16 @@ result["tensorflow loaded"] = "tensorflow" in sys.modules
 print(json.dumps(result))
 """
 
+_NEXT = """\
+see       {directory}/confused-labels.png, {directory}/trace.png
+check     encryip verify-evidence {directory}/evidence --bundle {directory}/alice.keybundle
+decode    ENCRYIP_BUNDLE_PASSPHRASE='{passphrase}' encryip decode \
+{directory}/served/digits/2 {directory}/alice.keybundle {directory}/confused.npy
+verify    encryip verify {directory}/served/digits/2 --bundle {directory}/alice.keybundle
+audit     ENCRYIP_AUTHORITY_PASSPHRASE='{passphrase}' encryip authority info \
+{directory}/acme.authority
+read      {directory}/application.py: all that an application needs"""
+
 
 def run_demo(directory: Path, console: Console) -> None:
     """Run the demo and leave everything it made in `directory`, a new folder."""
@@ -61,94 +67,127 @@ def run_demo(directory: Path, console: Console) -> None:
         )
     directory.mkdir(parents=True)
     keras.utils.set_random_seed(SEED)
+    demo = _Demo(directory, console, _digits())
+    demo.train()
+    demo.protect()
+    demo.issue_and_export()
+    demo.serve_and_decode()
+    demo.trace()
+    console.rule("Try next")
+    hints = _NEXT.format(directory=directory, passphrase=PASSPHRASE)
+    console.print(hints, soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class _Digits:
+    """scikit-learn's digits, float32 in 0 … 1, `[n, 8, 8, 1]`."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+def _digits() -> _Digits:
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(SEED).permutation(len(x))
     x, y = (x[order] / 16).astype("float32").reshape(-1, 8, 8, 1), y[order]
-    x, y, x_test, y_test = x[:1297], y[:1297], x[1297:], y[1297:]
+    return _Digits(x[:1297], y[:1297], x[1297:], y[1297:])
 
-    console.rule("1. The owner trains a classifier, as usual")
-    classifier = _classifier()
-    _fit(classifier, x, y, console, "classifier")
 
-    console.rule("2. Protects it, and trains some more; a twin goes on unprotected")
-    authority = Authority.create(f"sqlite:///{directory / 'acme.authority'}", PASSPHRASE)
-    model = protect(classifier, authority, name="digits", class_names=NAMES)
-    _fit(classifier, x, y, console, "twin")
-    _fit(model, x, y, console, "protected")
-    model.save(directory / "digits.keras")
-    console.print(
-        f"{model.num_labels} confused labels stand for {len(NAMES)} classes and 64 trace labels."
-    )
+class _Demo:
+    """The owner's way from a classifier to a verdict, step by step."""
 
-    console.rule("3. Issues keys, exports, revokes carol, exports again")
-    for user in ("alice", "bob", "carol"):
-        authority.issue(user, directory / f"{user}.keybundle", passphrase=PASSPHRASE)
-    stranger = Authority.create(f"sqlite:///{directory / 'other.authority'}", PASSPHRASE)
-    stranger.issue("mallory", directory / "mallory.keybundle", passphrase=PASSPHRASE)
-    export_saved_model(model, directory / "served" / "digits" / "1")
-    authority.revoke("carol")
-    export_saved_model(model, directory / "served" / "digits" / "2")
-    console.print(f"Key bundles and two versions of the model are in {directory}/.")
+    def __init__(self, directory: Path, console: Console, digits: _Digits) -> None:
+        self.directory, self.console, self.digits = directory, console, digits
+        self.version = directory / "served" / "digits" / "2"
+        self.authority = ke.Authority.create(directory / "acme.authority", PASSPHRASE)
 
-    console.rule("4. A host runs the SavedModel; applications decode without TensorFlow")
-    served = tf.saved_model.load(str(directory / "served" / "digits" / "2"))
-    confused = served.signatures["serving_default"](tf.constant(x_test))["confused"].numpy()
-    np.save(directory / "confused.npy", confused)
-    (directory / "application.py").write_text(_APPLICATION)
+    def train(self) -> None:
+        self.console.rule("1. The owner trains a classifier, as usual")
+        self.classifier = _classifier()
+        self._fit(self.classifier, "classifier")
 
-    table = Table("who reads the model", "accuracy", "")
-    twin_accuracy = classifier.evaluate(x_test, y_test, verbose=0)[1]
-    table.add_row("nobody protected it: the twin", f"{twin_accuracy:.3f}", "as many epochs")
-    for user in ("alice", "bob", "carol", "mallory"):
-        table.add_row(*_application(directory, user, y_test))
-    foreign = _forced(directory, "mallory", confused)
-    table.add_row(
-        "mallory, ignoring the refusal", f"{(foreign == y_test).mean():.3f}", "about chance"
-    )
-    outsider = confused.argmax(-1) % len(NAMES)
-    table.add_row("outsider without a key", f"{(outsider == y_test).mean():.3f}", "about chance")
-    console.print(table)
-
-    _picture(directory / "confused-labels.png", model, confused, y_test)
-
-    console.rule("5. Bob runs a service on his key, and is found by its labels")
-    authority.enroll(f"customer {number:03}" for number in range(1, 301))
-    decoder = Decoder.open(
-        directory / "served" / "digits" / "2", directory / "bob.keybundle", PASSPHRASE
-    )
-
-    def service(images: np.ndarray) -> list[str]:
-        return decoder.names(
-            served.signatures["serving_default"](tf.constant(images))["confused"].numpy()
+    def protect(self) -> None:
+        self.console.rule("2. Protects it, and trains some more; a twin goes on unprotected")
+        self.model = ke.protect(self.classifier, self.authority, name="digits", class_names=NAMES)
+        self._fit(self.classifier, "twin")
+        self._fit(self.model, "protected")
+        self.model.save(self.directory / "digits.keras")
+        self.console.print(
+            f"{self.model.num_labels} confused labels stand for {len(NAMES)} classes and 64 "
+            "trace labels."
         )
 
-    report = authority.trace_service(service, model="digits")
-    console.print(report.table())
-    report.save(directory / "trace.png")
-    authority.evidence(report, directory / "evidence")
-    innocent = authority.trace_service(
-        lambda images: classifier.predict(images, verbose=0), model="digits"
-    )
-    console.print(
-        f"A service on the unprotected twin: {innocent.verdict}; is it our model: "
-        f"{innocent.evidence['this is the model']}."
-    )
+    def issue_and_export(self) -> None:
+        self.console.rule("3. Issues keys, exports, revokes carol, exports again")
+        folder = self.directory
+        for user in ("alice", "bob", "carol"):
+            self.authority.issue(user, folder / f"{user}.keybundle", passphrase=PASSPHRASE)
+        stranger = ke.Authority.create(folder / "other.authority", PASSPHRASE)
+        stranger.issue("mallory", folder / "mallory.keybundle", passphrase=PASSPHRASE)
+        ke.export_saved_model(self.model, self.version.with_name("1"))
+        self.authority.revoke("carol")
+        ke.export_saved_model(self.model, self.version)
+        self.console.print(f"Key bundles and two versions of the model are in {folder}/.")
 
-    console.rule("Try next")
-    console.print(
-        f"see       {directory}/confused-labels.png, {directory}/trace.png\n"
-        f"check     encryip verify-evidence {directory}/evidence --bundle "
-        f"{directory}/alice.keybundle\n"
-        f"decode    ENCRYIP_BUNDLE_PASSPHRASE='{PASSPHRASE}' encryip decode "
-        f"{directory}/served/digits/2 {directory}/alice.keybundle {directory}/confused.npy\n"
-        f"verify    encryip verify {directory}/served/digits/2 --bundle "
-        f"{directory}/alice.keybundle\n"
-        f"audit     ENCRYIP_AUTHORITY_PASSPHRASE='{PASSPHRASE}' encryip authority info "
-        f"{directory}/acme.authority\n"
-        f"read      {directory}/application.py: all that an application needs",
-        soft_wrap=True,
-        highlight=False,
-    )
+    def serve_and_decode(self) -> None:
+        self.console.rule("4. A host runs the SavedModel; applications decode without TensorFlow")
+        self.served = tf.saved_model.load(str(self.version))
+        x, y = self.digits.x_test, self.digits.y_test
+        confused = self._ask(x)
+        np.save(self.directory / "confused.npy", confused)
+        (self.directory / "application.py").write_text(_APPLICATION)
+        table = Table("who reads the model", "accuracy", "")
+        twin_accuracy = self.classifier.evaluate(x, y, verbose=0)[1]
+        table.add_row("nobody protected it: the twin", f"{twin_accuracy:.3f}", "as many epochs")
+        for user in ("alice", "bob", "carol", "mallory"):
+            table.add_row(*_application(self.directory, user, y))
+        foreign = _forced(self.version, self.directory / "mallory.keybundle", confused)
+        outsider = confused.argmax(-1) % len(NAMES)
+        for who, labels in (
+            ("mallory, ignoring the refusal", foreign),
+            ("outsider without a key", outsider),
+        ):
+            table.add_row(who, f"{(labels == y).mean():.3f}", "about chance")
+        self.console.print(table)
+        _picture(self.directory / "confused-labels.png", self.model, confused, y)
+
+    def trace(self) -> None:
+        self.console.rule("5. Bob runs a service on his key, and is found by its labels")
+        self.authority.enroll(f"customer {number:03}" for number in range(1, 301))
+        decoder = ke.Decoder.open(self.version, self.directory / "bob.keybundle", PASSPHRASE)
+        tracer = ke.Tracer(self.authority)
+        report = tracer.service(lambda images: decoder.names(self._ask(images)), model="digits")
+        self.console.print(report.table())
+        report.save(self.directory / "trace.png")
+        tracer.evidence(report, self.directory / "evidence")
+        innocent = tracer.service(
+            lambda images: self.classifier.predict(images, verbose=0), model="digits"
+        )
+        self.console.print(
+            f"A service on the unprotected twin: {innocent.verdict}; is it our model: "
+            f"{innocent.evidence['this is the model']}."
+        )
+
+    def _ask(self, images: np.ndarray) -> np.ndarray:
+        """What the host answers."""
+        answers = self.served.signatures["serving_default"](tf.constant(images))
+        confused: np.ndarray = answers["confused"].numpy()
+        return confused
+
+    def _fit(self, model: keras.Model, name: str) -> None:
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        columns = (
+            TextColumn("{task.description:12}"),
+            BarColumn(),
+            TextColumn("{task.fields[accuracy]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(name, total=EPOCHS, accuracy="")
+            callbacks = [_Bar(progress, task)]
+            model.fit(self.digits.x, self.digits.y, epochs=EPOCHS, verbose=0, callbacks=callbacks)
 
 
 def _classifier() -> keras.Model:
@@ -180,19 +219,6 @@ class _Bar(keras.callbacks.Callback):
         )
 
 
-def _fit(model: keras.Model, x: np.ndarray, y: np.ndarray, console: Console, name: str) -> None:
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    columns = (
-        TextColumn("{task.description:12}"),
-        BarColumn(),
-        TextColumn("{task.fields[accuracy]}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(name, total=EPOCHS, accuracy="")
-        model.fit(x, y, epochs=EPOCHS, verbose=0, callbacks=[_Bar(progress, task)])
-
-
 def _application(directory: Path, user: str, y_test: np.ndarray) -> tuple[str, str, str]:
     """Run the application as a user, in a process of its own: a row of the table."""
     finished = subprocess.run(  # noqa: S603  our own program, written above
@@ -210,15 +236,13 @@ def _application(directory: Path, user: str, y_test: np.ndarray) -> tuple[str, s
     return user, f"{(np.array(result['labels']) == y_test).mean():.3f}", "with a key, no TensorFlow"
 
 
-def _forced(directory: Path, user: str, confused: np.ndarray) -> np.ndarray:
+def _forced(version: Path, bundle: Path, confused: np.ndarray) -> np.ndarray:
     """What a foreign key reads if nothing stops it."""
-    codebook = read_codebook(directory / "served" / "digits" / "2")
-    key = KeyBundle.read(directory / f"{user}.keybundle").unlock(PASSPHRASE)
-    table = codebook.decode_table(key)
+    table = read_codebook(version).decode_table(ke.KeyBundle.read(bundle).unlock(PASSPHRASE))
     return (confused @ (table[:, None] == np.arange(len(NAMES)))).argmax(-1)
 
 
-def _picture(path: Path, model: ProtectedModel, confused: np.ndarray, y: np.ndarray) -> None:
+def _picture(path: Path, model: ke.ProtectedModel, confused: np.ndarray, y: np.ndarray) -> None:
     """Class-by-confused-label counts: in the order the host sees, and in the owner's."""
     mpl.use("Agg")
     counts = np.zeros((len(NAMES), model.num_labels), int)

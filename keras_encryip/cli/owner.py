@@ -8,11 +8,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from keras_encryip.cli.shared import AuthorityArgument, AuthorityPassphraseFile, BundlePassphraseFile, ask_passphrase, database_url, print_facts, read_text
+import keras_encryip as ke
+from keras_encryip.cli.shared import (
+    AuthorityArgument,
+    AuthorityPassphraseFile,
+    BundlePassphraseFile,
+    ask_passphrase,
+    opened_authority,
+    print_facts,
+    read_text,
+)
+from keras_encryip.errors import ArgumentError, instead_of
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PublicKey
 from keras_encryip.formats.manifest import RESPONSE_KEY_INSIDE, verify_export
-from keras_encryip.errors import ArgumentError
 
 authority_app = typer.Typer(help="The owner's secrets and ledger.", no_args_is_help=True)
 key_app = typer.Typer(help="Users' keys.", no_args_is_help=True)
@@ -37,13 +46,9 @@ def authority_create(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Draw new secrets and write them, sealed, into a new file."""
-    from keras_encryip.authority import Authority
-
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY", new=True)
-    with Authority.create(
-        database_url(authority), passphrase, threshold=threshold, name=name
-    ) as made:
-        typer.echo(f"Created {authority}, public key {made.public_key.digest.hex()[:16]}.")
+    with ke.Authority.create(authority, passphrase, threshold=threshold, name=name) as owner:
+        typer.echo(f"Created {authority}, public key {owner.public_key.digest.hex()[:16]}.")
 
 
 @authority_app.command("info")
@@ -51,23 +56,20 @@ def authority_info(
     authority: AuthorityArgument, authority_passphrase_file: AuthorityPassphraseFile = None
 ) -> None:
     """Check an authority's file, and show its public facts and its log."""
-    from keras_encryip.authority import Authority
-
-    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
-    with Authority.open(database_url(authority), passphrase) as opened:
-        users = opened.users()
+    with opened_authority(authority, authority_passphrase_file) as owner:
+        users = owner.users()
         revoked = sum(user.status == "revoked" for user in users)
         print_facts(
             {
-                "name": opened.name,
-                "public key": opened.public_key.digest.hex(),
-                "issuer": opened.issuer.hex(),
-                "users": f"{len(users)}, {revoked} of at most {opened.threshold} revoked",
-                "models": ", ".join(opened.models()) or "none",
+                "name": owner.name,
+                "public key": owner.public_key.digest.hex(),
+                "issuer": owner.issuer.hex(),
+                "users": f"{len(users)}, {revoked} of at most {owner.threshold} revoked",
+                "models": ", ".join(owner.models()) or "none",
             }
         )
         table = Table("", "when (UTC)", "what", "details")
-        for event in opened.events():
+        for event in owner.events():
             details = ", ".join(f"{k}={v}" for k, v in event.details.items())
             table.add_row(str(event.number), event.at, event.kind, details)
         Console().print(table)
@@ -90,31 +92,26 @@ def key_issue(
     bundle_passphrase_file: BundlePassphraseFile = None,
 ) -> None:
     """Issue a key and write its bundle."""
-    from keras_encryip.authority import Authority
-
-    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     path = out or Path(f"{subject}.keybundle")
-    with Authority.open(database_url(authority), passphrase) as opened:
-        own = bundle_passphrase = None
+    recipient = passphrase = None
+    with opened_authority(authority, authority_passphrase_file) as owner:
         if public_key is not None:
-            own = X25519PublicKey.read(public_key)
+            recipient = X25519PublicKey.read(public_key)
         else:
-            bundle_passphrase = ask_passphrase(
-                bundle_passphrase_file, "new bundle", "BUNDLE", new=True
-            )
-        user = opened.issue(
+            passphrase = ask_passphrase(bundle_passphrase_file, "new bundle", "BUNDLE", new=True)
+        user = owner.issue(
             subject,
             path,
-            passphrase=bundle_passphrase,
-            public_key=own,
+            passphrase=passphrase,
+            public_key=recipient,
             days=days,
             models=model,
         )
-        issuer = opened.issuer.hex()
+        issuer = owner.issuer.hex()
     typer.echo(f"Wrote {path}, key {user.key_id}, valid to {user.not_after}.")
-    if own is not None:
+    if recipient is not None:
         typer.echo(f"Before you send it, ask {subject}, e.g. by telephone, for the fingerprint of")
-        typer.echo(f"their public key. It must be {own.fingerprint}. Tell them your issuer:")
+        typer.echo(f"their public key. It must be {recipient.fingerprint}. Tell them your issuer:")
         typer.echo(issuer)
 
 
@@ -125,11 +122,8 @@ def key_revoke(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Shut a user out of every later export."""
-    from keras_encryip.authority import Authority
-
-    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
-    with Authority.open(database_url(authority), passphrase) as opened:
-        user = opened.revoke(subject)
+    with opened_authority(authority, authority_passphrase_file) as owner:
+        user = owner.revoke(subject)
     typer.echo(f"Revoked {subject} ({user.key_id}). Export again, or rotate, to shut the key out.")
 
 
@@ -138,12 +132,9 @@ def key_list(
     authority: AuthorityArgument, authority_passphrase_file: AuthorityPassphraseFile = None
 ) -> None:
     """List the users and their keys."""
-    from keras_encryip.authority import Authority
-
-    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
-    with Authority.open(database_url(authority), passphrase) as opened:
+    with opened_authority(authority, authority_passphrase_file) as owner:
         table = Table("subject", "key", "status", "models", "issued", "expires")
-        for user in opened.users():
+        for user in owner.users():
             table.add_row(
                 user.subject,
                 user.key_id,
@@ -171,15 +162,12 @@ def key_enroll(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Draw keys for many users at once; `issue` writes a user's bundle when it is wanted."""
-    from keras_encryip.authority import Authority
-
     names = [
         line.strip()
         for line in read_text(subjects, "list of names", max_bytes=1 << 28).splitlines()
     ]
-    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
-    with Authority.open(database_url(authority), passphrase) as opened:
-        users = opened.enroll(name for name in names if name)
+    with opened_authority(authority, authority_passphrase_file) as owner:
+        users = owner.enroll(name for name in names if name)
     typer.echo(f"Enrolled {len(users)} users.")
 
 
@@ -205,20 +193,18 @@ def export(
     """Export a saved protected model for TF Serving, under today's revocations."""
     import keras
 
-    from keras_encryip.export.saved_model import export_saved_model
-    from keras_encryip.models.protected_model import ProtectedModel
-    from keras_encryip.authority import Authority
-
-    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
-    with Authority.open(database_url(authority), passphrase) as opened:
-        try:
+    with opened_authority(authority, authority_passphrase_file) as owner:
+        with instead_of(
+            ValueError,
+            OSError,
+            TypeError,
+            raises=lambda error: ArgumentError(f"Cannot load {str(model)!r}: {error}"),
+        ):
             loaded = keras.models.load_model(model)
-        except (ValueError, OSError, TypeError) as error:
-            raise ArgumentError(f"Cannot load {str(model)!r}: {error}") from None
-        if not isinstance(loaded, ProtectedModel):
+        if not isinstance(loaded, ke.ProtectedModel):
             raise ArgumentError(f"{str(model)!r} is not a protected model.")
-        loaded.unlock(authority=opened)
-        export_saved_model(loaded, directory, recipient=recipient, responses=responses.value)
+        loaded.unlock(authority=owner)
+        ke.export_saved_model(loaded, directory, recipient=recipient, responses=responses.value)
     typer.echo(f"Exported {directory}.")
     if responses is Responses.encrypted:
         typer.echo(RESPONSE_KEY_INSIDE, err=True)
@@ -231,12 +217,8 @@ def rotate(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Give an exported folder a new version, reordered, that shuts out who was revoked."""
-    from keras_encryip.authority import Authority
-    from keras_encryip.export.rotate import rotate_codebook
-
-    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
-    with Authority.open(database_url(authority), passphrase) as opened:
-        rotate_codebook(source, directory, authority=opened)
+    with opened_authority(authority, authority_passphrase_file) as owner:
+        ke.rotate_codebook(source, directory, authority=owner)
     typer.echo(f"Rotated {source} to {directory}.")
     if warning := verify_export(directory).warning:
         typer.echo(warning, err=True)
@@ -250,10 +232,6 @@ def seal(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Seal a folder into one file for all users but the revoked ones."""
-    from keras_encryip.authority import Authority
-    from keras_encryip.authority.seal_folder import seal_folder
-
-    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
-    with Authority.open(database_url(authority), passphrase) as opened:
-        seal_folder(opened, directory, file, model=model)
+    with opened_authority(authority, authority_passphrase_file) as owner:
+        ke.seal_folder(owner, directory, file, model=model)
     typer.echo(f"Sealed {directory} as {file}.")

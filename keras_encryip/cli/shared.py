@@ -2,17 +2,19 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.formats.atomic_files import read_bounded
-from keras_encryip.formats.key_pair import X25519PrivateKey, is_encrypted, read_private_pem
-from keras_encryip.client.keyring import passphrase_of
-from keras_encryip.formats.responses import printable
+import keras_encryip as ke
+from keras_encryip.client.decoder import Decoder
 from keras_encryip.errors import ArgumentError
+from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.key_pair import X25519PrivateKey, is_encrypted, read_private_pem
+from keras_encryip.formats.responses import printable
 
 _MAX_SHOWN = 1 << 16
 
@@ -37,14 +39,6 @@ PrivateKeyFile = Annotated[
     Path | None,
     typer.Option(help="Your private key, for a bundle that was made to its public key."),
 ]
-UseKeyring = Annotated[
-    bool,
-    typer.Option(
-        "--keyring",
-        help="Take the passphrase from the system's keyring, where `key remember` stored it.",
-        envvar="ENCRYIP_KEYRING",
-    ),
-]
 
 
 def read_text(path: Path, what: str, *, max_bytes: int = 4096) -> str:
@@ -63,8 +57,12 @@ def hexadecimal(text: str, length: int, what: str) -> bytes:
     return data
 
 
-def database_url(authority: str) -> str:
-    return authority if "://" in authority else f"sqlite:///{authority}"
+@contextlib.contextmanager
+def opened_authority(authority: str, passphrase_file: Path | None) -> Iterator["ke.Authority"]:
+    """The authority that a command works for, closed at its end."""
+    passphrase = ask_passphrase(passphrase_file, "authority", "AUTHORITY")
+    with ke.Authority.open(authority, passphrase) as owner:
+        yield owner
 
 
 def ask_passphrase(file: Path | None, what: str, variable: str, *, new: bool = False) -> str:
@@ -81,19 +79,24 @@ def ask_passphrase(file: Path | None, what: str, variable: str, *, new: bool = F
 
 
 def ask_opening(
-    bundle: KeyBundle, private_key: Path | None, passphrase_file: Path | None, keyring: bool
+    bundle: KeyBundle, private_key: Path | None, passphrase_file: Path | None
 ) -> tuple[str | None, X25519PrivateKey | None]:
     """What `KeyBundle.unlock` takes: the bundle's passphrase, or the opened private key."""
     check_suits(bundle, private_key)
-    pem = None if private_key is None else read_private_pem(private_key)
-    passphrase = None
-    if keyring and passphrase_file is None and (pem is None or is_encrypted(pem)):
-        passphrase = passphrase_of(bundle)
-    elif pem is None:
-        passphrase = ask_passphrase(passphrase_file, "key bundle", "BUNDLE")
-    elif is_encrypted(pem):
+    if private_key is None:
+        return ask_passphrase(passphrase_file, "key bundle", "BUNDLE"), None
+    pem, passphrase = read_private_pem(private_key), None
+    if is_encrypted(pem):
         passphrase = ask_passphrase(passphrase_file, "private key", "BUNDLE")
-    return (passphrase, None) if pem is None else (None, X25519PrivateKey.from_pem(pem, passphrase))
+    return None, X25519PrivateKey.from_pem(pem, passphrase)
+
+
+def open_decoder(
+    model: Path, bundle: Path, private_key: Path | None, passphrase_file: Path | None
+) -> Decoder:
+    """A model's outputs, opened with a key bundle whose passphrase is asked for."""
+    key_bundle = KeyBundle.read(bundle)
+    return Decoder.open(model, key_bundle, *ask_opening(key_bundle, private_key, passphrase_file))
 
 
 def check_suits(bundle: KeyBundle, private_key: Path | None) -> None:

@@ -5,15 +5,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keras_encryip.cli.shared import AuthorityArgument, AuthorityPassphraseFile, BundlePassphraseFile, PrivateKeyFile, UseKeyring, ask_opening, ask_passphrase, database_url, hexadecimal, read_text
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.client.decoder import Decoder
+import keras_encryip as ke
+from keras_encryip.cli.shared import (
+    AuthorityArgument,
+    AuthorityPassphraseFile,
+    BundlePassphraseFile,
+    PrivateKeyFile,
+    hexadecimal,
+    open_decoder,
+    opened_authority,
+    read_text,
+)
+from keras_encryip.errors import ArgumentError
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.formats.responses import read_outputs
-from keras_encryip.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from keras_encryip.authority import Authority
+    from keras_encryip.authority.tracer import Tracer
     from keras_encryip.tracing.report import TraceReport
 
 app = typer.Typer(help="Find out who leaked.", no_args_is_help=True)
@@ -21,7 +29,7 @@ app = typer.Typer(help="Find out who leaked.", no_args_is_help=True)
 TracedModel = Annotated[str, typer.Option("--model", help="Name of the protected model.")]
 SaveReport = Annotated[
     list[Path] | None,
-    typer.Option("--save", help="Where to save the report: .json, .png, .svg, .pdf; repeatable."),
+    typer.Option("--save", help="Where to save the report: .json or .png; repeatable."),
 ]
 EvidenceFolder = Annotated[
     Path | None,
@@ -42,19 +50,17 @@ def trace_key(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Name the user whose key bundle, key or decode table was found."""
-    from keras_encryip.authority import Authority
-
-    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
-    with Authority.open(database_url(authority), passphrase) as opened:
+    with opened_authority(authority, authority_passphrase_file) as owner:
+        tracer = ke.Tracer(owner)
         if leaked.suffix == ".npy":
             if model is None:
                 raise ArgumentError("A decode table belongs to a model: name it with --model.")
-            report = opened.trace_table(read_outputs(leaked), model=model)
+            report = tracer.table(read_outputs(leaked), model=model)
         elif read_bounded(leaked, what="key", max_bytes=1 << 20).startswith(b"-----"):
-            report = opened.trace_bundle(leaked)
+            report = tracer.bundle(leaked)
         else:
-            report = opened.trace_key(_read_key(leaked))
-        _finish_trace(opened, report, save, evidence)
+            report = tracer.key(_read_key(leaked))
+        _finish_trace(tracer, report, save, evidence)
 
 
 @app.command("weights")
@@ -70,12 +76,10 @@ def trace_weights(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Name the user whose personalised copy the weights come from."""
-    from keras_encryip.authority import Authority
-
-    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
-    with Authority.open(database_url(authority), passphrase) as opened:
-        report = opened.trace_weights(suspect, model=model, reference=reference)
-        _finish_trace(opened, report, save, evidence)
+    with opened_authority(authority, authority_passphrase_file) as owner:
+        tracer = ke.Tracer(owner)
+        report = tracer.weights(suspect, model=model, reference=reference)
+        _finish_trace(tracer, report, save, evidence)
 
 
 @app.command("service")
@@ -99,34 +103,29 @@ def trace_service(
     authority_passphrase_file: AuthorityPassphraseFile = None,
     bundle_passphrase_file: BundlePassphraseFile = None,
     private_key: PrivateKeyFile = None,
-    keyring: UseKeyring = False,
 ) -> None:
     """Name the user on whose key a service runs, from the labels it answers."""
-    from keras_encryip.authority import Authority
-
     if (decode_model is None) != (bundle is None):
         raise ArgumentError("Decoding needs both --decode-model and --bundle.")
-    passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY")
     decoder = None
-    if decode_model is not None and bundle is not None:
-        own = KeyBundle.read(bundle)
-        opening = ask_opening(own, private_key, bundle_passphrase_file, keyring)
-        decoder = Decoder.open(decode_model, own, *opening)
-    with Authority.open(database_url(authority), passphrase) as opened:
-        report = opened.trace_service(
+    with opened_authority(authority, authority_passphrase_file) as owner:
+        if decode_model is not None and bundle is not None:
+            decoder = open_decoder(decode_model, bundle, private_key, bundle_passphrase_file)
+        tracer = ke.Tracer(owner)
+        report = tracer.service(
             url, model=model, decoder=decoder, transcript=transcript, batch_size=batch_size
         )
-        _finish_trace(opened, report, save, evidence)
+        _finish_trace(tracer, report, save, evidence)
 
 
 def _finish_trace(
-    authority: "Authority", report: "TraceReport", save: list[Path] | None, evidence: Path | None
+    tracer: "Tracer", report: "TraceReport", save: list[Path] | None, evidence: Path | None
 ) -> None:
     """Save first, so that nothing is lost if the terminal is."""
     for path in save or []:
         report.save(path)
     if evidence is not None:
-        authority.evidence(report, evidence)
+        tracer.evidence(report, evidence)
     typer.echo(str(report))
 
 

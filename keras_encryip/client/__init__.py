@@ -6,8 +6,8 @@
 array([7, 2, 1])
 """
 
-from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey, X25519PublicKey
 from keras_encryip.formats.sealed_folder import unseal_folder
 

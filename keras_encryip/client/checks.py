@@ -1,6 +1,7 @@
-"""Arguments of what asks model servers."""
+"""Checks of arguments that several rooms have alike."""
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,16 @@ def check_inputs(name: str, inputs: Any) -> np.ndarray:
     return array
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """An integer of at least `least`, 0 or 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+def check_count(name: str, value: Any, least: int) -> int:
+    """An integer of at least `least`, 0 or 1, as an `int`; numpy's will do."""
+    try:
+        count = least - 1 if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        count = least - 1
+    if count < least:
         wanted = "a positive integer" if least else "an integer, not negative"
         raise ArgumentError(f"`{name}` must be {wanted}. Received: {name}={value!r}")
+    return count
 
 
 def check_seconds(name: str, value: Any, *, positive: bool = False) -> None:

@@ -2,22 +2,18 @@
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.formats.atomic_files import read_bounded
-from keras_encryip.formats.responses import EXTRA_WORDS, open_responses
-from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import ArgumentError, ForeignKeyError, WrongModelError
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.key_pair import X25519PrivateKey
+from keras_encryip.formats.responses import EXTRA_WORDS, open_responses
+from keras_encryip.formats.version_folder import read_codebook
 from keras_encryip.labels.ciphertext import LabelCiphertext
-from keras_encryip.labels.codebook import FILE_NAME, MAX_CODEBOOK_BYTES, Codebook, ModelMetadata
-
-ASSETS: Final = Path("assets.extra") / "encryip"
-"""Where an exported model keeps its codebook and manifest."""
+from keras_encryip.labels.codebook import Codebook, ModelMetadata
 
 # Up to here a product with a 0/1 matrix beats adding up sorted columns (benchmarks/decode.py).
 _MAX_DENSE_CLASSES: Final = 512
@@ -221,11 +217,3 @@ class Decoder(Secret):
                 )
             labels.append(label)
         return self._table[np.array(labels, np.int64)].astype(np.int64)
-
-
-def read_codebook(model_dir_or_codebook: str | os.PathLike[str]) -> Codebook:
-    """Read `codebook.json`, given its path or that of an exported version folder."""
-    path = Path(model_dir_or_codebook)
-    if path.is_dir():
-        path = path / ASSETS / FILE_NAME
-    return Codebook.from_bytes(read_bounded(path, what="codebook", max_bytes=MAX_CODEBOOK_BYTES))

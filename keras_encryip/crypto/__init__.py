@@ -1,8 +1,12 @@
 """Cryptography of the protection: no Keras, no files.
 
-`field`     polynomials over Z_q
-`kem`       trace-and-revoke key encapsulation, one public key, many user keys
-`sealing`   authenticated encryption and passphrase keys
-`signing`   Ed25519 with domain separation
-`encoding`  canonical JSON, base64, points and scalars as bytes
+`secret`          base of every object that holds a secret
+`encoding`        canonical JSON, base64, points and scalars as bytes
+`polynomial`      polynomials over Z_q, and rational functions from their values
+`kem`             trace-and-revoke key encapsulation: one public key, many user keys
+`tracing_header`  headers that every user opens differently, and proofs of what they open to
+`combined_key`    keys that several users combined, and who they are
+`aead`            authenticated encryption and passphrase keys
+`streaming_aead`  authenticated encryption of streams in constant memory
+`signing`         Ed25519 with domain separation
 """

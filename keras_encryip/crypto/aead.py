@@ -1,15 +1,15 @@
 """Authenticated encryption (AES-256-GCM, NIST SP 800-38D); passphrase keys (scrypt, RFC 7914)."""
 
-import contextlib
 import unicodedata
 from typing import Final
 
 from Crypto.Cipher import AES
+from Crypto.Cipher._mode_gcm import GcmMode
 from Crypto.Protocol.KDF import scrypt
 from Crypto.Random import get_random_bytes
 
 from keras_encryip.crypto.polynomial import RandomBytes
-from keras_encryip.errors import ArgumentError, FormatError, SignatureError
+from keras_encryip.errors import ArgumentError, FormatError, SignatureError, instead_of
 
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
@@ -22,6 +22,13 @@ MAX_SCRYPT_LOG2_N: Final = 20
 DEFAULT_SCRYPT_LOG2_N: Final = 16
 
 
+def gcm(key: bytes, nonce: bytes, associated_data: bytes) -> GcmMode:
+    """AES-GCM for one message."""
+    cipher = AES.new(key, AES.MODE_GCM, nonce=nonce)
+    cipher.update(associated_data)
+    return cipher
+
+
 def seal(
     key: bytes,
     plaintext: bytes,
@@ -31,9 +38,7 @@ def seal(
 ) -> bytes:
     """Encrypt under a 32-byte key. Returns nonce (12) ‖ ciphertext ‖ tag (16)."""
     nonce = random_bytes(NONCE_BYTES)
-    cipher = AES.new(key, AES.MODE_GCM, nonce=nonce)
-    cipher.update(associated_data)
-    ciphertext, tag = cipher.encrypt_and_digest(plaintext)
+    ciphertext, tag = gcm(key, nonce, associated_data).encrypt_and_digest(plaintext)
     return nonce + ciphertext + tag
 
 
@@ -50,13 +55,9 @@ def unseal(key: bytes, sealed: bytes, associated_data: bytes) -> bytes:
         sealed[NONCE_BYTES:-TAG_BYTES],
         sealed[-TAG_BYTES:],
     )
-    cipher = AES.new(key, AES.MODE_GCM, nonce=nonce)
-    cipher.update(associated_data)
-    try:
-        return cipher.decrypt_and_verify(ciphertext, tag)
-    except ValueError:
-        pass
-    raise SignatureError("The sealed data cannot be opened with this key, or was changed.")
+    message = "The sealed data cannot be opened with this key, or was changed."
+    with instead_of(ValueError, raises=lambda _: SignatureError(message)):
+        return gcm(key, nonce, associated_data).decrypt_and_verify(ciphertext, tag)
 
 
 def passphrase_bytes(passphrase: str) -> bytes:
@@ -67,14 +68,9 @@ def passphrase_bytes(passphrase: str) -> bytes:
     """
     if not isinstance(passphrase, str) or not passphrase:
         raise ArgumentError("`passphrase` must be a string that is not empty.")
-    password = None
-    with contextlib.suppress(UnicodeEncodeError):  # that error would hold the passphrase
-        password = unicodedata.normalize("NFC", passphrase).encode("utf-8")
-    if password is None:
-        raise ArgumentError(
-            "`passphrase` is not Unicode text: it was read from bytes that are not UTF-8."
-        )
-    return password
+    message = "`passphrase` is not Unicode text: it was read from bytes that are not UTF-8."
+    with instead_of(UnicodeEncodeError, raises=lambda _: ArgumentError(message)):
+        return unicodedata.normalize("NFC", passphrase).encode("utf-8")
 
 
 def passphrase_key(passphrase: str, salt: bytes, log2_n: int) -> bytes:

@@ -14,11 +14,17 @@ traitors' z.
 
 from collections.abc import Callable, Iterable, Sequence
 
-from keras_encryip.crypto.polynomial import ORDER, evaluate, inverse, lagrange_at_zero
-from keras_encryip.crypto.kem import MAX_THRESHOLD, Header, SharedSecret, UserKey
+from keras_encryip.crypto.kem import MAX_THRESHOLD, Header, SharedSecret, UserKey, weighted_sum
+from keras_encryip.crypto.polynomial import (
+    ORDER,
+    divide,
+    evaluate,
+    inverse,
+    lagrange_at_zero,
+    rational_reconstruction,
+)
 from keras_encryip.crypto.secret import Secret
-from keras_encryip.crypto.polynomial import divide, rational_reconstruction
-from keras_encryip.errors import ArgumentError, RevokedKeyError
+from keras_encryip.errors import ArgumentError
 
 
 class CombinedKey(Secret):
@@ -73,8 +79,8 @@ class CombinedKey(Secret):
         nodes = _checked_nodes(nodes)
         weights = [0] * (len(nodes) + 1)
         for key, share in zip(keys, shares, strict=True):
-            own = _weights_of(key, nodes)
-            weights = [(w + share * o) % ORDER for w, o in zip(weights, own, strict=True)]
+            vector = key.secret_weights(nodes)
+            weights = [(w + share * v) % ORDER for w, v in zip(weights, vector, strict=True)]
         return cls(nodes, weights)
 
     def decapsulate(self, header: Header) -> SharedSecret:
@@ -85,10 +91,7 @@ class CombinedKey(Secret):
         """
         if header.nodes != self.nodes:
             raise ArgumentError("This combined key was made for a header with other nodes.")
-        secret = header.points[0] * self._weights[0]
-        for weight, point in zip(self._weights[1:], header.points[1:], strict=True):
-            secret += point * weight
-        return SharedSecret(secret, header)
+        return SharedSecret(weighted_sum(self._weights, header.points), header)
 
 
 def find_traitors(
@@ -178,14 +181,6 @@ def _share(numerator: Sequence[int], denominator: Sequence[int], z: int) -> int:
     """
     others, _ = divide(denominator, [-z, 1])
     return -evaluate(numerator, z) * inverse(z * evaluate(others, z)) % ORDER
-
-
-def _weights_of(key: UserKey, nodes: tuple[int, ...]) -> list[int]:
-    """(λ_0·P(z), λ_1 … λ_t): a single user's vector."""
-    if key.z in nodes:
-        raise RevokedKeyError("This key was revoked when the header was made.")
-    lambdas = lagrange_at_zero((key.z, *nodes))
-    return [lambdas[0] * key._value % ORDER, *lambdas[1:]]
 
 
 def _checked_nodes(nodes: Sequence[int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Bytes on the outside: canonical JSON, canonical base64, points and scalars.
+"""Bytes on the outside: canonical JSON, canonical base64, times, points and scalars.
 
 Files are hostile until proven otherwise, so every reader here bounds the
 length first, refuses unknown fields and unknown types, and accepts exactly one
@@ -6,15 +6,16 @@ spelling of each value: what was read is written again and must be equal.
 """
 
 import base64
-import binascii
+import contextlib
 import json
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from Crypto.PublicKey import ECC
 
 from keras_encryip.crypto.polynomial import ORDER
-from keras_encryip.errors import FormatError
+from keras_encryip.errors import FormatError, instead_of, reason
 
 if TYPE_CHECKING:  # pycryptodome's `ECC` has it, but does not mark it as exported
     from Crypto.PublicKey._point import EccPoint
@@ -23,6 +24,13 @@ else:
 
 Point: TypeAlias = EccPoint
 """A point on P-256."""
+
+Time: TypeAlias = Annotated[
+    str, msgspec.Meta(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z\Z")
+]
+"""UTC to the second, `YYYY-MM-DDThh:mm:ssZ`."""
+
+_TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
 
 SCALAR_BYTES: Final = 32
 POINT_BYTES: Final = 33
@@ -60,13 +68,11 @@ def parse_canonical_json(data: bytes, kind: type[_T], *, what: str, max_bytes: i
     """
     if len(data) > max_bytes:
         raise FormatError(f"The {what} is too large: {len(data)} bytes, at most {max_bytes}.")
-    problem = ""
-    try:
+    with instead_of(
+        *(msgspec.DecodeError, RecursionError, ValueError),
+        raises=lambda error: FormatError(f"The {what} is malformed: {reason(error)}"),
+    ):
         value = msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        problem = str(error) or type(error).__name__
-    if problem:
-        raise FormatError(f"The {what} is malformed: {problem}")
     if canonical_json(value) != data:
         raise FormatError(f"The {what} is not in canonical form (sorted keys, no spaces, ASCII).")
     return value
@@ -88,15 +94,26 @@ def decode_base64(text: str, *, what: str, length: int | None = None) -> bytes:
     Raises:
         FormatError: wrong alphabet, padding or length, or unused bits that are not zero.
     """
-    try:
+    data = None
+    with contextlib.suppress(ValueError):  # of base64 or of characters that are not ASCII
         data = base64.b64decode(text.encode("ascii"), validate=True)
-    except (binascii.Error, UnicodeEncodeError):
-        data = None
     if data is None or encode_base64(data) != text:
         raise FormatError(f"Field {what} is not canonical base64.")
     if length is not None and len(data) != length:
         raise FormatError(f"Field {what} has {len(data)} bytes, expected {length}.")
     return data
+
+
+def format_time(moment: datetime) -> str:
+    """UTC to the second, `YYYY-MM-DDThh:mm:ssZ`."""
+    return moment.astimezone(UTC).strftime(_TIME_FORMAT)
+
+
+def parse_time(text: str, *, what: str) -> datetime:
+    """Read what `format_time` wrote."""
+    message = f"Field {what} is not a date of the form YYYY-MM-DDThh:mm:ssZ."
+    with instead_of(ValueError, raises=lambda _: FormatError(message)):
+        return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC)
 
 
 def encode_scalar(value: int) -> bytes:
@@ -123,10 +140,8 @@ def decode_point(data: bytes, *, what: str) -> Point:
     """Read a SEC 1 compressed P-256 point: on the curve, not infinity, canonical."""
     point = None
     if len(data) == POINT_BYTES and data[0] in (2, 3):
-        try:
+        with contextlib.suppress(ValueError):
             point = ECC.import_key(data, curve_name="P-256").pointQ
-        except ValueError:
-            point = None
     if point is None or point.is_point_at_infinity() or encode_point(point) != data:
         raise FormatError(f"{what} is not a compressed point on P-256.")
     return point

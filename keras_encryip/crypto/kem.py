@@ -23,8 +23,22 @@ from Crypto.Hash import SHA256
 from Crypto.Protocol.KDF import HKDF
 from Crypto.Random import get_random_bytes
 
-from keras_encryip.crypto.encoding import POINT_BYTES, SCALAR_BYTES, Point, decode_point, decode_scalar, encode_point, encode_scalar
-from keras_encryip.crypto.polynomial import ORDER, RandomBytes, evaluate, inverses, lagrange_at_zero, random_scalar
+from keras_encryip.crypto.encoding import (
+    POINT_BYTES,
+    SCALAR_BYTES,
+    Point,
+    decode_point,
+    decode_scalar,
+    encode_point,
+    encode_scalar,
+)
+from keras_encryip.crypto.polynomial import (
+    ORDER,
+    RandomBytes,
+    evaluate,
+    lagrange_at_zero,
+    random_scalar,
+)
 from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import ArgumentError, FormatError, RevokedKeyError
 
@@ -196,19 +210,19 @@ class UserKey(Secret):
             decode_scalar(data[SCALAR_BYTES:], what="User key value"),
         )
 
+    def secret_weights(self, nodes: tuple[int, ...]) -> list[int]:
+        """(λ_0·P(z), λ_1 … λ_t): what this key weighs a header's points by. Secret."""
+        lambda_0, *others = user_lambdas(self.z, nodes)
+        return [lambda_0 * self._value % ORDER, *others]
+
     def decapsulate(self, header: Header) -> SharedSecret:
         """S = (λ_0·P(z))·R + Σ λ_j·H_j, Lagrange coefficients at 0 for {z, x_1 … x_t}.
 
         Raises:
             RevokedKeyError: z is one of the header's nodes.
         """
-        if self.z in header.nodes:
-            raise RevokedKeyError("This key was revoked when the header was made.")
-        lambdas = lagrange_at_zero((self.z, *header.nodes))
-        secret = header.points[0] * (lambdas[0] * self._value % ORDER)
-        for coefficient, point in zip(lambdas[1:], header.points[1:], strict=True):
-            secret += point * coefficient
-        return SharedSecret(secret, header)
+        weights = self.secret_weights(header.nodes)
+        return SharedSecret(weighted_sum(weights, header.points), header)
 
 
 class MasterKey(Secret):
@@ -275,191 +289,26 @@ class MasterKey(Secret):
         exponents = [r] + [r * evaluate(self._coefficients, x) % ORDER for x in nodes]
         header = header_from_exponents(nodes, exponents)
         return header, SharedSecret(GENERATOR * (r * self._coefficients[0] % ORDER), header)
-
-
-def key_id(self) -> str:
-        """16 hexadecimal digits that name the key and tell nothing about P(z)."""
-        return key_id(self.z)
-
-    def secret_bytes(self) -> bytes:
-        """z ‖ P(z), 64 bytes. Secret."""
-        return encode_scalar(self.z) + encode_scalar(self._value)
-
-    @classmethod
-    def from_secret_bytes(cls, data: bytes) -> "UserKey":
-        if len(data) != 2 * SCALAR_BYTES:
-            raise FormatError(f"A user key has {2 * SCALAR_BYTES} bytes.")
-        return cls(
-            decode_scalar(data[:SCALAR_BYTES], what="User key z"),
-            decode_scalar(data[SCALAR_BYTES:], what="User key value"),
-        )
-
-    def decapsulate(self, header: Header) -> SharedSecret:
-        """S = (λ_0·P(z))·R + Σ λ_j·H_j, Lagrange coefficients at 0 for {z, x_1 … x_t}.
-
-        Raises:
-            RevokedKeyError: z is one of the header's nodes.
-        """
-        if self.z in header.nodes:
-            raise RevokedKeyError("This key was revoked when the header was made.")
-        lambdas = lagrange_at_zero((self.z, *header.nodes))
-        secret = header.points[0] * (lambdas[0] * self._value % ORDER)
-        for coefficient, point in zip(lambdas[1:], header.points[1:], strict=True):
-            secret += point * coefficient
-        return SharedSecret(secret, header)
-
-
-class MasterKey(Secret):
-    """The owner's polynomial P(X) = a_0 + … + a_t·X^t over Z_q."""
-
-    __slots__ = ("_coefficients",)
-
-    def __init__(self, coefficients: Sequence[int]) -> None:
-        if not 1 <= len(coefficients) - 1 <= MAX_THRESHOLD:
-            raise ArgumentError(
-                f"`threshold` must be in 1 … {MAX_THRESHOLD}. "
-                f"Received: threshold={len(coefficients) - 1}"
-            )
-        self._coefficients = tuple(coefficients)
-
-    @classmethod
-    def generate(
-        cls, threshold: int, *, random_bytes: RandomBytes = get_random_bytes
-    ) -> "MasterKey":
-        """All t + 1 coefficients from the CSPRNG."""
-        if not isinstance(threshold, int) or not 1 <= threshold <= MAX_THRESHOLD:
-            raise ArgumentError(
-                f"`threshold` must be an integer in 1 … {MAX_THRESHOLD}. "
-                f"Received: threshold={threshold}"
-            )
-        return cls([random_scalar(random_bytes) for _ in range(threshold + 1)])
-
-    def _describe(self) -> str:
-        return f"threshold={self.threshold}"
-
-    @property
-    def threshold(self) -> int:
-        return len(self._coefficients) - 1
-
-    def secret_bytes(self) -> bytes:
-        """a_0 ‖ … ‖ a_t, 32 bytes each. Secret."""
-        return b"".join(encode_scalar(a) for a in self._coefficients)
-
-    @classmethod
-    def from_secret_bytes(cls, data: bytes) -> "MasterKey":
-        if len(data) % SCALAR_BYTES:
-            raise FormatError("A master key has a wrong length.")
-        return cls([decode_scalar(a, what="Master key") for a in split_bytes(data, SCALAR_BYTES)])
-
-    def public_key(self) -> PublicKey:
-        return PublicKey(tuple(encode_point(GENERATOR * a) for a in self._coefficients))
-
-    def user_key(self, z: int) -> UserKey:
-        """The key at z: one polynomial evaluation."""
-        if not 0 < z < ORDER:
-            raise ArgumentError("`z` must be in 1 … q−1.")
-        return UserKey(z, evaluate(self._coefficients, z))
-
-    def issue(self, *, random_bytes: RandomBytes = get_random_bytes) -> UserKey:
-        """A key at a fresh random z."""
-        return self.user_key(random_scalar(random_bytes))
-
-    def encapsulate(
-        self, revoked: Iterable[int] = (), *, random_bytes: RandomBytes = get_random_bytes
-    ) -> tuple[Header, SharedSecret]:
-        """As `PublicKey.encapsulate`, in t + 2 fixed-base multiplications."""
-        nodes = choose_nodes(self.threshold, revoked, random_bytes)
-        r = random_scalar(random_bytes)
-        exponents = [r] + [r * evaluate(self._coefficients, x) % ORDER for x in nodes]
-        header = header_from_exponents(nodes, exponents)
-        return header, SharedSecret(GENERATOR * (r * self._coefficients[0] % ORDER), header)
-
-
-class TracingHeader(Secret):
-    """A header that is ill-formed on purpose, and the exponents that made it.
-
-    R = ρ_0·G and H_j = ρ_j·G with independent ρ (*Fake* in Mu et al.). A single user
-    cannot tell it from a real one (DDH), yet every user opens it to a secret of their
-    own, which the owner can predict.
-    """
-
-    __slots__ = ("_exponents", "header")
-
-    def __init__(self, header: Header, exponents: Sequence[int]) -> None:
-        self.header = header
-        self._exponents = tuple(exponents)
-
-    def _describe(self) -> str:
-        return self.header.digest.hex()[:16]
-
-    @classmethod
-    def generate(
-        cls,
-        threshold: int,
-        revoked: Iterable[int] = (),
-        *,
-        random_bytes: RandomBytes = get_random_bytes,
-    ) -> "TracingHeader":
-        nodes = choose_nodes(threshold, revoked, random_bytes)
-        exponents = [random_scalar(random_bytes) for _ in range(threshold + 1)]
-        return cls(header_from_exponents(nodes, exponents), exponents)
-
-    def secret_bytes(self) -> bytes:
-        """ρ_0 ‖ … ‖ ρ_t, 32 bytes each. Secret."""
-        return b"".join(encode_scalar(rho) for rho in self._exponents)
-
-    @classmethod
-    def from_secret_bytes(cls, header: Header, data: bytes) -> "TracingHeader":
-        exponents = [decode_scalar(d, what="Exponent") for d in split_bytes(data, SCALAR_BYTES)]
-        if header != header_from_exponents(header.nodes, exponents):
-            raise FormatError("The exponents do not belong to this tracing header.")
-        return cls(header, exponents)
-
-    def predict(self, key: UserKey) -> SharedSecret:
-        """The secret that this user gets, by one fixed-base multiplication.
-
-        Raises:
-            RevokedKeyError: z is one of the header's nodes.
-        """
-        (secret,) = self.predict_many([key])
-        if secret is None:
-            raise RevokedKeyError("This key was revoked when the header was made.")
-        return secret
-
-    def predict_many(self, keys: Sequence[UserKey]) -> list[SharedSecret | None]:
-        """The secrets that these users get, `None` for those whom the header shuts out.
-
-        (λ_0·P(z)·ρ_0 + Σ λ_j·ρ_j)·G with λ_0 = Π x_k/(x_k − z) and λ_j = c_j·z/(z − x_j),
-        c_j = Π_{l≠j} x_l/(x_l − x_j) the same for all users.
-        """
-        nodes = self.header.nodes
-        rho_0 = self._exponents[0]
-        weighted = [
-            c * rho for c, rho in zip(lagrange_at_zero(nodes), self._exponents[1:], strict=True)
-        ]
-        product = 1
-        for x in nodes:
-            product = product * x % ORDER
-        differences = [(x - key.z) % ORDER or 1 for key in keys for x in nodes]
-        inverted = inverses(differences)
-        secrets: list[SharedSecret | None] = []
-        for i, key in enumerate(keys):
-            if key.z in nodes:
-                secrets.append(None)
-                continue
-            own = inverted[i * len(nodes) : (i + 1) * len(nodes)]
-            lambda_0 = product
-            for value in own:
-                lambda_0 = lambda_0 * value % ORDER
-            others = sum(w * value for w, value in zip(weighted, own, strict=True))
-            exponent = (lambda_0 * key._value * rho_0 - key.z * others) % ORDER
-            secrets.append(SharedSecret(GENERATOR * exponent, self.header))
-        return secrets
 
 
 def key_id(z: int) -> str:
     """The public name of the key at z."""
     return SHA256.new(b"encryip key id v1\0" + encode_scalar(z)).hexdigest()[:16]
+
+
+def user_lambdas(z: int, nodes: tuple[int, ...]) -> list[int]:
+    """λ_0 … λ_t: the Lagrange coefficients at 0 for {z, x_1 … x_t}; z must not be a node."""
+    if z in nodes:
+        raise RevokedKeyError("This key was revoked when the header was made.")
+    return lagrange_at_zero((z, *nodes))
+
+
+def weighted_sum(weights: Sequence[int], points: Sequence[Point]) -> Point:
+    """Σ w_j·P_j."""
+    total = points[0] * weights[0]
+    for weight, point in zip(weights[1:], points[1:], strict=True):
+        total += point * weight
+    return total
 
 
 def choose_nodes(
@@ -480,10 +329,12 @@ def choose_nodes(
 
 
 def header_from_exponents(nodes: tuple[int, ...], exponents: Sequence[int]) -> Header:
+    """The header with R = e_0·G and H_j = e_j·G."""
     if len(exponents) != len(nodes) + 1:
         raise FormatError("A header needs one exponent more than nodes.")
     return Header(nodes, tuple(encode_point(GENERATOR * e) for e in exponents))
 
 
 def split_bytes(data: bytes, size: int) -> list[bytes]:
+    """The parts of `size` bytes that follow each other."""
     return [data[i : i + size] for i in range(0, len(data), size)]

@@ -1,9 +1,9 @@
 """Polynomials over Z_q, q the order of NIST P-256 (SEC 2, section 2.4.2).
 
-A polynomial is a sequence of coefficients in 0 … q−1, lowest degree first; results have no
-trailing zeros, so that the zero polynomial is `[]`. Arguments may be unreduced.
+A polynomial is a sequence of coefficients in 0 … q−1, lowest degree first. Results have no
+trailing zeros: the zero polynomial is `[]`. Arguments may be unreduced.
 
-Source of the reconstruction: von zur Gathen and Gerhard, *Modern Computer Algebra*.
+Source of `rational_reconstruction`: von zur Gathen and Gerhard, *Modern Computer Algebra*.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,11 +52,11 @@ def inverses(values: Sequence[int]) -> list[int]:
     for value in values:
         products.append(products[-1] * value % ORDER)
     rest = inverse(products[-1])
-    found = [0] * len(values)
-    for i in range(len(values) - 1, -1, -1):
-        found[i] = rest * products[i] % ORDER
+    inverted = [0] * len(values)
+    for i in reversed(range(len(values))):
+        inverted[i] = rest * products[i] % ORDER
         rest = rest * values[i] % ORDER
-    return found
+    return inverted
 
 
 def lagrange_at_zero(nodes: Sequence[int]) -> list[int]:
@@ -83,9 +83,6 @@ def lagrange_at_zero(nodes: Sequence[int]) -> list[int]:
                 denominator = denominator * (x_k - x_i) % ORDER
         coefficients.append(numerator * inverse(denominator) % ORDER)
     return coefficients
-
-
-# --- rational function reconstruction --------------------------------------------------
 
 
 def multiply(a: Sequence[int], b: Sequence[int]) -> list[int]:

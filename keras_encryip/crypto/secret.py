@@ -3,7 +3,7 @@
 from typing import Any, NoReturn
 
 
-class Opaque:
+class Secret:
     """An object that never shows or copies what it holds.
 
     `repr` prints the class name and `_describe()`, which subclasses fill with

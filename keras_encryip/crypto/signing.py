@@ -7,7 +7,7 @@ from Crypto.Signature import eddsa
 
 from keras_encryip.crypto.polynomial import RandomBytes
 from keras_encryip.crypto.secret import Secret
-from keras_encryip.errors import FormatError, SignatureError
+from keras_encryip.errors import FormatError, SignatureError, instead_of
 
 SEED_BYTES = 32
 PUBLIC_BYTES = 32
@@ -53,14 +53,10 @@ def verify(public: bytes, domain: str, message: bytes, signature: bytes, *, what
     Raises:
         SignatureError: the signature does not match; `what` names the object.
     """
-    good = True
-    try:
+    problem = f"The signature of the {what} is wrong: it was changed, or is forged."
+    with instead_of(ValueError, raises=lambda _: SignatureError(problem)):
         key = eddsa.import_public_key(public)
         eddsa.new(key, "rfc8032").verify(_digest(domain, message), signature)
-    except ValueError:
-        good = False
-    if not good:
-        raise SignatureError(f"The signature of the {what} is wrong: it was changed, or is forged.")
 
 
 def _digest(domain: str, message: bytes) -> bytes:

@@ -10,10 +10,8 @@ noticed. A key must serve one stream only.
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from Crypto.Cipher import AES
-
-from keras_encryip.crypto.aead import TAG_BYTES
-from keras_encryip.errors import SignatureError
+from keras_encryip.crypto.aead import TAG_BYTES, gcm
+from keras_encryip.errors import SignatureError, instead_of
 
 CHUNK_BYTES: Final = 64 << 10
 
@@ -60,35 +58,25 @@ def unseal_stream(
     number, sealed = 0, read(CHUNK_BYTES + TAG_BYTES)
     while True:
         following = read(CHUNK_BYTES + TAG_BYTES)
-        plaintext = None
-        if len(sealed) >= TAG_BYTES + (number > 0):  # only the first chunk may be empty
-            plaintext = _unsealed(key, number, not following, sealed, associated_data)
-        if plaintext is None:
-            raise SignatureError(
-                "The sealed data cannot be opened with this key, or was changed or cut off."
-            )
-        yield plaintext
+        yield _unsealed(key, number, not following, sealed, associated_data)
         if not following:
             return
         number, sealed = number + 1, following
 
 
 def _sealed(key: bytes, number: int, last: bool, plaintext: bytes, associated_data: bytes) -> bytes:
-    cipher = AES.new(key, AES.MODE_GCM, nonce=_nonce(number, last))
-    cipher.update(associated_data)
+    cipher = gcm(key, _nonce(number, last), associated_data)
     ciphertext, tag = cipher.encrypt_and_digest(plaintext)
     return ciphertext + tag
 
 
-def _unsealed(
-    key: bytes, number: int, last: bool, sealed: bytes, associated_data: bytes
-) -> bytes | None:
-    cipher = AES.new(key, AES.MODE_GCM, nonce=_nonce(number, last))
-    cipher.update(associated_data)
-    try:
+def _unsealed(key: bytes, number: int, last: bool, sealed: bytes, associated_data: bytes) -> bytes:
+    message = "The sealed data cannot be opened with this key, or was changed or cut off."
+    if len(sealed) < TAG_BYTES + (number > 0):  # only the first chunk may be empty
+        raise SignatureError(message)
+    cipher = gcm(key, _nonce(number, last), associated_data)
+    with instead_of(ValueError, raises=lambda _: SignatureError(message)):
         return cipher.decrypt_and_verify(sealed[:-TAG_BYTES], sealed[-TAG_BYTES:])
-    except ValueError:
-        return None
 
 
 def _nonce(number: int, last: bool) -> bytes:

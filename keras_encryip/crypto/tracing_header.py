@@ -1,27 +1,131 @@
-"""Show what a user's key makes of a tracing header, without showing any key.
+"""Tracing headers: every user opens them to a secret of their own, which the owner can predict.
 
-A user opens a header with S = λ_0·P(z)·R + Σ λ_j·H_j. All of it but V = P(z)·R
-is public. The owner, who knows R = ρ_0·G, publishes V = ρ_0·Q with Q = P(z)·G,
-which follows from the public key, and proves in zero knowledge that V has the
-same discrete logarithm to Q as R has to G.
+The owner can also prove what a user's key makes of one, without showing any key. A user
+opens a header with S = λ_0·P(z)·R + Σ λ_j·H_j. All of it but V = P(z)·R is public. The
+owner, who knows R = ρ_0·G, publishes V = ρ_0·Q with Q = P(z)·G, which follows from the
+public key, and proves in zero knowledge that V has the same discrete logarithm to Q as R
+has to G.
 
-Source: Chaum and Pedersen, *Wallet databases with observers*, CRYPTO 1992, made
+Source of the proof: Chaum and Pedersen, *Wallet databases with observers*, CRYPTO 1992, made
 non-interactive by the heuristic of Fiat and Shamir, CRYPTO 1986.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from Crypto.Hash import SHA512
 from Crypto.Random import get_random_bytes
 
-from keras_encryip.crypto.encoding import POINT_BYTES, SCALAR_BYTES, Point, decode_point, decode_scalar, encode_point, encode_scalar
-from keras_encryip.crypto.polynomial import ORDER, RandomBytes, lagrange_at_zero, random_scalar
-from keras_encryip.crypto.kem import GENERATOR, Header, PublicKey, SharedSecret
-from keras_encryip.crypto.tracing_header import TracingHeader
+from keras_encryip.crypto.encoding import (
+    POINT_BYTES,
+    SCALAR_BYTES,
+    Point,
+    decode_point,
+    decode_scalar,
+    encode_point,
+    encode_scalar,
+)
+from keras_encryip.crypto.kem import (
+    GENERATOR,
+    Header,
+    PublicKey,
+    SharedSecret,
+    UserKey,
+    choose_nodes,
+    header_from_exponents,
+    split_bytes,
+    user_lambdas,
+    weighted_sum,
+)
+from keras_encryip.crypto.polynomial import (
+    ORDER,
+    RandomBytes,
+    inverses,
+    lagrange_at_zero,
+    random_scalar,
+)
+from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import FormatError, RevokedKeyError, SignatureError
 
 OPENING_BYTES: Final = POINT_BYTES + 2 * SCALAR_BYTES
 """V (33) ‖ challenge (32) ‖ response (32)."""
+
+
+class TracingHeader(Secret):
+    """A header that is ill-formed on purpose, and the exponents that made it.
+
+    R = ρ_0·G and H_j = ρ_j·G with independent ρ (*Fake* in Mu et al.). A single user
+    cannot tell it from a real one (DDH), yet every user opens it to a secret of their
+    own, which the owner can predict.
+    """
+
+    __slots__ = ("_exponents", "header")
+
+    def __init__(self, header: Header, exponents: Sequence[int]) -> None:
+        self.header = header
+        self._exponents = tuple(exponents)
+
+    def _describe(self) -> str:
+        return self.header.digest.hex()[:16]
+
+    @classmethod
+    def generate(
+        cls,
+        threshold: int,
+        revoked: Iterable[int] = (),
+        *,
+        random_bytes: RandomBytes = get_random_bytes,
+    ) -> "TracingHeader":
+        """As `PublicKey.encapsulate`, with independent exponents."""
+        nodes = choose_nodes(threshold, revoked, random_bytes)
+        exponents = [random_scalar(random_bytes) for _ in range(threshold + 1)]
+        return cls(header_from_exponents(nodes, exponents), exponents)
+
+    def secret_bytes(self) -> bytes:
+        """ρ_0 ‖ … ‖ ρ_t, 32 bytes each. Secret."""
+        return b"".join(encode_scalar(rho) for rho in self._exponents)
+
+    @classmethod
+    def from_secret_bytes(cls, header: Header, data: bytes) -> "TracingHeader":
+        """Read what `secret_bytes` wrote, and check that it belongs to the header."""
+        exponents = [decode_scalar(d, what="Exponent") for d in split_bytes(data, SCALAR_BYTES)]
+        if header != header_from_exponents(header.nodes, exponents):
+            raise FormatError("The exponents do not belong to this tracing header.")
+        return cls(header, exponents)
+
+    def predict(self, key: UserKey) -> SharedSecret:
+        """The secret that this user gets, by one fixed-base multiplication.
+
+        Raises:
+            RevokedKeyError: z is one of the header's nodes.
+        """
+        (secret,) = self.predict_many([key])
+        if secret is None:
+            raise RevokedKeyError("This key was revoked when the header was made.")
+        return secret
+
+    def predict_many(self, keys: Sequence[UserKey]) -> list[SharedSecret | None]:
+        """The secrets that these users get, `None` for those whom the header shuts out.
+
+        (λ_0·P(z)·ρ_0 + Σ λ_j·ρ_j)·G with λ_0 = Π x_k/(x_k − z) and λ_j = c_j·z/(z − x_j),
+        c_j = Π_{l≠j} x_l/(x_l − x_j) the same for all users.
+        """
+        nodes, (rho_0, *others) = self.header.nodes, self._exponents
+        weights = [c * rho for c, rho in zip(lagrange_at_zero(nodes), others, strict=True)]
+        inverted = inverses([(x - key.z) % ORDER or 1 for key in keys for x in nodes])
+        secrets: list[SharedSecret | None] = []
+        for i, key in enumerate(keys):
+            if key.z in nodes:
+                secrets.append(None)
+                continue
+            reciprocals = inverted[i * len(nodes) : (i + 1) * len(nodes)]  # 1/(x_j − z)
+            lambda_0 = 1
+            for x, reciprocal in zip(nodes, reciprocals, strict=True):
+                lambda_0 = lambda_0 * x % ORDER * reciprocal % ORDER
+            rest = sum(w * r for w, r in zip(weights, reciprocals, strict=True))
+            exponent = (lambda_0 * key._value * rho_0 - key.z * rest) % ORDER
+            secrets.append(SharedSecret(GENERATOR * exponent, self.header))
+        return secrets
 
 
 def open_header(
@@ -54,14 +158,9 @@ def verify_opening(header: Header, public_key: PublicKey, z: int, opening: bytes
         FormatError: malformed.
         RevokedKeyError: the header shuts that user out.
     """
-    if z in header.nodes:
-        raise RevokedKeyError("This key was revoked when the header was made.")
+    lambdas = user_lambdas(z, header.nodes)
     opened = _verified(header, public_key, z, opening)
-    lambdas = lagrange_at_zero((z, *header.nodes))
-    secret = opened * lambdas[0]
-    for coefficient, point in zip(lambdas[1:], header.points[1:], strict=True):
-        secret += point * coefficient
-    return SharedSecret(secret, header)
+    return SharedSecret(weighted_sum(lambdas, (opened, *header.points[1:])), header)
 
 
 def verify_tracing(header: Header, public_key: PublicKey, opening: bytes) -> None:

@@ -45,8 +45,9 @@ def encrypt(confused: Any, key: bytes, associated_data: bytes, nonces: Any = Non
     stream = _chacha20(subkey, nonces[:, 4:], 1 + -(-count // 16))
     sealed = tf.bitwise.bitwise_xor(rows, stream[:, 16 : 16 + count])
     tag = _poly1305(stream[:, :8], _message(sealed, count, associated_data))
-    found = tf.bitcast(tf.concat([nonces, sealed, tag], axis=1), tf.int32)
-    return tf.reshape(found, tf.concat([tf.shape(confused)[:-1], [found.shape[1]]], 0))
+    responses = tf.bitcast(tf.concat([nonces, sealed, tag], axis=1), tf.int32)
+    shape = tf.concat([tf.shape(confused)[:-1], [responses.shape[1]]], 0)
+    return tf.reshape(responses, shape)
 
 
 def fresh_nonces(rows: Any) -> Any:
@@ -160,19 +161,19 @@ def _poly1305(key: Any, message: Any) -> Any:
 def _limbs(words: Any, top: int) -> Any:
     """int64 `[…, 5]` of words `[…, 4]`, plus `top` in the highest limb."""
     t = [tf.cast(word, tf.int64) for word in tf.unstack(words, axis=-1)]
-    found = [t[0]]
+    limbs = [t[0]]
     for i, shift in ((0, 26), (1, 20), (2, 14)):
         low = tf.bitwise.right_shift(t[i], _int64(shift))
-        found.append(low + tf.bitwise.left_shift(t[i + 1], _int64(32 - shift)))
-    found = [tf.bitwise.bitwise_and(limb, _int64(_LIMB)) for limb in found]
-    found.append(tf.bitwise.right_shift(t[3], _int64(8)) + _int64(top))
-    return tf.stack(found, axis=-1)
+        limbs.append(low + tf.bitwise.left_shift(t[i + 1], _int64(32 - shift)))
+    limbs = [tf.bitwise.bitwise_and(limb, _int64(_LIMB)) for limb in limbs]
+    limbs.append(tf.bitwise.right_shift(t[3], _int64(8)) + _int64(top))
+    return tf.stack(limbs, axis=-1)
 
 
 def _factors(r: Any) -> Any:
     """The matrix `[…, 5, 5]` that multiplies limbs by r modulo 2^130 − 5."""
-    own = tf.unstack(r, axis=-1)
-    rows = [[own[j - i] if j >= i else 5 * own[5 + j - i] for j in range(5)] for i in range(5)]
+    limbs = tf.unstack(r, axis=-1)
+    rows = [[limbs[j - i] if j >= i else 5 * limbs[5 + j - i] for j in range(5)] for i in range(5)]
     return tf.stack([tf.stack(row, axis=-1) for row in rows], axis=-2)
 
 
@@ -212,16 +213,16 @@ def _plus(h: Any, words: Any) -> Any:
     """(h + s) mod 2^128 as words `[rows, 4]`."""
     limbs = tf.unstack(h, axis=-1)
     carry = tf.zeros_like(limbs[0])
-    found = []
+    sums = []
     for i, word in enumerate(tf.unstack(words, axis=-1)):
         shift = 6 * i
         low = tf.bitwise.right_shift(limbs[i], _int64(shift))
         high = tf.bitwise.left_shift(limbs[i + 1], _int64(26 - shift))
-        own = tf.bitwise.bitwise_and(low + high, _int64(0xFFFFFFFF))
-        total = own + tf.cast(word, tf.int64) + carry
-        found.append(_low(total))
+        part = tf.bitwise.bitwise_and(low + high, _int64(0xFFFFFFFF))
+        total = part + tf.cast(word, tf.int64) + carry
+        sums.append(_low(total))
         carry = tf.bitwise.right_shift(total, _int64(32))
-    return tf.stack(found, axis=-1)
+    return tf.stack(sums, axis=-1)
 
 
 def _low(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Reading bounded files, and writing new ones whole or not at all."""
+"""Reading bounded files, and writing files and folders whole or not at all."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from keras_encryip.errors import ArgumentError, FormatError
+from keras_encryip.errors import ArgumentError, FormatError, instead_of, reason
 
 
 def read_bounded(path: str | os.PathLike[str], *, what: str, max_bytes: int) -> bytes:
@@ -16,16 +16,17 @@ def read_bounded(path: str | os.PathLike[str], *, what: str, max_bytes: int) -> 
     Raises:
         FormatError: the file is missing, a folder, unreadable, or too large.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise FormatError(f"Cannot read the {what} {os.fspath(path)!r}: {reason}.") from None
+    name = os.fspath(path)
+    with (
+        instead_of(
+            OSError,
+            raises=lambda error: FormatError(f"Cannot read the {what} {name!r}: {reason(error)}."),
+        ),
+        open(path, "rb") as file,
+    ):
+        data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise FormatError(
-            f"The {what} {os.fspath(path)!r} is too large: more than {max_bytes} bytes."
-        )
+        raise FormatError(f"The {what} {name!r} is too large: more than {max_bytes} bytes.")
     return data
 
 
@@ -42,35 +43,36 @@ def make_new_file(
     Raises:
         ArgumentError: the file exists (it is left as it is), or cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    problem = ""
-    try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
-        fill(temporary)
-        os.link(temporary, target)
-        sync_folder(target.parent)
-    except FileExistsError:
-        problem = "it exists already, and is never overwritten. Choose another path"
-    except OSError as error:
-        problem = error.strerror or type(error).__name__
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    if problem:
-        raise ArgumentError(f"Cannot write {os.fspath(path)!r}: {problem}.")
+
+    def write(draft: Path) -> None:
+        _create(draft, mode)
+        fill(draft)
+        with instead_of(FileExistsError, raises=lambda _: _taken(path)):
+            os.link(draft, path)
+
+    _by_draft(path, write)
 
 
 def write_new_file(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644) -> None:
     """`make_new_file` with these bytes, synced to disk before they get their name."""
+    make_new_file(path, lambda draft: _write_synced(draft, data), mode=mode)
 
-    def fill(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
 
-    make_new_file(path, fill, mode=mode)
+def replace_file(
+    path: str | os.PathLike[str], data: bytes, *, what: str = "", mode: int = 0o600
+) -> None:
+    """Write a file anew, under a name that may be taken: it is whole afterwards, or as before.
+
+    Raises:
+        ArgumentError: the file cannot be written; `what` says what it is.
+    """
+
+    def write(draft: Path) -> None:
+        _create(draft, mode)
+        _write_synced(draft, data)
+        os.replace(draft, path)
+
+    _by_draft(path, write, what=what)
 
 
 def make_new_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -> None:
@@ -84,25 +86,17 @@ def make_new_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) 
     Raises:
         ArgumentError: the folder exists (it is left as it is), or cannot be written.
     """
-    target = Path(path)
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    problem = ""
-    try:
-        if target.exists():
-            problem = "it exists already, and is never overwritten. Choose another path"
-        else:
-            draft.mkdir(parents=True)
-            fill(draft)
-            for folder in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
-                sync_folder(folder)
-            draft.rename(target)
-            sync_folder(target.parent)
-    except OSError as error:
-        problem = error.strerror or type(error).__name__
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    if problem:
-        raise ArgumentError(f"Cannot write {os.fspath(path)!r}: {problem}.")
+
+    def write(draft: Path) -> None:
+        if os.path.exists(path):
+            raise _taken(path)
+        draft.mkdir(parents=True)
+        fill(draft)
+        for folder in (draft, *(inner for inner in draft.rglob("*") if inner.is_dir())):
+            sync_folder(folder)
+        draft.rename(path)
+
+    _by_draft(path, write)
 
 
 def sync_tree(folder: Path) -> None:
@@ -123,3 +117,42 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _by_draft(
+    path: str | os.PathLike[str], write: Callable[[Path], None], *, what: str = ""
+) -> None:
+    """Let `write` make a draft beside the path and give it that name; a draft that stays goes."""
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    name = f"the {what} {os.fspath(path)!r}" if what else repr(os.fspath(path))
+    try:
+        with instead_of(
+            OSError, raises=lambda error: ArgumentError(f"Cannot write {name}: {reason(error)}.")
+        ):
+            write(draft)
+            sync_folder(target.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink()
+
+
+def _create(draft: Path, mode: int) -> None:
+    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+
+
+def _write_synced(draft: Path, data: bytes) -> None:
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _taken(path: str | os.PathLike[str]) -> ArgumentError:
+    return ArgumentError(
+        f"Cannot write {os.fspath(path)!r}: it exists already, and is never overwritten. "
+        "Choose another path."
+    )

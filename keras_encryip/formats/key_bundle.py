@@ -7,29 +7,112 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
+from Crypto.Random import get_random_bytes
 
-from keras_encryip.formats.key_bundle import BODIES, Body, PassphraseBody, PublicKeyBody
-from keras_encryip.formats.atomic_files import read_bounded
-from keras_encryip.formats.key_pair import X25519PrivateKey, X25519PublicKey
-from keras_encryip.crypto.encoding import canonical_json, decode_base64, encode_base64, parse_canonical_json
+from keras_encryip.crypto.aead import (
+    DEFAULT_SCRYPT_LOG2_N,
+    MAX_SCRYPT_LOG2_N,
+    MIN_SCRYPT_LOG2_N,
+    OVERHEAD,
+    SALT_BYTES,
+    TAG_BYTES,
+    passphrase_key,
+    seal,
+    unseal,
+)
+from keras_encryip.crypto.encoding import (
+    Time,
+    canonical_json,
+    decode_base64,
+    encode_base64,
+    format_time,
+    parse_canonical_json,
+    parse_time,
+)
 from keras_encryip.crypto.kem import UserKey
 from keras_encryip.crypto.secret import Secret
-from keras_encryip.crypto.aead import DEFAULT_SCRYPT_LOG2_N
 from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, SigningKey, verify
-from keras_encryip.errors import ArgumentError, ExpiredKeyError, FormatError, KeyRefusedError, PassphraseError, SignatureError
+from keras_encryip.errors import (
+    ArgumentError,
+    ExpiredKeyError,
+    FormatError,
+    KeyRefusedError,
+    PassphraseError,
+    SignatureError,
+    instead_of,
+)
+from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.key_pair import KEY_BYTES, X25519PrivateKey, X25519PublicKey
 from keras_encryip.labels.ciphertext import DIGEST_BYTES, decrypt_labels
 
 FORMAT: Final = "encryip-key-bundle"
 MAX_BUNDLE_BYTES: Final = 64 << 10
 ANY_MODEL: Final = "*"
+USER_KEY_BYTES: Final = 64
+INFO: Final = b"encryip key bundle v2"
+
+
+class PassphraseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of version 1: AES-256-GCM under scrypt."""
+
+    salt: str
+    scrypt_log2_n: Annotated[int, msgspec.Meta(ge=MIN_SCRYPT_LOG2_N, le=MAX_SCRYPT_LOG2_N)]
+    sealed: str
+
+    @classmethod
+    def seal(
+        cls, secret: bytes, passphrase: str, header: bytes, *, scrypt_log2_n: int
+    ) -> "PassphraseBody":
+        salt = get_random_bytes(SALT_BYTES)
+        sealed = seal(passphrase_key(passphrase, salt, scrypt_log2_n), secret, header)
+        return cls(encode_base64(salt), scrypt_log2_n, encode_base64(sealed))
+
+    def check(self) -> None:
+        decode_base64(self.salt, what="salt", length=SALT_BYTES)
+        decode_base64(self.sealed, what="sealed", length=USER_KEY_BYTES + OVERHEAD)
+
+    def open(self, passphrase: str, header: bytes) -> bytes:
+        """The secret; raises `SignatureError` if it does not open."""
+        salt = decode_base64(self.salt, what="salt")
+        key = passphrase_key(passphrase, salt, self.scrypt_log2_n)
+        return unseal(key, decode_base64(self.sealed, what="sealed"), header)
+
+
+class PublicKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of version 2: HPKE to the user's X25519 public key."""
+
+    encapsulated: str
+    recipient: str
+    sealed: str
+
+    @classmethod
+    def seal(cls, secret: bytes, public_key: X25519PublicKey, header: bytes) -> "PublicKeyBody":
+        encapsulated, sealed = public_key.seal(secret, info=INFO, associated_data=header)
+        return cls(*map(encode_base64, (encapsulated, public_key.raw, sealed)))
+
+    def check(self) -> None:
+        for name in ("encapsulated", "recipient"):
+            _public_key(getattr(self, name), name)
+        decode_base64(self.sealed, what="sealed", length=USER_KEY_BYTES + TAG_BYTES)
+
+    @property
+    def public_key(self) -> X25519PublicKey:
+        return _public_key(self.recipient, "recipient")
+
+    def open(self, private_key: X25519PrivateKey, header: bytes) -> bytes:
+        """The secret; raises `SignatureError` if it does not open."""
+        encapsulated = decode_base64(self.encapsulated, what="encapsulated")
+        sealed = decode_base64(self.sealed, what="sealed")
+        return private_key.unseal(encapsulated, sealed, info=INFO, associated_data=header)
+
+
+Body = PassphraseBody | PublicKeyBody
+BODIES: Final[dict[int, type[Body]]] = {1: PassphraseBody, 2: PublicKeyBody}
 
 _BEGIN: Final = b"-----BEGIN ENCRYIP KEY BUNDLE-----\n"
 _END: Final = b"\n-----END ENCRYIP KEY BUNDLE-----\n"
 _DOMAINS: Final = {version: f"key bundle v{version}" for version in BODIES}
-_TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
-
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-_Time = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z\Z")]
 
 
 class BundleHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -49,12 +132,12 @@ class BundleHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     authority: str
     format: Literal["encryip-key-bundle"]
-    issued_at: _Time
+    issued_at: Time
     issuer: str
     issuer_name: _Name
     key_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
-    not_after: _Time
-    not_before: _Time
+    not_after: Time
+    not_before: Time
     scope: Annotated[list[_Name], msgspec.Meta(min_length=1, max_length=64)]
     subject: _Name
     version: Literal[1, 2]
@@ -103,9 +186,9 @@ class KeyBundle(Secret):
         self._signature = signature
         self.authority = decode_base64(header.authority, what="authority", length=DIGEST_BYTES)
         self.issuer = decode_base64(header.issuer, what="issuer", length=PUBLIC_BYTES)
-        self.not_before = _parse_time(header.not_before, "not_before")
-        self.not_after = _parse_time(header.not_after, "not_after")
-        _parse_time(header.issued_at, "issued_at")
+        self.not_before = parse_time(header.not_before, what="not_before")
+        self.not_after = parse_time(header.not_after, what="not_after")
+        parse_time(header.issued_at, what="issued_at")
         body.check()
         self.recipient = body.public_key if isinstance(body, PublicKeyBody) else None
 
@@ -130,12 +213,8 @@ class KeyBundle(Secret):
                 "This is not a whole key bundle: its first line must be "
                 f"{_BEGIN.decode().strip()!r} and its last {_END.decode().strip()!r}."
             )
-        file = parse_canonical_json(
-            data[len(_BEGIN) : len(data) - len(_END)],
-            _File,
-            what="key bundle",
-            max_bytes=MAX_BUNDLE_BYTES,
-        )
+        text = data.removeprefix(_BEGIN).removesuffix(_END)
+        file = parse_canonical_json(text, _File, what="key bundle", max_bytes=MAX_BUNDLE_BYTES)
         header = file.bundle.header
         bundle = cls(header, _body(file.bundle.body, header.version), file.signature)
         signature = decode_base64(file.signature, what="signature", length=SIGNATURE_BYTES)
@@ -163,8 +242,7 @@ class KeyBundle(Secret):
             KeyRefusedError: the bundle was made to another public key.
             SignatureError: header or body were changed since the key was sealed.
         """
-        secret = self._open(passphrase, private_key)
-        user_key = UserKey.from_secret_bytes(secret)
+        user_key = UserKey.from_secret_bytes(self._open(passphrase, private_key))
         if user_key.key_id != self.header.key_id:
             raise FormatError("The key bundle's key_id does not belong to the key inside.")
         return user_key
@@ -177,12 +255,9 @@ class KeyBundle(Secret):
                 raise ArgumentError(
                     f"A passphrase opens {name}: pass `passphrase` and nothing else."
                 )
-            secret = self._body.open(passphrase, header)
-            if secret is None:
-                raise PassphraseError(
-                    f"The passphrase does not open {name}, or its body was changed."
-                )
-            return secret
+            message = f"The passphrase does not open {name}, or its body was changed."
+            with instead_of(SignatureError, raises=lambda _: PassphraseError(message)):
+                return self._body.open(passphrase, header)
         recipient = self._body.public_key
         if not isinstance(private_key, X25519PrivateKey) or passphrase is not None:
             raise ArgumentError(
@@ -194,10 +269,9 @@ class KeyBundle(Secret):
                 f"The {name} was made to the public key {recipient.fingerprint!r}, and not to "
                 f"yours, {private_key.public_key.fingerprint!r}. Send yours to the model's owner."
             )
-        secret = self._body.open(private_key, header)
-        if secret is None:
-            raise SignatureError(f"The header or body of {name} was changed.")
-        return secret
+        message = f"The header or body of {name} was changed."
+        with instead_of(SignatureError, raises=lambda _: SignatureError(message)):
+            return self._body.open(private_key, header)
 
     def check_dates(self, now: datetime | None = None) -> None:
         """Refuse a bundle outside its dates. Advisory: the holder's clock decides.
@@ -205,17 +279,13 @@ class KeyBundle(Secret):
         Raises:
             ExpiredKeyError: before `not_before` or after `not_after`.
         """
-        now = now or datetime.now(UTC)
+        now, name = now or datetime.now(UTC), f"Key bundle {self.header.key_id}"
         if now < self.not_before:
-            raise ExpiredKeyError(
-                f"Key bundle {self.header.key_id} is valid from {self.header.not_before} on; "
-                "check this machine's clock."
-            )
+            why = f"is valid from {self.header.not_before} on; check this machine's clock."
+            raise ExpiredKeyError(f"{name} {why}")
         if now > self.not_after:
-            raise ExpiredKeyError(
-                f"Key bundle {self.header.key_id} expired on {self.header.not_after}. "
-                "Ask the model's owner for a new one."
-            )
+            why = f"expired on {self.header.not_after}. Ask the model's owner for a new one."
+            raise ExpiredKeyError(f"{name} {why}")
 
     def allows(self, model: str) -> bool:
         """Whether the bundle's scope names this model."""
@@ -302,117 +372,25 @@ def make_bundle(
     signed = _Signed(msgspec.to_builtins(body), header)
     signature = signing_key.sign(_DOMAINS[header.version], canonical_json(signed))
     data = _BEGIN + canonical_json(_File(signed, encode_base64(signature))) + _END
-    try:
+    with instead_of(
+        FormatError,
+        raises=lambda error: ArgumentError(f"The key bundle's fields are not valid: {error}"),
+    ):
         KeyBundle.from_bytes(data)  # what is handed out can be read
-    except FormatError as error:
-        raise ArgumentError(f"The key bundle's fields are not valid: {error}") from None
     return data
 
 
-def format_time(moment: datetime) -> str:
-    """UTC to the second, `YYYY-MM-DDThh:mm:ssZ`."""
-    return moment.astimezone(UTC).strftime(_TIME_FORMAT)
-
-
 def _body(fields: dict[str, str | int], version: int) -> Body:
-    problem = ""
-    try:
+    with instead_of(
+        msgspec.ValidationError,
+        raises=lambda error: FormatError(
+            f"The key bundle is malformed: {error} in its body of version {version}"
+        ),
+    ):
         return msgspec.convert(fields, BODIES[version])
-    except msgspec.ValidationError as error:
-        problem = str(error)
-    raise FormatError(f"The key bundle is malformed: {problem} in its body of version {version}")
-
-
-def _parse_time(text: str, field: str) -> datetime:
-    try:
-        return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC)
-    except ValueError:
-        pass
-    raise FormatError(f"Field {field} is not a date of the form YYYY-MM-DDThh:mm:ssZ.")
-
-
-# --- bodies
-"""How a bundle's user key is sealed: with a passphrase, or to the user's public key."""
-
-import contextlib
-from typing import Annotated, Final
-
-import msgspec
-from Crypto.Random import get_random_bytes
-
-from keras_encryip.formats.key_pair import KEY_BYTES, X25519PrivateKey, X25519PublicKey
-from keras_encryip.crypto.encoding import decode_base64, encode_base64
-from keras_encryip.crypto.aead import MAX_SCRYPT_LOG2_N, MIN_SCRYPT_LOG2_N, OVERHEAD, SALT_BYTES, TAG_BYTES, passphrase_key, seal, unseal
-from keras_encryip.errors import FormatError, SignatureError
-
-USER_KEY_BYTES: Final = 64
-INFO: Final = b"encryip key bundle v2"
-
-
-class PassphraseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of version 1: AES-256-GCM under scrypt."""
-
-    salt: str
-    scrypt_log2_n: Annotated[int, msgspec.Meta(ge=MIN_SCRYPT_LOG2_N, le=MAX_SCRYPT_LOG2_N)]
-    sealed: str
-
-    @classmethod
-    def seal(
-        cls, secret: bytes, passphrase: str, header: bytes, *, scrypt_log2_n: int
-    ) -> "PassphraseBody":
-        salt = get_random_bytes(SALT_BYTES)
-        sealed = seal(passphrase_key(passphrase, salt, scrypt_log2_n), secret, header)
-        return cls(encode_base64(salt), scrypt_log2_n, encode_base64(sealed))
-
-    def check(self) -> None:
-        decode_base64(self.salt, what="salt", length=SALT_BYTES)
-        decode_base64(self.sealed, what="sealed", length=USER_KEY_BYTES + OVERHEAD)
-
-    def open(self, passphrase: str, header: bytes) -> bytes | None:
-        """The secret, or `None`."""
-        salt = decode_base64(self.salt, what="salt")
-        key = passphrase_key(passphrase, salt, self.scrypt_log2_n)
-        with contextlib.suppress(SignatureError):
-            return unseal(key, decode_base64(self.sealed, what="sealed"), header)
-        return None
-
-
-class PublicKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of version 2: HPKE to the user's X25519 public key."""
-
-    encapsulated: str
-    recipient: str
-    sealed: str
-
-    @classmethod
-    def seal(cls, secret: bytes, public_key: X25519PublicKey, header: bytes) -> "PublicKeyBody":
-        encapsulated, sealed = public_key.seal(secret, info=INFO, associated_data=header)
-        fields = (encapsulated, public_key.raw, sealed)
-        return cls(*(encode_base64(field) for field in fields))
-
-    def check(self) -> None:
-        for name in ("encapsulated", "recipient"):
-            _public_key(getattr(self, name), name)
-        decode_base64(self.sealed, what="sealed", length=USER_KEY_BYTES + TAG_BYTES)
-
-    @property
-    def public_key(self) -> X25519PublicKey:
-        return _public_key(self.recipient, "recipient")
-
-    def open(self, private_key: X25519PrivateKey, header: bytes) -> bytes | None:
-        """The secret, or `None`."""
-        encapsulated = decode_base64(self.encapsulated, what="encapsulated")
-        sealed = decode_base64(self.sealed, what="sealed")
-        with contextlib.suppress(SignatureError):
-            return private_key.unseal(encapsulated, sealed, info=INFO, associated_data=header)
-        return None
-
-
-Body = PassphraseBody | PublicKeyBody
-BODIES: Final[dict[int, type[Body]]] = {1: PassphraseBody, 2: PublicKeyBody}
 
 
 def _public_key(text: str, field: str) -> X25519PublicKey:
-    with contextlib.suppress(FormatError):
+    message = f"Field {field} is not base64 of an X25519 public key that can be used."
+    with instead_of(FormatError, raises=lambda _: FormatError(message)):
         return X25519PublicKey(decode_base64(text, what=field, length=KEY_BYTES))
-    raise FormatError(f"Field {field} is not base64 of an X25519 public key that can be used.")

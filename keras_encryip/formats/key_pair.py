@@ -17,11 +17,18 @@ from Crypto.Protocol.DH import import_x25519_private_key, import_x25519_public_k
 from Crypto.PublicKey import ECC
 from Crypto.PublicKey.ECC import EccKey
 
-from keras_encryip.formats.atomic_files import read_bounded, write_new_file
+from keras_encryip.crypto.aead import passphrase_bytes
 from keras_encryip.crypto.encoding import decode_base64, encode_base64
 from keras_encryip.crypto.secret import Secret
-from keras_encryip.crypto.aead import passphrase_bytes
-from keras_encryip.errors import ArgumentError, FormatError, PassphraseError, SignatureError
+from keras_encryip.errors import (
+    ArgumentError,
+    EncryipError,
+    FormatError,
+    PassphraseError,
+    SignatureError,
+    instead_of,
+)
+from keras_encryip.formats.atomic_files import read_bounded, write_new_file
 
 KEY_BYTES: Final = 32
 MAX_PEM_BYTES: Final = 8 << 10
@@ -179,16 +186,14 @@ class X25519PrivateKey(Secret):
                 f"The private key is not one whole PEM block {_ENCRYPTED!r} or {_PLAIN!r}."
             )
         secret = None if passphrase is None else passphrase_bytes(passphrase)
-        parts = None
-        with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError):
-            parts = PKCS8.unwrap(der, secret)
-        if parts is None:
-            raise (
-                PassphraseError("The passphrase does not open the private key, or it was changed.")
-                if encrypted
-                else FormatError("The private key is not in the form PKCS #8.")
-            )
-        kind, inner = parts[0], parts[1]
+        refused: EncryipError = FormatError("The private key is not in the form PKCS #8.")
+        if encrypted:
+            message = "The passphrase does not open the private key, or it was changed."
+            refused = PassphraseError(message)
+        with instead_of(
+            *(ValueError, TypeError, LookupError, ArithmeticError), raises=lambda _: refused
+        ):
+            kind, inner = PKCS8.unwrap(der, secret)[:2]
         size = len(_PRIVATE_PREFIX) + KEY_BYTES
         if kind != _OID or len(inner) != size or not inner.startswith(_PRIVATE_PREFIX):
             raise FormatError("The private key is not for X25519.")
@@ -214,12 +219,12 @@ class X25519PrivateKey(Secret):
         Raises:
             SignatureError: sealed to another key, or any byte was changed. One message for all.
         """
-        with contextlib.suppress(ValueError):
+        message = "The sealed data cannot be opened with this key, or was changed."
+        with instead_of(ValueError, raises=lambda _: SignatureError(message)):
             cipher = HPKE.new(
                 receiver_key=self._key, aead_id=HPKE.AEAD.AES256_GCM, enc=encapsulated, info=info
             )
             return cipher.unseal(sealed, associated_data)
-        raise SignatureError("The sealed data cannot be opened with this key, or was changed.")
 
 
 def write_key_pair(
@@ -262,8 +267,7 @@ def is_encrypted(data: bytes) -> bool:
 
 def _block(data: bytes, label: str) -> bytes | None:
     """The DER inside of one PEM block with nothing but white space around it."""
-    lines = data.decode("ascii", "replace").split()
-    text = " ".join(lines)
+    text = " ".join(data.decode("ascii", "replace").split())
     begin, end = f"-----BEGIN {label}----- ", f" -----END {label}-----"
     if not (text.startswith(begin) and text.endswith(end)):
         return None

@@ -9,12 +9,17 @@ from typing import Annotated, Final, Literal, TypeAlias, get_args
 import msgspec
 from Crypto.Hash import SHA256
 
-from keras_encryip.formats.key_bundle import format_time
-from keras_encryip.formats.version_folder import ASSETS, read_codebook
-from keras_encryip.formats.atomic_files import read_bounded
-from keras_encryip.crypto.encoding import canonical_json, decode_base64, encode_base64, parse_canonical_json
+from keras_encryip.crypto.encoding import (
+    canonical_json,
+    decode_base64,
+    encode_base64,
+    format_time,
+    parse_canonical_json,
+)
 from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, verify
 from keras_encryip.errors import ExportError, ForeignKeyError
+from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.version_folder import ASSETS, read_codebook
 from keras_encryip.labels.codebook import Codebook
 
 FORMAT: Final = "encryip-manifest"
@@ -23,7 +28,6 @@ FILE_NAME: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 8 << 20
 _DOMAIN: Final = "manifest v1"
 _CHUNK: Final = 1 << 20
-
 
 FolderWarning: TypeAlias = Literal[  # the one text, so that a forged manifest cannot say another
     "THIS FOLDER HOLDS THE RESPONSE KEY. IT IS FOR THE OWNER'S SERVER ALONE: WHOEVER READS IT CAN "
@@ -143,12 +147,12 @@ def verify_export(directory: str | os.PathLike[str], *, issuer: bytes | None = N
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
     """(relative name, path) of every file but the manifest; links are refused."""
-    own = (ASSETS / FILE_NAME).as_posix()
+    manifest = folder / ASSETS / FILE_NAME
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise ExportError(f"{str(folder)!r} has a link or special file: {name!r}.")
-        if path.is_file() and name != own:
+        if path.is_file() and path != manifest:
             yield name, path
 
 

@@ -8,11 +8,27 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
+from Crypto.Cipher import ChaCha20_Poly1305
 
 from keras_encryip.crypto.encoding import decode_base64
-from keras_encryip.errors import FormatError
+from keras_encryip.errors import (
+    DAMAGED,
+    ArgumentError,
+    FormatError,
+    SignatureError,
+    instead_of,
+    reason,
+)
 
 MAX_RESPONSE_BYTES: Final = 1 << 30
+
+OUTPUTS: Final = ("confused", "encrypted", "ciphertext_bytes")
+"""The names of a protected model's outputs."""
+
+NONCE_WORDS: Final = 6
+TAG_WORDS: Final = 4
+EXTRA_WORDS: Final = NONCE_WORDS + TAG_WORDS
+"""By how many 32-bit words an encrypted response is longer than the outputs inside."""
 
 
 def read_outputs(path: str | os.PathLike[str]) -> np.ndarray:
@@ -25,21 +41,19 @@ def read_outputs(path: str | os.PathLike[str]) -> np.ndarray:
         FormatError: unknown ending, missing or malformed file.
     """
     name = os.fspath(path)
-    problem = ""
-    try:
+
+    def unreadable(why: str) -> FormatError:
+        return FormatError(f"Cannot read model outputs from {name!r}: {why}.")
+
+    if not name.endswith((".npy", ".csv")):
+        raise unreadable("its name must end in .npy or .csv")
+    with (
+        instead_of(*DAMAGED, raises=lambda error: unreadable(reason(error))),
+        open(name, "rb") as file,
+    ):
         if name.endswith(".npy"):
-            outputs = np.load(name, allow_pickle=False)
-        elif name.endswith(".csv"):
-            outputs = np.loadtxt(name, delimiter=",", ndmin=2, dtype=np.float64)
-        else:
-            problem = "its name must end in .npy or .csv"
-    except OSError as error:
-        problem = error.strerror or type(error).__name__
-    except (ValueError, EOFError) as error:
-        problem = str(error)
-    if problem:
-        raise FormatError(f"Cannot read model outputs from {name!r}: {problem}.")
-    return np.asarray(outputs)
+            return np.asarray(np.load(file, allow_pickle=False))
+        return np.loadtxt(file, delimiter=",", ndmin=2, dtype=np.float64)
 
 
 def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
@@ -85,27 +99,24 @@ def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
         if not all(isinstance(r, dict) and isinstance(r.get("b64"), str) for r in rows):
             raise FormatError("The response mixes ciphertexts with something else.")
         return [decode_base64(row["b64"], what="b64") for row in rows]
-    try:
-        found = np.array(rows)
-        if found.dtype == np.int64 and found.size and np.abs(found).max() > 1:
-            return found  # no probabilities
+    message = "The predictions in the response are not a table of numbers."
+    with instead_of(ValueError, TypeError, OverflowError, raises=lambda _: FormatError(message)):
+        table = np.array(rows)
+        if table.dtype == np.int64 and table.size and np.abs(table).max() > 1:
+            return table  # no probabilities
         with np.errstate(all="ignore"):  # numbers too large for float32 become infinite
-            return found.astype(np.float32)
-    except (ValueError, TypeError, OverflowError):
-        pass
-    raise FormatError("The predictions in the response are not a table of numbers.")
+            return table.astype(np.float32)
 
 
 def _named(outputs: Any) -> Any:
     """The one output of ours among named ones."""
-    known = ("confused", "encrypted", "ciphertext_bytes")
-    found = [v for k, v in outputs.items() if k in known] if isinstance(outputs, dict) else []
-    if len(found) != 1:
+    ours = [v for k, v in outputs.items() if k in OUTPUTS] if isinstance(outputs, dict) else []
+    if len(ours) != 1:
         raise FormatError(
             "The response must hold the output `confused`, `encrypted` or `ciphertext_bytes` of a "
             "protected model."
         )
-    return found[0]
+    return ours[0]
 
 
 def error_text(body: bytes, reason: str) -> str:
@@ -133,22 +144,6 @@ def printable(text: str, length: int) -> str:
     """At most `length` characters, none of which can play tricks on a terminal."""
     text = "".join(c if c.isprintable() else " " for c in text[: length + 1])
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-# --- encrypted responses
-"""Opening a host's encrypted responses: XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03)."""
-
-import contextlib
-from typing import Final
-
-import numpy as np
-from Crypto.Cipher import ChaCha20_Poly1305
-
-from keras_encryip.errors import ArgumentError, SignatureError
-
-NONCE_WORDS: Final = 6
-TAG_WORDS: Final = 4
-EXTRA_WORDS: Final = NONCE_WORDS + TAG_WORDS
 
 
 def open_responses(
@@ -180,18 +175,15 @@ def open_responses(
         raise ArgumentError("`responses` must hold 32-bit words.")
     rows = (words.astype(np.int64) & 0xFFFFFFFF).astype("<u4").reshape(-1, width)
     opened = np.empty((len(rows), num_labels), "<f4")
+    message = (
+        "A response cannot be opened with this key, belongs to another model version, or was "
+        "changed."
+    )
     for row, target in zip(rows, opened, strict=True):
         data = row.tobytes()
         nonce, sealed, tag = data[: 4 * NONCE_WORDS], data[4 * NONCE_WORDS : -16], data[-16:]
         cipher = ChaCha20_Poly1305.new(key=key, nonce=nonce)
         cipher.update(associated_data)
-        plaintext = None
-        with contextlib.suppress(ValueError):
-            plaintext = cipher.decrypt_and_verify(sealed, tag)
-        if plaintext is None:
-            raise SignatureError(
-                "A response cannot be opened with this key, belongs to another model version, or "
-                "was changed."
-            )
-        target[:] = np.frombuffer(plaintext, "<f4")
+        with instead_of(ValueError, raises=lambda _: SignatureError(message)):
+            target[:] = np.frombuffer(cipher.decrypt_and_verify(sealed, tag), "<f4")
     return opened.astype(np.float32).reshape(*words.shape[:-1], num_labels)

@@ -6,48 +6,48 @@ encrypted stream, at whose end the authority's signature stands. Nothing is comp
 """
 
 import os
-import re
-import stat
-import unicodedata
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, BinaryIO, Final, Literal
+from typing import BinaryIO, Final, Literal
 
 import msgspec
 from Crypto.Hash import SHA256
 
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.formats.atomic_files import make_new_file, make_new_folder
-from keras_encryip.formats.key_pair import X25519PrivateKey
-from keras_encryip.formats.progress import progress_bar
-from keras_encryip.crypto.encoding import canonical_json, decode_base64, encode_base64, parse_canonical_json
+from keras_encryip.crypto.encoding import (
+    canonical_json,
+    decode_base64,
+    encode_base64,
+    parse_canonical_json,
+)
 from keras_encryip.crypto.kem import Header, SharedSecret
 from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, verify
 from keras_encryip.crypto.streaming_aead import CHUNK_BYTES, seal_stream, sealed_size, unseal_stream
-from keras_encryip.errors import ArgumentError, ForeignKeyError, FormatError, RevokedKeyError, SignatureError, WrongModelError
+from keras_encryip.errors import (
+    ArgumentError,
+    ForeignKeyError,
+    FormatError,
+    RevokedKeyError,
+    SignatureError,
+    WrongModelError,
+    instead_of,
+    reason,
+)
+from keras_encryip.formats.atomic_files import make_new_file, make_new_folder
+from keras_encryip.formats.folder_index import MAX_INDEX_BYTES, Entry, Index, check_index
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.key_pair import X25519PrivateKey
+from keras_encryip.formats.progress import progress_bar
 from keras_encryip.labels.ciphertext import DIGEST_BYTES
 
 FORMAT: Final = "encryip-sealed-folder"
 VERSION: Final = 1
-MAX_FILES: Final = 10_000
-MAX_DEPTH: Final = 32
-"""Folders in folders; of different ones, at most as many as files."""
-
 MAX_HEAD_BYTES: Final = 64 << 10
-MAX_INDEX_BYTES: Final = 16 << 20
 
 _MAGIC: Final = b"encryip sealed folder\n"
 _LENGTH_BYTES: Final = 4
 _DOMAIN: Final = "sealed folder v1"
 _PURPOSE: Final = "sealed folder v1"
-
-_ODD: Final = frozenset('\\:*?"<>|')
-"""Characters that mean something in a path on some system."""
-
-_DEVICE: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-"""Names that are no files on Windows."""
-
-_Path = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 
 
 class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,19 +58,6 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     header: str
     issuer: str
     version: Literal[1]
-
-
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    path: _Path
-    size: Annotated[int, msgspec.Meta(ge=0)]
-
-
-class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the stream begins with: the model's name, empty folders, and files in order."""
-
-    files: Annotated[list[_Entry], msgspec.Meta(max_length=MAX_FILES)]
-    folders: Annotated[list[_Path], msgspec.Meta(max_length=MAX_FILES)]
-    model: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 # --- sealing (owner) -----------------------------------------------------------------------
@@ -99,36 +86,28 @@ def write_sealed_folder(
         sign: (domain, message) → 64-byte signature of the authority.
     """
     folder = Path(directory)
-    head = canonical_json(
-        _Head(
-            authority=encode_base64(authority),
-            format=FORMAT,
-            header=encode_base64(header.to_bytes()),
-            issuer=encode_base64(issuer),
-            version=VERSION,
-        )
+    head = _Head(
+        authority=encode_base64(authority),
+        format=FORMAT,
+        header=encode_base64(header.to_bytes()),
+        issuer=encode_base64(issuer),
+        version=VERSION,
     )
-    start = _MAGIC + len(head).to_bytes(_LENGTH_BYTES, "big") + head
-    digest = SHA256.new(start)
-
-    text = canonical_json(index)
+    start = _MAGIC + _with_length(canonical_json(head))
 
     def plaintext(advance: Callable[[int], None]) -> Iterator[bytes]:
-        begin = len(text).to_bytes(_LENGTH_BYTES, "big") + text
-        digest.update(begin)
-        yield begin
-        for part in _contents(folder, index):
+        digest = SHA256.new(start)
+        contents = (part for e in index.files for part in _contents(folder, e, advance))
+        for part in chain([_with_length(canonical_json(index))], contents):
             digest.update(part)
-            advance(len(part))
             yield part
         yield sign(_DOMAIN, digest.digest())
 
     def fill(draft: Path) -> None:
-        total = sum(entry.size for entry in index.files)
-        bound = SHA256.new(start).digest()
-        with draft.open("wb") as file, progress_bar(f"sealing {folder.name}", total) as advance:
+        key, bound, title = secret.derive(_PURPOSE), SHA256.new(start), f"sealing {folder.name}"
+        with draft.open("wb") as file, progress_bar(title, index.total) as advance:
             file.write(start)
-            for chunk in seal_stream(secret.derive(_PURPOSE), plaintext(advance), bound):
+            for chunk in seal_stream(key, plaintext(advance), bound.digest()):
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
@@ -136,71 +115,26 @@ def write_sealed_folder(
     make_new_file(path, fill)
 
 
-def list_folder(directory: str | os.PathLike[str], model: str) -> Index:
-    """What there is to seal, checked as its readers will check it.
-
-    Args:
-        directory: what to seal.
-        model: its name, for the bundles' scope.
-    """
-    folder = Path(directory)
-    if not folder.is_dir():
-        raise ArgumentError(f"{str(folder)!r} cannot be sealed: it is not a folder.")
-    problem = ""
-    try:
-        files, folders = _entries(folder)
-        index = Index(files=files, folders=folders, model=model)
-        msgspec.convert(msgspec.to_builtins(index), Index)
-        _check(index)
-        if len(canonical_json(index)) > MAX_INDEX_BYTES:
-            problem = "its list of files is too long"
-    except OSError as error:
-        problem = f"{error.filename!r}: {error.strerror or type(error).__name__}"
-    except (FormatError, msgspec.ValidationError) as error:
-        problem = str(error)
-    if problem:
-        raise ArgumentError(f"{str(folder)!r} cannot be sealed: {problem.rstrip('.')}.")
-    return index
+def _contents(folder: Path, entry: Entry, advance: Callable[[int], None]) -> Iterator[bytes]:
+    """A file's bytes; if it has another size than listed, that is an error."""
+    left, where = entry.size, f"{entry.path!r} in {str(folder)!r}"
+    with instead_of(
+        OSError, raises=lambda error: ArgumentError(f"Cannot read {where}: {reason(error)}.")
+    ):
+        descriptor = os.open(folder / entry.path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        with open(descriptor, "rb") as file:
+            while part := file.read(min(CHUNK_BYTES, left + 1)):
+                left -= len(part)
+                if left < 0:
+                    break
+                advance(len(part))
+                yield part
+    if left:
+        raise ArgumentError(f"The file {entry.path!r} changed while it was being sealed.")
 
 
-def _entries(folder: Path) -> tuple[list[_Entry], list[str]]:
-    """Files, and folders without anything in them."""
-    files, folders = [], []
-    for place, inner, names in os.walk(folder, onerror=_raised):
-        for name in (*inner, *names):
-            path = Path(place, name)
-            relative, found = path.relative_to(folder).as_posix(), path.lstat()
-            if stat.S_ISREG(found.st_mode):
-                files.append(_Entry(relative, found.st_size))
-            elif not stat.S_ISDIR(found.st_mode):
-                raise FormatError(f"It has a link or special file: {relative!r}")
-            elif not any(path.iterdir()):
-                folders.append(relative)
-    return sorted(files, key=lambda entry: entry.path), sorted(folders)
-
-
-def _raised(error: OSError) -> None:
-    raise error
-
-
-def _contents(folder: Path, index: Index) -> Iterator[bytes]:
-    """The files' bytes in order; a file of another size than listed is an error."""
-    for entry in index.files:
-        left, reason = entry.size, ""
-        try:
-            descriptor = os.open(folder / entry.path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-            with open(descriptor, "rb") as file:
-                while part := file.read(min(CHUNK_BYTES, left + 1)):
-                    left -= len(part)
-                    if left < 0:
-                        break
-                    yield part
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-        if reason:
-            raise ArgumentError(f"Cannot read {entry.path!r} in {str(folder)!r}: {reason}.")
-        if left:
-            raise ArgumentError(f"The file {entry.path!r} changed while it was being sealed.")
+def _with_length(text: bytes) -> bytes:
+    return len(text).to_bytes(_LENGTH_BYTES, "big") + text
 
 
 # --- opening (key holder) ------------------------------------------------------------------
@@ -241,27 +175,35 @@ def unseal_folder(
     if not isinstance(bundle, KeyBundle):
         bundle = KeyBundle.read(bundle)
     name = os.fspath(path)
-    problem: tuple[type[FormatError | SignatureError], str] | None = None
-    try:
-        with open(path, "rb") as file:
-            _unseal(file, name, Path(directory), bundle, passphrase, private_key)
-    except OSError as error:
-        problem = FormatError, error.strerror or type(error).__name__
-    except (FormatError, SignatureError) as error:
-        problem = type(error), str(error)
-    if problem:
-        raise problem[0](f"Cannot open the sealed file {name!r}: {problem[1].rstrip('.')}.")
+
+    def refused(error: Exception) -> FormatError | SignatureError:
+        kind = type(error) if isinstance(error, FormatError | SignatureError) else FormatError
+        return kind(f"Cannot open the sealed file {name!r}: {reason(error).rstrip('.')}.")
+
+    with instead_of(OSError, FormatError, SignatureError, raises=refused), open(path, "rb") as file:
+        start, head = _read_head(file)
+        key = _stream_key(head, name, bundle, passphrase, private_key)
+        chunks = unseal_stream(key, _reader(file), SHA256.new(start).digest())
+        stream = _Stream(chunks, SHA256.new(start))
+        index = _read_index(stream, os.fstat(file.fileno()).st_size - len(start))
+        if not bundle.allows(index.model):
+            raise WrongModelError(
+                f"Key bundle {bundle.header.key_id} is not meant for model {index.model!r}."
+            )
+        title = f"opening {Path(name).name}"
+        make_new_folder(
+            directory, lambda draft: _extract_all(stream, index, bundle.issuer, draft, title)
+        )
 
 
-def _unseal(
-    file: BinaryIO,
+def _stream_key(
+    head: _Head,
     name: str,
-    target: Path,
     bundle: KeyBundle,
     passphrase: str | None,
     private_key: X25519PrivateKey | None,
-) -> None:
-    start, head = _read_head(file)
+) -> bytes:
+    """What the user's key makes of the file's header."""
     authority = decode_base64(head.authority, what="authority", length=DIGEST_BYTES)
     issuer = decode_base64(head.issuer, what="issuer", length=PUBLIC_BYTES)
     header = Header.from_bytes(decode_base64(head.header, what="sealed file header"))
@@ -277,45 +219,37 @@ def _unseal(
             f"Key {key.key_id} was revoked before {name!r} was sealed. "
             "Ask the model's owner for a new key."
         )
-    size = os.fstat(file.fileno()).st_size - len(start)
-    secret = key.decapsulate(header).derive(_PURPOSE)
-    chunks = unseal_stream(secret, _reader(file), SHA256.new(start).digest())
-    stream = _Stream(chunks, SHA256.new(start))
+    return key.decapsulate(header).derive(_PURPOSE)
+
+
+def _read_index(stream: "_Stream", size: int) -> Index:
+    """The list of files, checked against the size of the encrypted stream."""
     text = stream.exactly(int.from_bytes(stream.exactly(_LENGTH_BYTES), "big"), MAX_INDEX_BYTES)
     index = parse_canonical_json(text, Index, what="list of files", max_bytes=MAX_INDEX_BYTES)
-    _check(index)
-    total = sum(entry.size for entry in index.files)
-    if sealed_size(_LENGTH_BYTES + len(text) + total + SIGNATURE_BYTES) != size:
+    check_index(index)
+    if sealed_size(_LENGTH_BYTES + len(text) + index.total + SIGNATURE_BYTES) != size:
         raise FormatError("The files that it lists do not add up to its size.")
-    if not bundle.allows(index.model):
-        raise WrongModelError(
-            f"Key bundle {bundle.header.key_id} is not meant for model {index.model!r}."
-        )
+    return index
 
-    def fill(draft: Path) -> None:
-        for folder in index.folders:
-            (draft / folder).mkdir(parents=True)
-        with progress_bar(f"opening {Path(name).name}", total) as advance:
-            for entry in index.files:
-                _extract(stream, draft / entry.path, entry.size, advance)
-        signed = stream.digest()
-        signature = stream.exactly(SIGNATURE_BYTES)
-        stream.end()
-        verify(issuer, _DOMAIN, signed, signature, what="sealed file")
 
-    make_new_folder(target, fill)
+def _extract_all(stream: "_Stream", index: Index, issuer: bytes, draft: Path, title: str) -> None:
+    for folder in index.folders:
+        (draft / folder).mkdir(parents=True)
+    with progress_bar(title, index.total) as advance:
+        for entry in index.files:
+            _extract(stream, draft / entry.path, entry.size, advance)
+    signed = stream.digest()
+    signature = stream.exactly(SIGNATURE_BYTES)
+    stream.end()
+    verify(issuer, _DOMAIN, signed, signature, what="sealed file")
 
 
 def _reader(file: BinaryIO) -> Callable[[int], bytes]:
     """A failure to read is told from one to write."""
 
     def read(count: int) -> bytes:
-        reason = ""
-        try:
+        with instead_of(OSError, raises=lambda error: FormatError(reason(error))):
             return file.read(count)
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-        raise FormatError(reason)
 
     return read
 
@@ -358,17 +292,17 @@ class _Stream:
             self._rest = next(self._chunks, b"")
             if not self._rest:
                 raise FormatError("It holds less than it lists.")
-        found, self._rest = self._rest[:most], self._rest[most:]
-        self._digest.update(found)
-        return found
+        part, self._rest = self._rest[:most], self._rest[most:]
+        self._digest.update(part)
+        return part
 
     def exactly(self, count: int, most: int = CHUNK_BYTES) -> bytes:
         if count > most:
             raise FormatError(f"Its list of files is too large: {count} bytes.")
-        found = bytearray()
-        while len(found) < count:
-            found += self.some(count - len(found))
-        return bytes(found)
+        collected = bytearray()
+        while len(collected) < count:
+            collected += self.some(count - len(collected))
+        return bytes(collected)
 
     def digest(self) -> bytes:
         return self._digest.digest()
@@ -377,38 +311,3 @@ class _Stream:
         """Nothing may follow."""
         if self._rest or any(self._chunks):
             raise FormatError("It holds more than it lists.")
-
-
-def _check(index: Index) -> None:
-    """Paths that stay inside the folder and are different places on any system, and not so many
-    folders that making them would be an attack."""
-    places: set[str] = set()
-    folders: dict[str, str] = {}
-    for name in [*(entry.path for entry in index.files), *index.folders]:
-        parts = name.split("/")
-        if not all(map(_is_plain, parts)):
-            raise FormatError(f"The path {name!r} is not plain and relative")
-        if len(parts) > MAX_DEPTH:
-            raise FormatError(f"The path {name!r} is deeper than {MAX_DEPTH}")
-        if _folded(name) in places:
-            raise FormatError(f"The path {name!r} occurs twice, or differs in case only")
-        places.add(_folded(name))
-        for depth in range(1, len(parts)):
-            outer = "/".join(parts[:depth])
-            if folders.setdefault(_folded(outer), outer) != outer:
-                raise FormatError(f"The folder {outer!r} occurs in two spellings")
-        if len(folders) > MAX_FILES:
-            raise FormatError(f"There are more than {MAX_FILES} folders")
-    both = places & folders.keys()
-    if both:
-        raise FormatError(f"The path {min(both)!r} is both an entry and a folder of one")
-
-
-def _is_plain(part: str) -> bool:
-    """Whether a name is one on any system: no separator, device or control character."""
-    odd = any(c in _ODD or unicodedata.category(c) in ("Cc", "Cs") for c in part)
-    return bool(part) and part[-1] not in ". " and not odd and not _DEVICE.fullmatch(part)
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()

@@ -7,7 +7,12 @@ from typing import Annotated, Final
 import msgspec
 import numpy as np
 
-from keras_encryip.crypto.encoding import canonical_json, decode_base64, encode_base64, parse_canonical_json
+from keras_encryip.crypto.encoding import (
+    canonical_json,
+    decode_base64,
+    encode_base64,
+    parse_canonical_json,
+)
 from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import ArgumentError, FormatError
 

@@ -12,14 +12,38 @@ import msgspec
 import numpy as np
 from Crypto.Random import get_random_bytes
 
-from keras_encryip.crypto.encoding import canonical_json, decode_base64, encode_base64, parse_canonical_json
-from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, UserKey
-from keras_encryip.crypto.tracing_header import TracingHeader
 from keras_encryip.crypto.aead import seal, unseal
+from keras_encryip.crypto.encoding import (
+    canonical_json,
+    decode_base64,
+    encode_base64,
+    parse_canonical_json,
+)
+from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, UserKey
 from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, SigningKey, verify
-from keras_encryip.errors import ForeignKeyError, FormatError, RevokedKeyError, SignatureError
-from keras_encryip.labels.assignment import MAX_BLOCKS, MAX_CLASSES, MAX_LABELS, TRACE, LabelAssignment
-from keras_encryip.labels.ciphertext import CODEBOOK_ID_BYTES, DIGEST_BYTES, ciphertext_prefix, ciphertext_suffix, label_masks, mask_key
+from keras_encryip.crypto.tracing_header import TracingHeader
+from keras_encryip.errors import (
+    ForeignKeyError,
+    FormatError,
+    RevokedKeyError,
+    SignatureError,
+    instead_of,
+)
+from keras_encryip.labels.assignment import (
+    MAX_BLOCKS,
+    MAX_CLASSES,
+    MAX_LABELS,
+    TRACE,
+    LabelAssignment,
+)
+from keras_encryip.labels.ciphertext import (
+    CODEBOOK_ID_BYTES,
+    DIGEST_BYTES,
+    ciphertext_prefix,
+    ciphertext_suffix,
+    label_masks,
+    mask_key,
+)
 
 FORMAT: Final = "encryip-codebook"
 VERSION: Final = 1
@@ -191,43 +215,21 @@ class Codebook:
             order, whose exponents the owner keeps to predict users' trace answers.
         """
         revoked = tuple(revoked)
+        headers, values, tracing_headers = _encrypt(assignment, master, revoked)
         authority = master.public_key().digest
-        k = assignment.num_classes
-        classes = assignment.classes
-        # A trace label's value is uniform: every user reads another class there.
-        noise = np.frombuffer(get_random_bytes(8 * len(classes)), np.uint64) % np.uint64(k)
-        headers: list[Header] = []
-        tracing_headers: list[TracingHeader] = []
-        values = noise.astype(np.uint32)
-        start = 0
-        for size, tracing in zip(assignment.block_sizes, assignment.tracing_blocks, strict=True):
-            if tracing:
-                tracing_headers.append(TracingHeader.generate(master.threshold, revoked))
-                headers.append(tracing_headers[-1].header)
-            else:
-                header, secret = master.encapsulate(revoked)
-                headers.append(header)
-                labels = np.arange(start, start + size)
-                masks = label_masks(mask_key(secret), labels, k)
-                values[labels] = (classes[labels] + masks) % k
-            start += size
-        access_header, access_secret = master.encapsulate(revoked)
+        access_header, secret = master.encapsulate(revoked)
         codebook_id = get_random_bytes(CODEBOOK_ID_BYTES)
-        sealed = seal(
-            access_secret.derive(_ACCESS_PURPOSE),
-            canonical_json(metadata),
-            codebook_id + authority,
-        )
+        access_key = secret.derive(_ACCESS_PURPOSE)
         unsigned = cls(
             codebook_id,
             authority,
             signing_key.public_bytes(),
-            k,
+            assignment.num_classes,
             tuple(headers),
             assignment.block_sizes,
             values,
             access_header,
-            sealed,
+            seal(access_key, canonical_json(metadata), codebook_id + authority),
         )
         signature = signing_key.sign(_DOMAIN, canonical_json(unsigned._body()))
         return replace(unsigned, signature=signature), tuple(tracing_headers)
@@ -241,26 +243,20 @@ class Codebook:
             RevokedKeyError: the key was revoked before the codebook was made.
             ForeignKeyError: the key is not of this authority.
         """
-        plaintext, revoked = None, False
-        try:
+        revoked = RevokedKeyError(
+            f"Key {key.key_id} was revoked before this model version was exported. "
+            "Ask the model's owner for a new key."
+        )
+        foreign = ForeignKeyError(
+            f"Key {key.key_id} does not open this codebook: another authority issued it."
+        )
+        with instead_of(RevokedKeyError, raises=lambda _: revoked):
             secret = key.decapsulate(self.access_header)
+        with instead_of(SignatureError, raises=lambda _: foreign):
             plaintext = unseal(
                 secret.derive(_ACCESS_PURPOSE),
                 self.sealed_metadata,
                 self.codebook_id + self.authority,
-            )
-        except RevokedKeyError:
-            revoked = True
-        except SignatureError:
-            pass
-        if revoked:
-            raise RevokedKeyError(
-                f"Key {key.key_id} was revoked before this model version was exported. "
-                "Ask the model's owner for a new key."
-            )
-        if plaintext is None:
-            raise ForeignKeyError(
-                f"Key {key.key_id} does not open this codebook: another authority issued it."
             )
         metadata = parse_canonical_json(
             plaintext, ModelMetadata, what="model metadata", max_bytes=MAX_CODEBOOK_BYTES
@@ -285,7 +281,12 @@ class Codebook:
         Costs one decapsulation per block, at most 64. Access is not checked here:
         a foreign key gets a table of random classes.
         """
-        return self._table(key.decapsulate(header) for header in self.headers)
+        ends = np.cumsum(self.block_sizes)
+        blocks = [
+            self.read_block(key.decapsulate(header), np.arange(end - size, end))
+            for header, end, size in zip(self.headers, ends, self.block_sizes, strict=True)
+        ]
+        return np.concatenate(blocks)
 
     def predicted_answers(
         self, keys: Sequence[UserKey], assignment: LabelAssignment, tracing: Sequence[TracingHeader]
@@ -310,14 +311,6 @@ class Codebook:
                     if secret is not None:
                         row[labels] = self.read_block(secret, labels)
         return answers[:, assignment.trace]
-
-    def _table(self, secrets: Iterable[SharedSecret]) -> np.ndarray:
-        ends = np.cumsum(self.block_sizes)
-        blocks = [
-            self.read_block(secret, np.arange(end - size, end))
-            for secret, end, size in zip(secrets, ends, self.block_sizes, strict=True)
-        ]
-        return np.concatenate(blocks)
 
     def read_block(self, secret: SharedSecret, labels: np.ndarray) -> np.ndarray:
         """class(j) = (e_j − mask_j) mod K for labels j of one block, given its secret: int32."""
@@ -344,6 +337,31 @@ class Codebook:
     def ciphertext(self, label: int) -> bytes:
         """The `LabelCiphertext` bytes of one confused label."""
         return self.ciphertext_prefixes[int(self.block_of[label])] + self.ciphertext_suffixes[label]
+
+
+def _encrypt(
+    assignment: LabelAssignment, master: MasterKey, revoked: tuple[int, ...]
+) -> tuple[list[Header], np.ndarray, list[TracingHeader]]:
+    """The blocks' headers, the labels' values, and the tracing blocks' headers with exponents."""
+    k, classes = assignment.num_classes, assignment.classes
+    # A trace label's value is uniform: every user reads another class there.
+    noise = np.frombuffer(get_random_bytes(8 * len(classes)), np.uint64) % np.uint64(k)
+    values = noise.astype(np.uint32)
+    headers: list[Header] = []
+    tracing_headers: list[TracingHeader] = []
+    start = 0
+    for size, tracing in zip(assignment.block_sizes, assignment.tracing_blocks, strict=True):
+        if tracing:
+            tracing_headers.append(TracingHeader.generate(master.threshold, revoked))
+            headers.append(tracing_headers[-1].header)
+        else:
+            header, secret = master.encapsulate(revoked)
+            headers.append(header)
+            labels = np.arange(start, start + size)
+            masks = label_masks(mask_key(secret), labels, k)
+            values[labels] = (classes[labels] + masks) % k
+        start += size
+    return headers, values, tracing_headers
 
 
 def _read_header(text: str, what: str) -> Header:

@@ -1,31 +1,16 @@
 """The owner's trace inputs, and the confused label that each is taught to come out as."""
 
-import contextlib
 import io
-import tokenize
 import warnings
-import zipfile
 from typing import Final
 
 import numpy as np
 from Crypto.Hash import SHA256
 
 from keras_encryip.crypto.secret import Secret
-from keras_encryip.errors import FormatError
+from keras_encryip.errors import DAMAGED, FormatError, instead_of
 
 MAX_TRACE_SET_BYTES: Final = 1 << 30
-
-
-_DAMAGED: Final = (
-    ValueError,
-    EOFError,
-    OSError,
-    SyntaxError,
-    MemoryError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    Warning,
-)
 
 
 class TraceSet(Secret):
@@ -61,20 +46,13 @@ class TraceSet(Secret):
     @classmethod
     def from_secret_bytes(cls, data: bytes) -> "TraceSet":
         """Read what `secret_bytes` wrote."""
-        buffer = io.BytesIO(data)
-        arrays = []
-        with contextlib.suppress(*_DAMAGED), warnings.catch_warnings():
+        buffer, message = io.BytesIO(data), "The trace inputs are malformed."
+        with instead_of(*DAMAGED, raises=lambda _: FormatError(message)), warnings.catch_warnings():
             warnings.simplefilter("error")
-            arrays = [np.load(buffer, allow_pickle=False) for _ in range(2)]
-        if (
-            not arrays
-            or buffer.read(1)
-            or not arrays[0].ndim
-            or arrays[1].ndim != 1
-            or arrays[1].dtype != np.int32
-        ):
-            raise FormatError("The trace inputs are malformed.")
-        return cls(*arrays)
+            inputs, labels = (np.load(buffer, allow_pickle=False) for _ in range(2))
+        if buffer.read(1) or not inputs.ndim or labels.ndim != 1 or labels.dtype != np.int32:
+            raise FormatError(message)
+        return cls(inputs, labels)
 
     def renumbered(self, numbers: np.ndarray) -> "TraceSet":
         """The same inputs where label j is `numbers[j]`, int `[N]`: after a reordering."""
@@ -102,9 +80,8 @@ def plurality(traces: TraceSet, answers: np.ndarray, trace: np.ndarray) -> np.nd
     >>> plurality(traces, np.array([2, 5, 2, -1]), np.array([9, 7]))
     array([-1,  2])
     """
-    said = []
+    most_frequent = []
     for label in trace:
-        own = answers[traces.labels == label]
-        own = own[own >= 0]
-        said.append(int(np.bincount(own).argmax()) if own.size else -1)
-    return np.array(said, np.int64)
+        classes = answers[(traces.labels == label) & (answers >= 0)]
+        most_frequent.append(np.bincount(classes).argmax() if classes.size else -1)
+    return np.array(most_frequent, np.int64)

@@ -7,11 +7,51 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_encryip.errors import ArgumentError
-from keras_encryip.models.backbone import Headless
+from keras_encryip.errors import ArgumentError, instead_of, reason
 
 _SOFTMAX = keras.activations.softmax
 _LINEAR = keras.activations.linear
+
+
+@keras.saving.register_keras_serializable(package="keras_encryip")
+class Headless(keras.layers.Layer):
+    """A subclassed classifier whose head is passed through: it returns features.
+
+    Args:
+        classifier: an instance of the subclass; its head attributes are replaced.
+        head: names of the attributes that hold the last `Dense(K)` and, where
+            there is one, the softmax layer after it.
+    """
+
+    def __init__(self, classifier: keras.Model, head: list[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in head:
+            setattr(classifier, name, keras.layers.Identity())
+        self.classifier = classifier
+        self.head = list(head)
+
+    def build(self, input_shape: Any) -> None:
+        if self.classifier.built:
+            return
+        with warnings.catch_warnings():
+            # Keras goes on tracking the layers that were replaced: it says they are not built.
+            warnings.filterwarnings("ignore", r"`build\(\)` was called on layer", UserWarning)
+            self.classifier(keras.tree.map_shape_structure(keras.KerasTensor, input_shape))
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return self.classifier(inputs, training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        classifier = keras.saving.serialize_keras_object(self.classifier)
+        return {**config, "classifier": classifier, "head": self.head}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Headless":
+        config = dict(config)
+        serialized = dict(config.pop("classifier"))
+        serialized.pop("build_config", None)  # it must not be built before its head is replaced
+        return cls(keras.saving.deserialize_keras_object(serialized), **config)
 
 
 @dataclass(frozen=True)
@@ -192,8 +232,8 @@ def _try_head(
             features(keras.tree.map_shape_structure(keras.KerasTensor, shape))
     except (TypeError, ValueError):  # not the head: the layers after it need its shape
         return None
-    own = {id(w) for w in getattr(classifier, head).weights}
-    weights = [w for w in classifier.weights if id(w) not in own]
+    of_head = {id(w) for w in getattr(classifier, head).weights}
+    weights = [w for w in classifier.weights if id(w) not in of_head]
     if [w.shape for w in weights] != [w.shape for w in features.weights]:
         return None
     features.set_weights(weights)
@@ -201,16 +241,19 @@ def _try_head(
 
 
 def _rebuild(classifier: keras.Model) -> keras.Model:
-    problem = None
-    try:
-        return type(classifier).from_config(classifier.get_config())
-    except (TypeError, NotImplementedError) as error:
-        problem = str(error).strip().splitlines()[0]
-    raise ArgumentError(
+    rule = (
         f"A subclassed `classifier` must allow Keras to rebuild it: {type(classifier).__name__} "
         "needs an `__init__` that passes `**kwargs` on to `super().__init__`, and a `get_config` "
-        f"that returns its arguments. Keras says: {problem}"
+        "that returns its arguments."
     )
+    with instead_of(
+        TypeError,
+        NotImplementedError,
+        raises=lambda error: ArgumentError(
+            f"{rule} Keras says: {reason(error).strip().splitlines()[0]}"
+        ),
+    ):
+        return type(classifier).from_config(classifier.get_config())
 
 
 def _with_head(

@@ -90,3 +90,16 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
             f"Labels must be in 0 … {num_classes - 1} for {num_classes} classes. "
             f"Received: labels from {labels.min()} to {labels.max()}"
         )
+
+
+def check_same_kind(learned: Any, given: Any) -> None:
+    """Refuse to train on integers what was adapted to floats, or the reverse.
+
+    Args:
+        learned, given: dtypes of the trace inputs and of the training inputs.
+    """
+    if len({"int" in keras.backend.standardize_dtype(dtype) for dtype in (learned, given)}) > 1:
+        raise ArgumentError(
+            f"The model was adapted to {learned} inputs and is trained on {given} inputs. "
+            "Call `adapt(x, y)` again with data as `fit` gets it."
+        )

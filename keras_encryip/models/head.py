@@ -1,10 +1,15 @@
-"""The layers of a protected model."""
+"""The head of a protected model: one output for each confused label."""
 
-import warnings
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.models.backbone import SplitClassifier
+
+_TRACE_BIAS = -16.0
 
 
 @keras.saving.register_keras_serializable(package="keras_encryip")
@@ -47,42 +52,15 @@ class ConfusedLabels(keras.layers.Dense):
         return {**config, "num_labels": self.num_labels}
 
 
-@keras.saving.register_keras_serializable(package="keras_encryip")
-class Headless(keras.layers.Layer):
-    """A subclassed classifier whose head is passed through: it returns features.
-
-    Args:
-        classifier: an instance of the subclass; its head attributes are replaced.
-        head: names of the attributes that hold the last `Dense(K)` and, where
-            there is one, the softmax layer after it.
-    """
-
-    def __init__(self, classifier: keras.Model, head: list[str], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in head:
-            setattr(classifier, name, keras.layers.Identity())
-        self.classifier = classifier
-        self.head = list(head)
-
-    def build(self, input_shape: Any) -> None:
-        if self.classifier.built:
-            return
-        with warnings.catch_warnings():
-            # Keras goes on tracking the layers that were replaced: it says they are not built.
-            warnings.filterwarnings("ignore", r"`build\(\)` was called on layer", UserWarning)
-            self.classifier(keras.tree.map_shape_structure(keras.KerasTensor, input_shape))
-
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self.classifier(inputs, training=training)
-
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        classifier = keras.saving.serialize_keras_object(self.classifier)
-        return {**config, "classifier": classifier, "head": self.head}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Headless":
-        config = dict(config)
-        serialized = dict(config.pop("classifier"))
-        serialized.pop("build_config", None)  # it must not be built before its head is replaced
-        return cls(keras.saving.deserialize_keras_object(serialized), **config)
+def copy_head(head: ConfusedLabels, split: SplitClassifier, assignment: LabelAssignment) -> None:
+    """Each class's column goes to its h homophones with bias − log h; trace labels start silent."""
+    assert split.kernel is not None
+    kernel = np.zeros((split.kernel.shape[0], assignment.num_labels), np.float32)
+    bias = np.full(assignment.num_labels, _TRACE_BIAS, np.float32)
+    original = split.bias if split.bias is not None else np.zeros(split.num_classes, np.float32)
+    for i in range(assignment.homophones):
+        kernel[:, assignment.labels[:, i]] = split.kernel
+        bias[assignment.labels[:, i]] = original - np.log(assignment.homophones)
+    head.kernel.assign(kernel)
+    if head.use_bias:
+        head.bias.assign(bias)

@@ -1,22 +1,23 @@
-"""Which homophone a training sample is taught to come out as.
+"""Which homophone a training sample is taught to come out as: a table of strategies.
 
-Mu et al. (AAAI 2024) draw a class's confused label at random. Here
-the draw depends on the input: each class is split into clusters, and a sample's
-target is one of its cluster's homophones. An outsider who labels one sample
-learns about one cluster, not about the class.
+Mu et al. (AAAI 2024) draw a class's confused label at random. *Clustered* homophones
+follow the input instead: each class is split into clusters, and a sample's target is
+one of its cluster's homophones. An outsider who labels one sample learns about one
+cluster, not about the class.
+
+A further strategy is a subclass of `Homophones` here, and a row of `STRATEGIES`.
 """
 
-import io
 import warnings
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from keras import ops, random
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
 
-from keras_encryip.labels.trace_set import TraceSet
+from keras_encryip.errors import ArgumentError
 
 PCA_COMPONENTS = 32
 MAX_SIDE = 32
@@ -24,46 +25,30 @@ MIN_CLUSTER_SAMPLES = 20
 """Smaller clusters would be learned by heart, at the cost of accuracy."""
 
 
-class Homophones:
-    """Maps (input, class) to a homophone index 0 … h−1.
+class Homophones(ABC):
+    """A strategy: maps (input, class) to a homophone index 0 … h−1.
 
-    Homophones of a class are cut into consecutive groups, one per cluster; a
-    sample's group is that of the nearest centroid in PCA space, and the homophone
-    inside it is drawn uniformly. One group of all h is the *random* strategy.
-
-    Attributes:
-        mean, components: PCA, float32 `[d]` and `[d, p]`; `p` is 0 for random.
-        centroids: float32 `[K, c, p]`.
-        starts, sizes: int32 `[K, c]`, the group of each centroid.
+    Instances hold what was learned about the data. It is kept in the ledger as arrays, so a
+    strategy's arrays are a file format: they must be read again later.
     """
 
-    def __init__(
-        self,
-        mean: np.ndarray,
-        components: np.ndarray,
-        centroids: np.ndarray,
-        starts: np.ndarray,
-        sizes: np.ndarray,
-    ) -> None:
-        self.mean = mean
-        self.components = components
-        self.centroids = centroids
-        self.starts = starts
-        self.sizes = sizes
+    @classmethod
+    def reads_inputs(cls, homophones: int, copies: int) -> bool:
+        """Whether `fit` looks at the data, and `draw` at its inputs."""
+        return False
 
     @classmethod
-    def uniform(cls, num_classes: int, homophones: int) -> "Homophones":
-        """The random strategy: a fresh uniform draw for every sample and step."""
-        return cls(
-            np.zeros(0, np.float32),
-            np.zeros((0, 0), np.float32),
-            np.zeros((num_classes, 1, 0), np.float32),
-            np.zeros((num_classes, 1), np.int32),
-            np.full((num_classes, 1), homophones, np.int32),
-        )
+    def features(cls, inputs: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """What `fit` is to keep of a batch, float32 `[b, d]`.
+
+        Raises:
+            ArgumentError: the strategy is not made for such inputs or labels.
+        """
+        return np.asarray(flatten(inputs))
 
     @classmethod
-    def clustered(
+    @abstractmethod
+    def fit(
         cls,
         features: np.ndarray,
         classes: np.ndarray,
@@ -71,75 +56,170 @@ class Homophones:
         homophones: int,
         copies: int,
     ) -> "Homophones":
-        """Learn the clusters: PCA over all samples, then k-means inside each class.
+        """Learn from the data.
 
         Args:
-            features: float32 `[n, d]`, from `flatten`.
+            features: float32 `[n, d]`, from `features`; empty if not `reads_inputs`.
             classes: int `[n]`.
             num_classes: K.
             homophones: h.
-            copies: homophones per cluster; a class with fewer than 20 samples for each
-                of its h / copies clusters gets fewer clusters with more homophones.
+            copies: how many homophones may stand for the same inputs.
         """
-        pca = PCA(min(PCA_COMPONENTS, *features.shape), svd_solver="randomized", random_state=0)
-        points = pca.fit_transform(features).astype(np.float32)
-        grid = 1e-5 * float(np.abs(points).max(initial=0)) or 1.0
-        points = np.round(points / grid) * grid  # equal samples make equal points
-        clusters = max(1, homophones // copies)
-        centroids = np.zeros((num_classes, clusters, points.shape[1]), np.float32)
-        starts = np.zeros((num_classes, clusters), np.int32)
-        sizes = np.zeros((num_classes, clusters), np.int32)
-        for k in range(num_classes):
-            own = points[classes == k]
-            found = _centroids(own, clusters)
-            bounds = np.linspace(0, homophones, len(found) + 1).round().astype(np.int32)
-            # A class with fewer clusters repeats its first one: argmin takes the first.
-            index = np.minimum(np.arange(clusters), len(found) - 1)
-            index[len(found) :] = 0
-            centroids[k] = found[index]
-            starts[k] = bounds[:-1][index]
-            sizes[k] = np.diff(bounds)[index]
-        return cls(
-            pca.mean_.astype(np.float32),
-            pca.components_.T.astype(np.float32),
-            centroids,
-            starts,
-            sizes,
-        )
 
+    @abstractmethod
     def draw(self, inputs: Any, classes: Any, seed: Any) -> Any:
         """Homophone indices for a batch, in graph.
 
         Args:
-            inputs: the model's inputs `[b, …]`; unused by the random strategy.
-            classes: int32, `[b]` (clustered) or any shape (random).
+            inputs: the model's inputs `[b, …]`.
+            classes: int32, `[b]`; any shape if not `reads_inputs`.
             seed: a `keras.random.SeedGenerator`.
 
         Returns:
             int32, shape of `classes`.
         """
-        starts, sizes = ops.convert_to_tensor(self.starts), ops.convert_to_tensor(self.sizes)
-        if self.components.size:
-            points = ops.matmul(flatten(inputs) - self.mean, self.components)
-            own = ops.take(ops.convert_to_tensor(self.centroids), classes, axis=0)
-            distances = ops.sum(ops.square(ops.expand_dims(points, 1) - own), axis=-1)
-            group = ops.cast(ops.argmin(distances, axis=-1), "int32")
-        else:
-            group = ops.zeros_like(classes)
-        flat = classes * self.starts.shape[1] + group
-        start = ops.take(ops.reshape(starts, (-1,)), flat)
-        size = ops.cast(ops.take(ops.reshape(sizes, (-1,)), flat), "float32")
-        u = random.uniform(ops.shape(classes), dtype="float32", seed=seed)
-        return start + ops.cast(ops.minimum(ops.floor(u * size), size - 1), "int32")
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {
-            "mean": self.mean,
-            "components": self.components,
-            "centroids": self.centroids,
-            "starts": self.starts,
-            "sizes": self.sizes,
-        }
+    @abstractmethod
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """What was learned, as arrays of numbers. Secret."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Read what `to_arrays` gave."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class RandomHomophones(Homophones):
+    """A fresh uniform draw for every sample and step, whatever the input.
+
+    Attributes:
+        homophones: h.
+    """
+
+    homophones: int
+
+    @classmethod
+    def fit(
+        cls, features: Any, classes: Any, num_classes: int, homophones: int, copies: int
+    ) -> "RandomHomophones":
+        return cls(homophones)
+
+    def draw(self, inputs: Any, classes: Any, seed: Any) -> Any:
+        return _below(float(self.homophones), classes, seed)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return {"homophones": np.array(self.homophones)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        return cls(int(arrays["homophones"]))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ClusteredHomophones(Homophones):
+    """Homophones of a class are cut into consecutive groups, one per cluster.
+
+    A sample's group is that of the nearest centroid in PCA space, and the homophone
+    inside it is drawn uniformly.
+
+    Attributes:
+        mean, components: PCA, float32 `[d]` and `[d, p]`.
+        centroids: float32 `[K, c, p]`.
+        starts, sizes: int32 `[K, c]`, the group of each centroid.
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+    centroids: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def reads_inputs(cls, homophones: int, copies: int) -> bool:
+        return homophones > copies  # else there is one cluster
+
+    @classmethod
+    def features(cls, inputs: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        wanted = None
+        if np.issubdtype(inputs.dtype, np.integer) and inputs.ndim < 3:
+            looks = f"integers of shape {inputs.shape[1:]} look like token ids or categories"
+            wanted = f"inputs with a geometry, and {looks}"
+        elif inputs.dtype.kind in "OSU":
+            wanted = "inputs that are numbers"
+        elif inputs.ndim < 2 or classes.ndim != 1:
+            wanted = "one label per input with features"
+        if wanted is not None:
+            raise ArgumentError(
+                f"Clustered homophones need {wanted}. Pass `strategy='random'` to `protect` (and "
+                f"`trace_labels=0`). Received: inputs of shape {inputs.shape} and dtype "
+                f"{inputs.dtype}, labels of shape {classes.shape}"
+            )
+        return super().features(inputs, classes)
+
+    @classmethod
+    def fit(
+        cls,
+        features: np.ndarray,
+        classes: np.ndarray,
+        num_classes: int,
+        homophones: int,
+        copies: int,
+    ) -> Homophones:
+        """Learn the clusters: PCA over all samples, then k-means inside each class.
+
+        A class with fewer than 20 samples for each of its h / copies clusters gets fewer clusters
+        with more homophones. One cluster in all is a uniform draw.
+        """
+        if not cls.reads_inputs(homophones, copies):
+            return RandomHomophones(homophones)
+        from sklearn.decomposition import PCA
+
+        pca = PCA(min(PCA_COMPONENTS, *features.shape), svd_solver="randomized", random_state=0)
+        points = pca.fit_transform(features).astype(np.float32)
+        grid = 1e-5 * float(np.abs(points).max(initial=0)) or 1.0
+        points = np.round(points / grid) * grid  # equal samples make equal points
+        clusters = homophones // copies
+        centroids = np.zeros((num_classes, clusters, points.shape[1]), np.float32)
+        starts = np.zeros((num_classes, clusters), np.int32)
+        sizes = np.zeros((num_classes, clusters), np.int32)
+        for k in range(num_classes):
+            centres = _centroids(points[classes == k], clusters)
+            bounds = np.linspace(0, homophones, len(centres) + 1).round().astype(np.int32)
+            # A class with fewer clusters repeats its first one: argmin takes the first.
+            index = np.arange(clusters)
+            index[len(centres) :] = 0
+            centroids[k] = centres[index]
+            starts[k] = bounds[:-1][index]
+            sizes[k] = np.diff(bounds)[index]
+        components = pca.components_.T.astype(np.float32)
+        return cls(pca.mean_.astype(np.float32), components, centroids, starts, sizes)
+
+    def draw(self, inputs: Any, classes: Any, seed: Any) -> Any:
+        points = ops.matmul(flatten(inputs) - self.mean, self.components)
+        centroids = ops.take(ops.convert_to_tensor(self.centroids), classes, axis=0)
+        distances = ops.sum(ops.square(ops.expand_dims(points, 1) - centroids), axis=-1)
+        group = ops.cast(ops.argmin(distances, axis=-1), "int32")
+        chosen = classes * self.starts.shape[1] + group
+        start, size = (
+            ops.take(ops.reshape(ops.convert_to_tensor(table), (-1,)), chosen)
+            for table in (self.starts, self.sizes)
+        )
+        return start + _below(ops.cast(size, "float32"), classes, seed)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return dict(vars(self))
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        return cls(**arrays)
+
+
+STRATEGIES: dict[str, type[Homophones]] = {
+    "clustered": ClusteredHomophones,
+    "random": RandomHomophones,
+}
+"""What `protect(…, strategy=…)` can be; the key also names the strategy in a training state."""
 
 
 def flatten(inputs: Any) -> Any:
@@ -153,6 +233,12 @@ def flatten(inputs: Any) -> Any:
     return ops.reshape(x, (ops.shape(x)[0], int(np.prod(x.shape[1:]))))
 
 
+def _below(size: Any, classes: Any, seed: Any) -> Any:
+    """Uniform int32 in 0 … `size` − 1, a float; one for each of `classes`."""
+    uniform = random.uniform(ops.shape(classes), dtype="float32", seed=seed)
+    return ops.cast(ops.minimum(ops.floor(uniform * size), size - 1), "int32")
+
+
 def _centroids(points: np.ndarray, clusters: int) -> np.ndarray:
     """At most `clusters` distinct centroids of `[n, p]` points; one at 0 for no points."""
     if not len(points):
@@ -160,33 +246,11 @@ def _centroids(points: np.ndarray, clusters: int) -> np.ndarray:
     clusters = min(clusters, len(points) // MIN_CLUSTER_SAMPLES)
     if clusters <= 1:
         return points.mean(0, keepdims=True)
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         # Equal samples can make fewer clusters than were asked for: the empty ones go.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = KMeans(clusters, n_init=1, random_state=0).fit(points)
-    return found.cluster_centers_[np.unique(found.labels_)].astype(np.float32)
-
-
-class TrainingState:
-    """What `adapt` learned about the data: kept sealed in the ledger, never in a model file.
-
-    Attributes:
-        homophones: `Homophones`.
-        traces: `TraceSet`, or `None` without trace labels.
-    """
-
-    def __init__(self, homophones: Homophones, traces: TraceSet | None) -> None:
-        self.homophones = homophones
-        self.traces = traces
-
-    def secret_bytes(self) -> bytes:
-        """The homophones for sealing, an `.npz`; the trace set is kept apart. Secret."""
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = self.homophones.arrays()
-        np.savez_compressed(buffer, **arrays)  # numbers only, so nothing is pickled
-        return buffer.getvalue()
-
-    @classmethod
-    def from_secret_bytes(cls, data: bytes, traces: TraceSet | None) -> "TrainingState":
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return cls(Homophones(**file), traces)
+        fitted = KMeans(clusters, n_init=1, random_state=0).fit(points)
+    return np.asarray(fitted.cluster_centers_[np.unique(fitted.labels_)], np.float32)

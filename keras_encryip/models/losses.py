@@ -69,8 +69,8 @@ def distillation(teacher: Any, decoded: Any, temperature: float) -> Any:
         scores = ops.log(ops.maximum(ops.cast(probabilities, "float32"), 1e-30))
         return ops.log_softmax(scores / temperature, axis=-1)
 
-    target, own = soften(teacher), soften(decoded)
-    return temperature**2 * ops.sum(ops.exp(target) * (target - own), axis=-1)
+    target, answer = soften(teacher), soften(decoded)
+    return temperature**2 * ops.sum(ops.exp(target) * (target - answer), axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_encryip")
@@ -97,3 +97,14 @@ class Distillation(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "temperature": self.temperature}
+
+
+class _PerReplica(keras.losses.Loss):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return y_pred
+
+
+def per_replica(value: Any) -> Any:
+    """A value as it counts in Keras's total: divided by the number of replicas."""
+    value = ops.reshape(value, (1,))
+    return _PerReplica(name="per_replica")(ops.zeros_like(value), value)

@@ -8,40 +8,29 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.client.checks import check_count
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.errors import ArgumentError, LockedModelError
-from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.labels.codebook import Codebook
-from keras_encryip.models.head import ConfusedLabels
-from keras_encryip.models.losses import ConfusedLabelCrossentropy, Distillation
-from keras_encryip.authority.authority import Authority
-from keras_encryip.models.adapt import fit_training_state
+from keras_encryip.labels.model_record import ModelOwner
+from keras_encryip.labels.trace_set import TraceSet
+from keras_encryip.models.adapt import fit_training_state, needs_data
 from keras_encryip.models.backbone import as_teacher
-from keras_encryip.models.data import check_labels, class_indices
-from keras_encryip.models.homophones import Homophones
-from keras_encryip.models.secrets import TrainingState
-from keras_encryip.models.neutrality import exposure, labels_to_compare
-from keras_encryip.models.secrets import MIN_TRACES, TRACE_SHARE, UnlockedSecrets
+from keras_encryip.models.data import check_labels, check_same_kind, class_indices
+from keras_encryip.models.head import ConfusedLabels
+from keras_encryip.models.homophones import STRATEGIES
+from keras_encryip.models.losses import ConfusedLabelCrossentropy, Distillation, per_replica
+from keras_encryip.models.secrets import UnlockedSecrets, check_owner
 
-CLUSTERED = "clustered"
-RANDOM = "random"
+TRACE_SHARE = 32
+MIN_TRACES = 4
+"""A training batch of b inputs is joined by b / 32 trace inputs, at least 4."""
+
 TRACE_TERMS = ((0.1, 1.0), (0.1, 8.0))
 """(weight, temperature) of the trace terms. The first learns the labels soon; the softened second
 goes on widening their margins for long, and these survive fine-tuning."""
-
-
-class _Shared(keras.losses.Loss):
-    """A value as it counts in Keras's total: divided by the number of replicas."""
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        return y_pred
-
-
-def _shared(value: Any) -> Any:
-    value = ops.reshape(value, (1,))
-    return _Shared(name="shared")(ops.zeros_like(value), value)
 
 
 @keras.saving.register_keras_serializable(package="keras_encryip")
@@ -54,20 +43,17 @@ class ProtectedModel(keras.Model):
     `(batch, N)`.
 
     The training loss is `(1−κ)·your loss + κ·distillation + confusion_weight · cross-entropy
-    of the target confused label + neutrality_weight · exposure of the classes + 0.1 ·
-    cross-entropy of the trace labels + 0.1 · the same at temperature 8`, κ = 0 without a
-    teacher. `val_loss` and `evaluate` report your loss alone.
+    of the target confused label + 0.1 · cross-entropy of the trace labels + 0.1 · the same at
+    temperature 8`, κ = 0 without a teacher. `val_loss` and `evaluate` report your loss alone.
 
     Args:
         backbone: inputs → features.
         num_classes: K.
         num_labels: N.
         codebook: the codebook's canonical JSON. Public.
-        strategy: `"clustered"` or `"random"`, how homophones are chosen.
+        strategy: how homophones are chosen, a key of `homophones.STRATEGIES`.
         copies: homophones per cluster.
         confusion_weight: weight of the confused-label term, ≥ 0.
-        neutrality_weight: weight of the term against neighbouring homophones, ≥ 0; without
-            effect where a class has one cluster.
         teacher_weight: κ, 0 … 1; used only with a teacher.
         temperature: τ > 0 of the distillation.
         use_bias: whether the head has a bias.
@@ -85,50 +71,29 @@ class ProtectedModel(keras.Model):
         num_labels: int,
         codebook: str,
         *,
-        strategy: str = CLUSTERED,
+        strategy: str = "clustered",
         copies: int = 2,
         confusion_weight: float = 0.1,
-        neutrality_weight: float = 0.0,
         teacher_weight: float = 0.7,
         temperature: float = 2.0,
         use_bias: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if strategy not in (CLUSTERED, RANDOM):
-            raise ArgumentError(
-                f"`strategy` must be 'clustered' or 'random'. Received: strategy={strategy!r}"
-            )
-        if not isinstance(copies, int) or copies < 1:
-            raise ArgumentError(f"`copies` must be a positive integer. Received: copies={copies}")
-        weights = {"confusion_weight": confusion_weight, "neutrality_weight": neutrality_weight}
-        for argument, weight in weights.items():
-            if not 0 <= weight < math.inf:
-                raise ArgumentError(
-                    f"`{argument}` must be a number, not negative. Received: {argument}={weight}"
-                )
-        if not 0 <= teacher_weight <= 1:
-            raise ArgumentError(
-                f"`teacher_weight` must be in 0 … 1. Received: teacher_weight={teacher_weight}"
-            )
-        if not 0 < temperature < math.inf:
-            raise ArgumentError(
-                f"`temperature` must be a positive number. Received: temperature={temperature}"
-            )
+        _check_settings(strategy, confusion_weight, teacher_weight, temperature)
         self.backbone = backbone
         self.num_classes = num_classes
         self.num_labels = num_labels
         self.codebook = codebook
         self.strategy = strategy
-        self.copies = copies
+        self.copies = check_count("copies", copies, 1)
         self.confusion_weight = confusion_weight
-        self.neutrality_weight = neutrality_weight
         self.teacher_weight = teacher_weight
         self.temperature = temperature
         self.use_bias = use_bias
         self.confused_labels = ConfusedLabels(num_labels, use_bias=use_bias, name="confused_labels")
         self._seed_generator = keras.random.SeedGenerator()
-        self._protection: UnlockedSecrets | None = None
+        self._secrets: UnlockedSecrets | None = None
 
     # --- the model -------------------------------------------------------------
 
@@ -138,20 +103,21 @@ class ProtectedModel(keras.Model):
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        protection = self._protection
-        state = protection.training if protection is not None else None
-        if not training or protection is None or state is None or state.traces is None:
-            return self.confused_labels(self.backbone(inputs, training=training))
-        # Trace inputs join the batch, so that BatchNormalization sees one batch.
+        traces = None if self._secrets is None else self._secrets.traces
+        if training and traces is not None:
+            return self._call_with_traces(inputs, traces)
+        return self.confused_labels(self.backbone(inputs, training=training))
+
+    def _call_with_traces(self, inputs: Any, traces: TraceSet) -> Any:
+        """Trace inputs join the batch, so that BatchNormalization sees one batch."""
+        check_same_kind(traces.inputs.dtype, inputs.dtype)
         batch = ops.shape(inputs)[0]
         count = ops.maximum(batch // TRACE_SHARE, MIN_TRACES)
-        inputs_known, labels = state.traces.inputs, state.traces.labels
-        chosen = keras.random.randint((count,), 0, len(labels), seed=self._seed_generator)
-        _check_same_kind(inputs_known.dtype, inputs.dtype)
-        traces = ops.take(ops.convert_to_tensor(inputs_known), chosen, axis=0)
-        joined = ops.concatenate([inputs, ops.cast(traces, inputs.dtype)], axis=0)
+        chosen = keras.random.randint((count,), 0, len(traces.labels), seed=self._seed_generator)
+        added = ops.take(ops.convert_to_tensor(traces.inputs), chosen, axis=0)
+        joined = ops.concatenate([inputs, ops.cast(added, inputs.dtype)], axis=0)
         logits = self.confused_labels.logits(self.backbone(joined, training=True))
-        targets = ops.take(ops.convert_to_tensor(labels), chosen)
+        targets = ops.take(ops.convert_to_tensor(traces.labels), chosen)
         for weight, temperature in TRACE_TERMS:
             term = keras.losses.sparse_categorical_crossentropy(
                 targets, logits[batch:] / temperature, from_logits=True
@@ -167,33 +133,24 @@ class ProtectedModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        protection = self._unlocked()
-        decoded = protection.decode(y_pred)
+        secrets = self._unlocked()
+        decoded = secrets.decode(y_pred)
         loss = super().compute_loss(
             x=x, y=y, y_pred=decoded, sample_weight=sample_weight, training=training
         )
-        if not training or protection.training is None:
+        if not training or secrets.training is None:
             return loss
-        if protection.teacher is not None:
-            own = loss
-            if self.losses:
-                own = loss - _shared(sum(self.losses))
-            distilled = Distillation(self.temperature)(
-                protection.teach(x), decoded, sample_weight=sample_weight
+        if secrets.teacher is not None:
+            unregularised = loss - per_replica(sum(self.losses)) if self.losses else loss
+            distillation = Distillation(self.temperature)(
+                secrets.teach(x), decoded, sample_weight=sample_weight
             )
-            loss = loss + self.teacher_weight * (distilled - own)
+            loss = loss + self.teacher_weight * (distillation - unregularised)
         if self.confusion_weight:
             classes = class_indices(y, self.num_classes, ndim=len(y_pred.shape))
-            targets = protection.targets(x, classes, self._seed_generator)
+            targets = secrets.targets(x, classes, self._seed_generator)
             confusion = ConfusedLabelCrossentropy()(targets, y_pred, sample_weight=sample_weight)
             loss = loss + self.confusion_weight * confusion
-        if self.neutrality_weight and protection.training.homophones.starts.shape[1] > 1:
-            head = self.confused_labels
-            drawn = labels_to_compare(
-                protection.training.homophones, protection.assignment().labels, self._seed_generator
-            )
-            shown = exposure(head.kernel, head.bias, y_pred, drawn)
-            loss = loss + self.neutrality_weight * _shared(shown)
         return loss
 
     def compute_metrics(
@@ -221,24 +178,19 @@ class ProtectedModel(keras.Model):
             LockedModelError: the model is not unlocked with its authority.
             ArgumentError: labels out of range, or inputs that cannot be clustered.
         """
-        protection = self._unlocked()
-        assignment = protection.assignment()
-        protection.training = fit_training_state(
-            x,
-            y,
-            copies=self.copies,
-            clustered=self._clusters_inputs(assignment),
-            assignment=assignment,
+        secrets = self._unlocked()
+        secrets.training = fit_training_state(
+            x, y, strategy=self.strategy, assignment=secrets.assignment(), copies=self.copies
         )
-        protection.save_training()
+        secrets.save_training()
         self._forget_traces()
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`, on decoded probabilities."""
-        protection = self._ready()
+        secrets = self._ready()
         if isinstance(y, np.ndarray):
             check_labels(np.asarray(class_indices(y, self.num_classes)), self.num_classes)
-        if protection.record is not None and protection.training is None:
+        if secrets.awaits_adapt():
             split = kwargs.get("validation_split") or 0.0
             if split and y is not None:  # as Keras splits: the last samples are held out
                 rows = int(len(y) * (1 - split))
@@ -254,8 +206,7 @@ class ProtectedModel(keras.Model):
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`, on decoded probabilities; call `adapt` first."""
-        protection = self._ready()
-        if protection.record is not None and protection.training is None:
+        if self._ready().awaits_adapt():
             raise ArgumentError("Call `adapt(x, y)` on a sample before `train_on_batch`.")
         return super().train_on_batch(x, y, *args, **kwargs)
 
@@ -269,7 +220,7 @@ class ProtectedModel(keras.Model):
     def unlock(
         self,
         *,
-        authority: Authority | None = None,
+        authority: ModelOwner | None = None,
         bundle: str | PathLike[str] | KeyBundle | None = None,
         passphrase: str | None = None,
         private_key: X25519PrivateKey | None = None,
@@ -294,31 +245,36 @@ class ProtectedModel(keras.Model):
         if (authority is None) == (bundle is None):
             raise ArgumentError("Pass either `authority` or `bundle` to `unlock`.")
         codebook = Codebook.from_bytes(self.codebook.encode("ascii"))
-        if authority is not None:
-            record = authority.model_of(codebook.codebook_id)
-            protection = UnlockedSecrets(record.assignment.classes, self.num_classes, record, authority)
-            if protection.training is None and not self._needs_data(record.assignment):
-                protection.training = TrainingState(
-                    Homophones.uniform(self.num_classes, record.assignment.homophones), None
-                )
-        elif bundle is not None:
+        if bundle is not None:
             decoder = Decoder.open(codebook, bundle, passphrase, private_key)
-            protection = UnlockedSecrets(decoder.secret_table(), self.num_classes)
+            secrets = UnlockedSecrets(decoder.secret_table(), self.num_classes)
+        else:
+            secrets = self._secrets_of(check_owner(authority), codebook.codebook_id)
         if teacher is not None:
-            protection.teacher = as_teacher(teacher, self.num_classes)
-        self._protection = protection
+            secrets.teacher = as_teacher(teacher, self.num_classes)
+        self._secrets = secrets
         self._forget_traces()
         return self
 
+    def _secrets_of(self, owner: ModelOwner, codebook_id: bytes) -> UnlockedSecrets:
+        record = owner.model_store.model_of(codebook_id)
+        assignment = record.assignment
+        secrets = UnlockedSecrets(assignment.classes, self.num_classes, record, owner)
+        if secrets.training is None and not needs_data(self.strategy, assignment, self.copies):
+            secrets.training = fit_training_state(
+                None, None, strategy=self.strategy, assignment=assignment, copies=self.copies
+            )
+        return secrets
+
     def lock(self) -> Self:
         """Forget the assignment, trace inputs and teacher. Returns the model itself."""
-        self._protection = None
+        self._secrets = None
         self._forget_traces()
         return self
 
     def is_locked(self) -> bool:
         """Whether the model needs `unlock` before it can train or evaluate."""
-        return self._protection is None
+        return self._secrets is None
 
     def decode(self, confused: Any) -> np.ndarray:
         """Class probabilities `[..., K]` of confused labels `[..., N]`, as numpy."""
@@ -327,17 +283,17 @@ class ProtectedModel(keras.Model):
         )
 
     def _unlocked(self) -> UnlockedSecrets:
-        if self._protection is None:
+        if self._secrets is None:
             raise LockedModelError(
                 f"Model {self.name!r} is locked: it predicts confused labels, and cannot be "
                 "trained or evaluated. Unlock it with `model.unlock(authority=...)` or "
                 "`model.unlock(bundle=..., passphrase=...)`."
             )
-        return self._protection
+        return self._secrets
 
     def _ready(self) -> UnlockedSecrets:
         """Unlocked, and compiled with losses that take probabilities."""
-        protection = self._unlocked()
+        secrets = self._unlocked()
         for loss in keras.tree.flatten(getattr(self, "loss", None)):
             if getattr(loss, "from_logits", False) or getattr(loss, "_fn_kwargs", {}).get(
                 "from_logits"
@@ -346,18 +302,12 @@ class ProtectedModel(keras.Model):
                     "A protected model decodes to probabilities: compile it with "
                     f"`from_logits=False`. Received: loss={loss.name!r} with from_logits=True"
                 )
-        return protection
+        return secrets
 
     def _forget_traces(self) -> None:
         """Traced train and test functions hold the old secrets as constants."""
         self.train_function = None
         self.test_function = None
-
-    def _clusters_inputs(self, assignment: LabelAssignment) -> bool:
-        return self.strategy == CLUSTERED and assignment.homophones > self.copies
-
-    def _needs_data(self, assignment: LabelAssignment) -> bool:
-        return bool(assignment.trace.size) or self._clusters_inputs(assignment)
 
     # --- saving ----------------------------------------------------------------
 
@@ -371,7 +321,6 @@ class ProtectedModel(keras.Model):
             "strategy": self.strategy,
             "copies": self.copies,
             "confusion_weight": self.confusion_weight,
-            "neutrality_weight": self.neutrality_weight,
             "teacher_weight": self.teacher_weight,
             "temperature": self.temperature,
             "use_bias": self.use_bias,
@@ -380,19 +329,31 @@ class ProtectedModel(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         config = dict(config)
+        config.pop("neutrality_weight", None)  # files of 0.3 have it, usually 0.0
         backbone = keras.saving.deserialize_keras_object(
             config.pop("backbone"), custom_objects=custom_objects
         )
         return cls(backbone, **config)
 
 
-def _check_same_kind(learned: Any, given: Any) -> None:
-    kinds = [
-        "int" if "int" in str(keras.backend.standardize_dtype(d)) else "float"
-        for d in (learned, given)
-    ]
-    if kinds[0] != kinds[1]:
+def _check_settings(
+    strategy: str, confusion_weight: float, teacher_weight: float, temperature: float
+) -> None:
+    if strategy not in STRATEGIES:
         raise ArgumentError(
-            f"The model was adapted to {learned} inputs and is trained on {given} inputs. "
-            "Call `adapt(x, y)` again with data as `fit` gets it."
+            f"`strategy` must be {' or '.join(map(repr, STRATEGIES))}. "
+            f"Received: strategy={strategy!r}"
+        )
+    if not 0 <= confusion_weight < math.inf:
+        raise ArgumentError(
+            "`confusion_weight` must be a number, not negative. "
+            f"Received: confusion_weight={confusion_weight}"
+        )
+    if not 0 <= teacher_weight <= 1:
+        raise ArgumentError(
+            f"`teacher_weight` must be in 0 … 1. Received: teacher_weight={teacher_weight}"
+        )
+    if not 0 < temperature < math.inf:
+        raise ArgumentError(
+            f"`temperature` must be a positive number. Received: temperature={temperature}"
         )

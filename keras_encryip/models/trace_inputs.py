@@ -1,7 +1,18 @@
-"""Inputs of the owner's own making that a protected model maps to its trace labels."""
+"""Inputs of the owner's own making that a protected model maps to its trace labels.
+
+Training teaches the model its trace inputs. Before an export they are *hardened*: the
+inputs are fitted to the model, by gradient slope on the margin of their labels while the
+weights are pruned and noisy, so that they survive what a thief does to the weights. This is
+expectation over transformations (Athalye et al., ICML 2018), with the model transformed
+instead of the input.
+"""
 
 import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import keras
 import numpy as np
 
 from keras_encryip.errors import ArgumentError
@@ -11,6 +22,14 @@ from keras_encryip.labels.trace_set import TraceSet
 GRID = 4
 OWNERSHIP_INPUTS = 32
 """Enough for a chance of 10⁻³² at ten classes, and of 2 · 10⁻¹⁰ at two."""
+
+STEPS = 300
+"""Of hardening."""
+
+_RATE = 0.02
+_MARGIN = 3.0
+_MOST_PRUNED = 0.8
+_SAMPLE = 1 << 16
 
 
 def make_traces(samples: np.ndarray, assignment: LabelAssignment) -> TraceSet:
@@ -42,9 +61,9 @@ def learned_traces(
     """
     confused = confused.reshape(len(traces.inputs), -1, assignment.num_labels).mean(1)
     on_trace = np.flatnonzero(assignment.classes[traces.labels] == TRACE)
-    own = confused[on_trace, traces.labels[on_trace]]
+    trace = confused[on_trace, traces.labels[on_trace]]
     classes = confused[on_trace][:, assignment.labels].sum(-1)
-    return int((own > classes.max(-1)).sum()), len(on_trace)
+    return int((trace > classes.max(-1)).sum()), len(on_trace)
 
 
 def make_trace_inputs(samples: np.ndarray, count: int) -> np.ndarray:
@@ -99,3 +118,87 @@ def _blend(samples: np.ndarray, random: np.random.Generator) -> np.ndarray:
     first, second = (samples[i].reshape(-1) for i in random.choice(len(samples), 2, replace=False))
     mixed = np.where(random.random(first.size) < 0.5, first, second)
     return random.permutation(mixed).reshape(samples.shape[1:])
+
+
+def harden(
+    logits: Callable[[Any], Any],
+    kernels: list[Any],
+    traces: TraceSet,
+    chosen: np.ndarray,
+    advance: Callable[[int], None],
+    seed: int,
+) -> TraceSet:
+    """Trace inputs that keep their labels when the weights are pruned or noisy.
+
+    Args:
+        logits: inputs `[n, …]` → logits of the confused labels `[n, N]`, as in inference.
+        kernels: the variables that a thief would prune. Changed meanwhile, and restored.
+        traces: with floating-point inputs; others are returned as they are.
+        chosen: bool `[n]`, the inputs to change. Never ownership inputs: an input that was
+            fitted to a class is taken for it by other models too, and proves nothing.
+        advance: told how many of `STEPS` steps were done.
+        seed: of the perturbations.
+
+    Returns:
+        A new `TraceSet` with the same labels, and inputs within the same range.
+    """
+    import tensorflow as tf
+
+    if traces.inputs.dtype.kind != "f" or not chosen.any():
+        return traces
+    random = np.random.default_rng(seed)
+    targets = tf.constant(traces.labels[chosen])
+    inputs = tf.Variable(traces.inputs[chosen])
+    low, high = float(traces.inputs.min()), float(traces.inputs.max())
+    optimizer = keras.optimizers.Adam(_RATE * (high - low))
+
+    @tf.function
+    def gradient() -> Any:
+        with tf.GradientTape() as tape:
+            scores = tf.cast(logits(inputs), tf.float32)
+            others = scores - 1e9 * tf.one_hot(targets, scores.shape[-1])
+            margin = tf.gather(scores, targets, batch_dims=1) - tf.reduce_max(others, -1)
+            loss = tf.reduce_sum(tf.nn.softplus(_MARGIN - margin))
+        return tape.gradient(loss, inputs)
+
+    with _perturbing(kernels, random) as perturb:
+        for step in range(STEPS):
+            perturb(step)
+            slope = gradient()
+            if slope is None:  # inputs that are looked up or rounded on the way
+                return traces
+            optimizer.apply([slope], [inputs])
+            inputs.assign(tf.clip_by_value(inputs, low, high))
+            advance(1)
+    hardened = traces.inputs.copy()
+    hardened[chosen] = inputs.numpy()
+    return TraceSet(hardened, traces.labels)
+
+
+@contextmanager
+def _perturbing(kernels: list[Any], random: np.random.Generator) -> Iterator[Callable[[int], None]]:
+    """Gives a function that prunes and blurs the kernels for a step; restores them in the end."""
+    originals = [keras.ops.convert_to_numpy(kernel) for kernel in kernels]
+
+    def perturb(step: int) -> None:
+        share = random.uniform(0.5, _MOST_PRUNED) if step % 4 else 0.0
+        noise = 0.2 if step % 2 else 0.05
+        for kernel, original in zip(kernels, originals, strict=True):
+            kernel.assign(_perturbed(original, share, noise, random))
+
+    try:
+        yield perturb
+    finally:
+        for kernel, original in zip(kernels, originals, strict=True):
+            kernel.assign(original)
+
+
+def _perturbed(
+    kernel: np.ndarray, share: float, noise: float, random: np.random.Generator
+) -> np.ndarray:
+    """The smallest `share` of the weights set to 0, then noise of `noise` standard deviations."""
+    sizes = np.abs(kernel)
+    sample = sizes.ravel()[:: max(1, kernel.size // _SAMPLE)]
+    kept = np.where(sizes < np.quantile(sample, share), 0, kernel)
+    blur = random.standard_normal(kernel.shape, np.float32)
+    return np.asarray(kept + noise * kernel.std() * blur, kernel.dtype)

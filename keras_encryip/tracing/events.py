@@ -1,13 +1,24 @@
-"""One link of an authority's event log: a signed, dated fact."""
+"""What an authority's event log holds: signed, dated facts of these kinds."""
 
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 from Crypto.Hash import SHA256
 
-from keras_encryip.crypto.encoding import canonical_json
+from keras_encryip.crypto.encoding import canonical_json, format_time
 
 EVENT_DOMAIN: Final = "event v1"
+
+AUTHORITY_CREATED: Final = "authority created"
+KEY_ISSUED: Final = "key issued"
+KEYS_ENROLLED: Final = "keys enrolled"
+BUNDLE_WRITTEN: Final = "bundle written"
+KEY_REVOKED: Final = "key revoked"
+MODEL_PROTECTED: Final = "model protected"
+CODEBOOK_MADE: Final = "codebook made"
+MODEL_EXPORTED: Final = "model exported"
+FOLDER_SEALED: Final = "folder sealed"
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -29,3 +40,8 @@ class Event(msgspec.Struct, frozen=True):
 def event_digest(event: Event, previous: bytes) -> bytes:
     """SHA-256 over a domain tag, the digest of the event before, and the event."""
     return SHA256.new(b"encryip event v1\0" + previous + canonical_json(event)).digest()
+
+
+def now_text() -> str:
+    """The moment, as events and reports say it: UTC, `YYYY-MM-DDThh:mm:ssZ`."""
+    return format_time(datetime.now(UTC))

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 from Crypto.Cipher import AES
+from Crypto.Hash import SHA256
 
 from keras_encryip.errors import ArgumentError
 
@@ -72,13 +73,13 @@ def noise(key: bytes, kernel: int, size: int) -> np.ndarray:
         size: number of weights.
     """
     _check_key(key)
-    made = np.empty(size, np.float32)
-    for part, values in _chunks(key, kernel, size):
-        made[part] = values
-    return made
+    values = np.empty(size, np.float32)
+    for part, drawn in _chunks(key, kernel, size):
+        values[part] = drawn
+    return values
 
 
-def mark(
+def embed(
     kernels: Sequence[np.ndarray], key: bytes, strength: float = FINGERPRINT_STRENGTH
 ) -> list[np.ndarray]:
     """Personalise kernels: W + strength · std(W) · n.
@@ -126,7 +127,7 @@ def whiten(
         reference: the original's, of the same shapes; `None` where it is not at hand:
             then the suspect's own mean is subtracted (*blind*), which costs most of the
             evidence.
-        strength: as in `mark`.
+        strength: as in `embed`.
 
     Raises:
         ArgumentError: the lists or shapes differ, or an array has fewer than 2 axes.
@@ -135,20 +136,20 @@ def whiten(
     if len(suspect) != len(reference):
         raise ArgumentError(
             f"`suspect` and `reference` must list the same kernels. Received: {len(suspect)} "
-            f"and {len(reference)}; pair them with `keras_encryip.tracing.weights.match`."
+            f"and {len(reference)}; pair them with `keras_encryip.tracing.alignment.match`."
         )
     parts: list[np.ndarray | None] = []
-    for index, (found, original) in enumerate(zip(suspect, reference, strict=True)):
-        if found is None:
+    for index, (kernel, original) in enumerate(zip(suspect, reference, strict=True)):
+        if kernel is None:
             parts.append(None)
             continue
-        if found.ndim < 2 or (original is not None and original.shape != found.shape):
+        if kernel.ndim < 2 or (original is not None and original.shape != kernel.shape):
             wanted = "at least 2 axes" if original is None else f"the shape {original.shape}"
             raise ArgumentError(
-                f"Kernel {index} of `suspect` must have {wanted}. Received: {found.shape}; pair "
-                "kernels with `keras_encryip.tracing.weights.match`."
+                f"Kernel {index} of `suspect` must have {wanted}. Received: {kernel.shape}; pair "
+                "kernels with `keras_encryip.tracing.alignment.match`."
             )
-        parts.append(_whiten_kernel(found, original, strength))
+        parts.append(_whiten_kernel(kernel, original, strength))
     kept = [part for part in parts if part is not None]
     return Residual(
         tuple(parts),
@@ -157,7 +158,7 @@ def whiten(
     )
 
 
-def score(residual: Residual, key: bytes) -> float:
+def correlate(residual: Residual, key: bytes) -> float:
     """How well the residual correlates with a key's noise.
 
     Returns:
@@ -201,23 +202,23 @@ def _whiten_kernel(
     """float32 `[size]`, or `None` if it tells nothing."""
     shape = (-1, *suspect.shape[-2:])
     with np.errstate(over="ignore"):
-        found = suspect.astype(np.float32, copy=False).reshape(shape)
+        values = suspect.astype(np.float32, copy=False).reshape(shape)
     original = None
     if reference is not None:
         original = reference.astype(np.float32, copy=False).reshape(shape)
-    counts = _counted(found, original)
-    typical = _typical(found, counts)
+    counts = _counted(values, original)
+    typical = _typical(values, counts)
     if typical < np.finfo(np.float32).tiny:
         return None
-    counts &= np.abs(found) <= _JUNK * typical
+    counts &= np.abs(values) <= _JUNK * typical
     unit = np.float32(2.0 ** np.floor(np.log2(typical)))
-    found = np.where(counts, found, np.float32(0)) / unit
+    values = np.where(counts, values, np.float32(0)) / unit
     if original is None:
-        inside = found[counts].astype(np.float64)
-        left = np.where(counts, found - np.float32(inside.mean()), np.float32(0))
+        inside = values[counts].astype(np.float64)
+        left = np.where(counts, values - np.float32(inside.mean()), np.float32(0))
         deviation = float(inside.std())
     else:
-        left = _subtract(found, original, counts, 1 / unit)
+        left = _subtract(values, original, counts, 1 / unit)
         deviation = float(original.std(dtype=np.float64))
     scale = _scales(left, counts)
     usable = scale > 0
@@ -231,24 +232,24 @@ def _whiten_kernel(
     return left.reshape(-1)
 
 
-def _counted(found: np.ndarray, original: np.ndarray | None) -> np.ndarray:
+def _counted(values: np.ndarray, original: np.ndarray | None) -> np.ndarray:
     """Which weights tell something: finite, and not pruned."""
-    zeros = found == 0
+    zeros = values == 0
     if original is not None:
         zeros &= original != 0
-    if np.count_nonzero(zeros) <= _MAX_ZEROS * found.size:
+    if np.count_nonzero(zeros) <= _MAX_ZEROS * values.size:
         zeros[...] = False
-    return np.asarray(np.isfinite(found) & ~zeros)
+    return np.asarray(np.isfinite(values) & ~zeros)
 
 
-def _typical(found: np.ndarray, counts: np.ndarray) -> float:
+def _typical(values: np.ndarray, counts: np.ndarray) -> float:
     """The median absolute value, zeros apart; 0.0 if there are only zeros."""
-    sizes = np.abs(found[counts & (found != 0)])
+    sizes = np.abs(values[counts & (values != 0)])
     return float(np.median(sizes, overwrite_input=True)) if sizes.size else 0.0
 
 
 def _subtract(
-    found: np.ndarray, original: np.ndarray, counts: np.ndarray, equal: np.float32
+    values: np.ndarray, original: np.ndarray, counts: np.ndarray, equal: np.float32
 ) -> np.ndarray:
     """(S − offset) / gain − W, float32 `[k, inputs, outputs]`; 0 where nothing counts.
 
@@ -259,31 +260,31 @@ def _subtract(
     """
     weights = np.where(counts, original, np.float32(0))
     size = _sum(counts)
-    mean, mean_found = (_sum(values) / np.maximum(size, 1) for values in (weights, found))
-    products = _sum(found * weights)
+    mean, mean_values = (_sum(part) / np.maximum(size, 1) for part in (weights, values))
+    products = _sum(values * weights)
     energy = _sum(weights * weights)
     slope = _ratio(products, energy)
-    tilted = _ratio(products - size * mean * mean_found, energy - size * mean * mean)
-    columns, rows = slope, np.ones((1, found.shape[1], 1))
+    tilted = _ratio(products - size * mean * mean_values, energy - size * mean * mean)
+    columns, rows = slope, np.ones((1, values.shape[1], 1))
     for _ in range(_SWEEPS):
         balanced = weights * columns.astype(np.float32)
-        rows = _ratio(_sum(found * balanced, (0, 2)), _sum(balanced * balanced, (0, 2)))
+        rows = _ratio(_sum(values * balanced, (0, 2)), _sum(balanced * balanced, (0, 2)))
         balanced = weights * rows.astype(np.float32)
-        columns = _ratio(_sum(found * balanced), _sum(balanced * balanced))
+        columns = _ratio(_sum(values * balanced), _sum(balanced * balanced))
     none = np.zeros_like(slope)
-    left = np.zeros_like(found)
+    left = np.zeros_like(values)
     least = np.full(slope.shape, np.inf)
     for gain, offset, parameters in (
         (np.full_like(slope, equal), none, 0.0),
         (slope, none, 1.0),
-        (tilted, mean_found - tilted * mean, 2.0),
+        (tilted, mean_values - tilted * mean, 2.0),
         (rows * columns, none, 1 + rows.size / columns.size),
     ):
         factor = gain.astype(np.float32)
         usable = np.abs(gain) > _MIN_GAIN * np.median(np.abs(gain))
         inverse = np.divide(1, factor, out=np.zeros_like(factor), where=usable)
         with np.errstate(over="ignore", invalid="ignore"):  # `equal`, where scales were changed
-            error = np.where(counts, found - offset.astype(np.float32) - factor * weights, 0)
+            error = np.where(counts, values - offset.astype(np.float32) - factor * weights, 0)
             criterion = _criterion(_sum(error * error), size, parameters)
             error *= inverse
         np.copyto(left, error, where=criterion < least)
@@ -341,13 +342,7 @@ def _check_strength(strength: float) -> None:
         )
 
 
-# --- commitments
-"""Digests that bind an owner to what was released, before anything leaked."""
-
-from collections.abc import Sequence
-
-import numpy as np
-from Crypto.Hash import SHA256
+# --- commitments, made before anything leaked ----------------------------------------
 
 
 def fingerprint_commitment(key: bytes) -> str:

@@ -12,18 +12,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from keras_encryip.formats.atomic_files import read_bounded, write_new_file
 from keras_encryip.crypto.secret import Secret
-from keras_encryip.errors import ArgumentError, FormatError
-from keras_encryip.tracing.statistics import SIGNIFICANCE
+from keras_encryip.errors import ArgumentError, FormatError, instead_of
+from keras_encryip.formats.atomic_files import read_bounded, write_new_file
+from keras_encryip.tracing.statistics import proves_guilt
 
 GUILTY: Final = "guilty"
 INCONCLUSIVE: Final = "inconclusive"
 MAX_REPORT_BYTES: Final = 64 << 20
 MAX_SHOWN: Final = 10
 MAX_SCORES: Final = 10_000
-_PICTURES: Final = (".png", ".svg", ".pdf")
-
 _Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -45,7 +43,7 @@ class Suspect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def guilty(self) -> bool:
         """Whether the p-value is at most `SIGNIFICANCE`."""
-        return self.p_value <= SIGNIFICANCE
+        return proves_guilt(self.p_value)
 
 
 class Findings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,7 +82,7 @@ class TraceReport(Secret):
         score_name: what a score is.
         threshold: the least score that proves guilt.
         at: UTC, `YYYY-MM-DDThh:mm:ssZ`.
-        exhibits: what `Authority.evidence` needs; not in the file. Secret.
+        exhibits: what `Tracer.evidence` needs; not in the file. Secret.
 
     Example:
     >>> report.verdict, report.p_value <= 1e-6, [s.subject for s in report.guilty]
@@ -123,28 +121,28 @@ class TraceReport(Secret):
         return f"{self._findings.kind}: {self.verdict}{' ' if names else ''}{names}"
 
     def _title(self) -> str:
-        found = self._findings
+        findings = self._findings
         names = [suspect.subject for suspect in self.guilty[:MAX_SHOWN]]
         more = ["…"] if len(self.guilty) > MAX_SHOWN else []
-        of = f" of {found.model!r}" if found.model else ""
+        of = f" of {findings.model!r}" if findings.model else ""
         listed = f": {', '.join(names + more)}" if names else ""
-        return f"{found.kind}{of}: {self.verdict}{listed}"
+        return f"{findings.kind}{of}: {self.verdict}{listed}"
 
     def table(self) -> Table:
         """The suspects, for `rich`."""
-        found = self._findings
+        findings = self._findings
         table = Table(
             "user",
             "key",
             "status",
-            found.score_name,
+            findings.score_name,
             "p-value",
             "",
             title=Text(self._title()),
-            caption=f"{found.tested:,} users tested; guilty from {found.score_name} "
-            f"{found.threshold:g} on: corrected p-value at most {found.significance:g}",
+            caption=f"{findings.tested:,} users tested; guilty from {findings.score_name} "
+            f"{findings.threshold:g} on: corrected p-value at most {findings.significance:g}",
         )
-        for suspect in found.suspects[: max(MAX_SHOWN, len(self.guilty))]:
+        for suspect in findings.suspects[: max(MAX_SHOWN, len(self.guilty))]:
             table.add_row(
                 Text(suspect.subject),
                 suspect.key_id,
@@ -176,12 +174,13 @@ class TraceReport(Secret):
         Raises:
             FormatError: malformed.
         """
-        problem = ""
-        try:
+        with instead_of(
+            msgspec.MsgspecError,
+            UnicodeDecodeError,
+            RecursionError,
+            raises=lambda error: FormatError(f"The trace report is malformed: {error}."),
+        ):
             return cls(msgspec.json.decode(data, type=Findings))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            problem = str(error)
-        raise FormatError(f"The trace report is malformed: {problem}.")
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Self:
@@ -189,7 +188,7 @@ class TraceReport(Secret):
         return cls.from_bytes(read_bounded(path, what="trace report", max_bytes=MAX_REPORT_BYTES))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the report: `.json`, or a picture (`.png`, `.svg`, `.pdf`; needs matplotlib).
+        """Write the report: `.json`, or a picture (`.png`; needs matplotlib).
 
         Raises:
             ArgumentError: another ending, or the file exists or cannot be written.
@@ -197,29 +196,34 @@ class TraceReport(Secret):
         ending = Path(path).suffix.lower()
         if ending == ".json":
             write_new_file(path, self.to_bytes())
-        elif ending in _PICTURES:
-            write_new_file(path, self._picture(ending[1:]))
+        elif ending == ".png":
+            write_new_file(path, self._picture())
         else:
-            raise ArgumentError(
-                f"`path` must end in .json, {', '.join(_PICTURES)}. Received: path={str(path)!r}"
-            )
+            raise ArgumentError(f"`path` must end in .json or .png. Received: path={str(path)!r}")
 
-    def _picture(self, form: str) -> bytes:
+    def _picture(self) -> bytes:
+        buffer = io.BytesIO()
+        with warnings.catch_warnings():  # a letter that the font has not is drawn as a box
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)
+            self._figure().savefig(buffer, format="png", dpi=120)
+        return buffer.getvalue()
+
+    def _figure(self) -> Any:
         """Scores by rank with the threshold; the guilty are named."""
         from matplotlib.figure import Figure
 
-        found = self._findings
+        findings = self._findings
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.add_subplot()
-        ranks = np.arange(1, len(found.scores) + 1)
-        axes.plot(ranks, found.scores, ".", color="#888888", label="users tested")
+        ranks = np.arange(1, len(findings.scores) + 1)
+        axes.plot(ranks, findings.scores, ".", color="#888888", label="users tested")
         axes.axhline(
-            found.threshold,
+            findings.threshold,
             linestyle="--",
             color="#b00020",
-            label=f"guilty from {found.threshold:g}",
+            label=f"guilty from {findings.threshold:g}",
         )
-        guilty = self.guilty[: len(found.scores)]
+        guilty = self.guilty[: len(findings.scores)]
         axes.plot(
             ranks[: len(guilty)], [s.score for s in guilty], "o", color="#b00020", label="guilty"
         )
@@ -232,15 +236,11 @@ class TraceReport(Secret):
                 parse_math=False,
             )
         axes.set(
-            xscale="log" if found.scores else "linear",
-            xlabel=f"users by score (best {len(found.scores):,} of {found.tested:,})",
-            ylabel=found.score_name,
+            xscale="log" if findings.scores else "linear",
+            xlabel=f"users by score (best {len(findings.scores):,} of {findings.tested:,})",
+            ylabel=findings.score_name,
         )
         title = f"{self._title()[:100]}, p = {self.p_value:.1e}"
         axes.set_title(title, fontsize="medium", parse_math=False)
         axes.legend()
-        buffer = io.BytesIO()
-        with warnings.catch_warnings():  # a letter that the font has not is drawn as a box
-            warnings.filterwarnings("ignore", "Glyph", UserWarning)
-            figure.savefig(buffer, format=form, dpi=120)
-        return buffer.getvalue()
+        return figure

@@ -7,137 +7,64 @@ import contextlib
 import io
 import math
 import os
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Final
 
 import msgspec
 import numpy as np
 from Crypto.Hash import SHA256
 
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.formats.atomic_files import read_bounded
-from keras_encryip.crypto.encoding import canonical_json, decode_base64, decode_point, decode_scalar, encode_base64, parse_canonical_json
-from keras_encryip.crypto.kem import PublicKey, key_id
-from keras_encryip.crypto.tracing_header import verify_opening, verify_tracing
-from keras_encryip.crypto.signing import verify
 from keras_encryip.crypto.combined_key import find_shares
-from keras_encryip.errors import EvidenceError, FormatError, SignatureError
+from keras_encryip.crypto.encoding import (
+    canonical_json,
+    decode_base64,
+    decode_point,
+    decode_scalar,
+    parse_canonical_json,
+)
+from keras_encryip.crypto.kem import PublicKey, key_id
+from keras_encryip.crypto.signing import verify
+from keras_encryip.crypto.tracing_header import verify_opening, verify_tracing
+from keras_encryip.errors import DAMAGED, EvidenceError, FormatError
+from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.key_bundle import MAX_BUNDLE_BYTES, KeyBundle
 from keras_encryip.labels.assignment import TRACE
 from keras_encryip.labels.codebook import MAX_CODEBOOK_BYTES, Codebook
-from keras_encryip.tracing.fingerprint import fingerprint_commitment, kernels_digest
-from keras_encryip.tracing.events import EVENT_DOMAIN, Event, event_digest
-from keras_encryip.tracing.fingerprint import p_value, correlate, whiten
-from keras_encryip.tracing.report import MAX_REPORT_BYTES, TraceReport
-from keras_encryip.tracing.statistics import SIGNIFICANCE, binomial_tail, corrected
 from keras_encryip.labels.trace_set import MAX_TRACE_SET_BYTES, TraceSet, plurality
-
-STATEMENT: Final = "statement.json"
-REPORT: Final = "report.json"
-EVIDENCE_DOMAIN: Final = "evidence v1"
-MAX_STATEMENT_BYTES: Final = 64 << 20
-_MAX_WEIGHTS_BYTES: Final = 16 << 30
-_Damaged: Final = (
-    ValueError,
-    TypeError,
-    EOFError,
-    OSError,
-    LookupError,
-    RuntimeError,
-    MemoryError,
-    NotImplementedError,
-    SyntaxError,
-    tokenize.TokenError,  # numpy tries headers that Python 2 wrote
-    zipfile.BadZipFile,
-    zlib.error,
+from keras_encryip.tracing.events import (
+    BUNDLE_WRITTEN,
+    EVENT_DOMAIN,
+    MODEL_EXPORTED,
+    Event,
+    event_digest,
+)
+from keras_encryip.tracing.fingerprint import (
+    correlate,
+    fingerprint_commitment,
+    kernels_digest,
+    p_value,
+    whiten,
+)
+from keras_encryip.tracing.report import MAX_REPORT_BYTES, TraceReport
+from keras_encryip.tracing.statement import (
+    EVIDENCE_DOMAIN,
+    MAX_STATEMENT_BYTES,
+    REPORT,
+    STATEMENT,
+    Accused,
+    SignedEvent,
+    SignedStatement,
+)
+from keras_encryip.tracing.statistics import (
+    FORGERY,
+    SIGNIFICANCE,
+    coincidences,
+    corrected,
+    proves_guilt,
 )
 
-
-class SignedEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One event of the authority's log, which its signature proves alone.
-
-    Attributes:
-        event: the event.
-        previous, signature: base64, digest of the event before, and Ed25519 signature.
-    """
-
-    event: Event
-    previous: str
-    signature: str
-
-
-class Accused(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is shown about one guilty user.
-
-    Attributes:
-        subject, key_id: as issued.
-        z: base64 of 32 bytes, the public half of the key point.
-        codebook: hexadecimal id of the codebook whose answers coincide, or `""`.
-        trace_set: hexadecimal digest of the trace inputs, or `""`.
-        openings: base64, one for each tracing block of that codebook.
-        fingerprint_key: base64 of the mark of this user's copies of this model, or `""`.
-        point: base64 of P(z)·G as computed from a leaked key, or `""`.
-    """
-
-    subject: str
-    key_id: str
-    z: str
-    codebook: str = ""
-    trace_set: str = ""
-    openings: list[str] = []
-    fingerprint_key: str = ""
-    point: str = ""
-
-
-class TracingBlocks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which blocks of a codebook trace, with the proof of each.
-
-    Attributes:
-        codebook: hexadecimal id.
-        blocks: block numbers, increasing.
-        proofs: base64 openings of these blocks' headers at their first node.
-    """
-
-    codebook: str
-    blocks: list[int]
-    proofs: list[str]
-
-
-class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The signed content of `statement.json`: all that is not a file of its own.
-
-    Attributes:
-        accused: the guilty users.
-        events: of the authority's log: its creation, the accused users' keys, exports.
-        files: name → SHA-256 in hexadecimal of every other file.
-        issuer: base64 Ed25519 key of the authority.
-        public_key: base64 of the authority's public key.
-        tests: users times codebooks times trace sets that could have been named.
-        tracing_blocks: for each codebook.
-        combined: for a combined key, hexadecimal: the nodes, then the weights without w_0.
-    """
-
-    accused: Annotated[list[Accused], msgspec.Meta(min_length=1, max_length=10_000)]
-    events: Annotated[list[SignedEvent], msgspec.Meta(max_length=100_000)]
-    files: dict[str, str]
-    format: Literal["encryip-evidence"]
-    issuer: str
-    kind: Literal["bundle", "key", "combined key", "table", "service", "weights"]
-    public_key: str
-    tests: Annotated[int, msgspec.Meta(ge=1)]
-    version: Literal[1]
-    tracing_blocks: list[TracingBlocks] = []
-    combined: list[str] = []
-
-
-class SignedStatement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`statement.json`."""
-
-    statement: Statement
-    signature: str
+_MAX_WEIGHTS_BYTES: Final = 16 << 30
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -160,7 +87,7 @@ class Verified(msgspec.Struct, frozen=True):
 
 
 def verify_evidence(directory: str | os.PathLike[str], *, issuer: bytes | None = None) -> Verified:
-    """Check a folder that `Authority.evidence` wrote, and compute its p-values again.
+    """Check a folder that `Tracer.evidence` wrote, and compute its p-values again.
 
     Args:
         directory: the folder.
@@ -214,7 +141,7 @@ class _Case:
             raise EvidenceError("The report and the statement are about different things.")
         if {s.key_id for s in self.report.guilty} != {a.key_id for a in statement.accused}:
             raise EvidenceError("The report names other users than the statement accuses.")
-        found = {}
+        p_values = {}
         self.bound.append(min(event.at for event in created))
         for accused in statement.accused:
             self.bound.append(self._issue_of(accused).at)
@@ -226,33 +153,28 @@ class _Case:
                 "service": self._service,
                 "weights": self._weights,
             }[statement.kind](accused)
-            found[accused.subject] = corrected(chance, statement.tests)
-            if found[accused.subject] > SIGNIFICANCE:
+            p_values[accused.subject] = corrected(chance, statement.tests)
+            if not proves_guilt(p_values[accused.subject]):
                 raise EvidenceError(
                     f"The evidence does not prove that {accused.subject!r} is guilty: corrected "
-                    f"p-value {found[accused.subject]:.1e}, at most {SIGNIFICANCE:g} is."
+                    f"p-value {p_values[accused.subject]:.1e}, at most {SIGNIFICANCE:g} is."
                 )
-        return Verified(
-            statement.kind,
-            self.issuer.hex(),
-            found,
-            statement.tests,
-            max(self.bound),
-        )
+        issuer = self.issuer.hex()
+        return Verified(statement.kind, issuer, p_values, statement.tests, max(self.bound))
 
     # --- kinds -------------------------------------------------------------------
 
     def _bundle(self, accused: Accused) -> float:
-        bundle = KeyBundle.from_bytes(self.file("leaked.keybundle", 64 << 10))
+        bundle = KeyBundle.from_bytes(self.file("leaked.keybundle", MAX_BUNDLE_BYTES))
         if bundle.issuer != self.issuer or bundle.header.key_id != accused.key_id:
             raise EvidenceError(f"The bundle is not that of {accused.subject!r}.")
-        return 2.0**-128
+        return FORGERY
 
     def _key(self, accused: Accused) -> float:
         point = decode_point(decode_base64(accused.point, what="point"), what="Point")
         if point != self.public_key.evaluate_point(self._z(accused)):
             raise EvidenceError(f"The leaked point is not the key of {accused.subject!r}.")
-        return 2.0**-128
+        return FORGERY
 
     def _combined(self, accused: Accused) -> float:
         t = self.public_key.threshold
@@ -265,7 +187,7 @@ class _Case:
         named, _ = find_shares(numbers[:t], numbers[t:], zs)
         if set(named) != set(zs):
             raise EvidenceError("The combined key is not made of the accused users' keys.")
-        return 2.0**-128
+        return FORGERY
 
     def _table(self, accused: Accused) -> float:
         table = _array(self.file("table.npy", MAX_TRACE_SET_BYTES))
@@ -316,13 +238,11 @@ class _Case:
         for block, text in zip(blocks, accused.openings, strict=True):
             opening = decode_base64(text, what="opening")
             secret = verify_opening(codebook.headers[block], self.public_key, z, opening)
-            own = np.flatnonzero(codebook.block_of == block)
-            answers[own] = codebook.read_block(secret, own)
-        n = int((said >= 0).sum())
-        hits = int((said == answers[labels])[said >= 0].sum())
+            in_block = np.flatnonzero(codebook.block_of == block)
+            answers[in_block] = codebook.read_block(secret, in_block)
+        _, chances = coincidences(said, answers[None, labels], codebook.num_classes)
         # An owner could leave out blocks that do not fit: every choice counts as a test.
-        choices = math.comb(len(codebook.headers), len(blocks))
-        return float(binomial_tail(n, codebook.num_classes)[hits]) * choices
+        return float(chances[0]) * math.comb(len(codebook.headers), len(blocks))
 
     def _traced(self, codebook: Codebook) -> np.ndarray:
         """The labels of the blocks that are proved to trace."""
@@ -361,7 +281,7 @@ class _Case:
         dates = [
             event.at
             for event in self.events
-            if event.kind == "model exported"
+            if event.kind == MODEL_EXPORTED
             and event.at <= self.report.at
             and all(event.details.get(name) == value for name, value in facts.items())
         ]
@@ -376,7 +296,7 @@ class _Case:
             raise EvidenceError(f"The key of {accused.subject!r} has another id.")
         for event in self.events:
             named = (event.details.get("key_id"), event.details.get("subject"))
-            if event.kind == "bundle written" and named == (accused.key_id, accused.subject):
+            if event.kind == BUNDLE_WRITTEN and named == (accused.key_id, accused.subject):
                 return event
         raise EvidenceError(f"No signed event says that {accused.subject!r} was given this key.")
 
@@ -422,7 +342,7 @@ def _parts(path: Path) -> Iterator[bytes]:
 
 
 def _array(data: bytes) -> np.ndarray:
-    with contextlib.suppress(*_Damaged):
+    with contextlib.suppress(*DAMAGED):
         array = np.load(io.BytesIO(data), allow_pickle=False)
         if isinstance(array, np.ndarray):
             return array
@@ -438,26 +358,7 @@ def _number(text: str) -> int:
 
 def _arrays(data: bytes) -> list[np.ndarray | None]:
     """Arrays `0`, `1`, …; one of size 0 stands for a kernel that was not found."""
-    with contextlib.suppress(*_Damaged), np.load(io.BytesIO(data), allow_pickle=False) as file:
+    with contextlib.suppress(*DAMAGED), np.load(io.BytesIO(data), allow_pickle=False) as file:
         arrays = [file[str(i)] for i in range(len(file.files))]
         return [array if array.size else None for array in arrays]
     raise FormatError("The weights of the evidence are malformed.")
-
-
-def to_npz(arrays: Sequence[np.ndarray | None]) -> bytes:
-    """What `verify_evidence` reads as a list of kernels."""
-    buffer = io.BytesIO()
-    named: dict[str, Any] = {
-        str(i): np.zeros(0, np.float32) if a is None else a for i, a in enumerate(arrays)
-    }
-    np.savez(buffer, **named)
-    return buffer.getvalue()
-
-
-def sign_statement(statement: Statement, sign: Any) -> bytes:
-    """The bytes of `statement.json`; `sign` maps (domain, message) to a signature."""
-    signature = sign(EVIDENCE_DOMAIN, canonical_json(statement))
-    return canonical_json(SignedStatement(statement, encode_base64(signature)))
-
-
-__all__ = ["SignatureError", "Verified", "verify_evidence"]

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from keras_encryip.authority import keys as keys_module
+from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.user_store import User
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
-from keras_encryip.authority import authority as authority_module
-from keras_encryip.authority.authority import Authority, User
 
 PASSPHRASE = "owner's passphrase"
 BUNDLE_PASSPHRASE = "correct horse"
@@ -74,7 +75,7 @@ def protect() -> Callable[..., tuple[Codebook, LabelAssignment]]:
         metadata = ModelMetadata(
             model=name, class_names=["ant", "bee", "cicada"], notes="Not for the public."
         )
-        return authority.add_model(metadata, assignment), assignment
+        return authority.model_store.add_model(metadata, assignment), assignment
 
     return protect
 
@@ -83,7 +84,7 @@ def protect() -> Callable[..., tuple[Codebook, LabelAssignment]]:
 def cheap_scrypt() -> Iterator[None]:
     """Derive each passphrase key once: many opens of one file become quick."""
     known: dict[Any, bytes] = {}
-    derive = authority_module.passphrase_key
+    derive = keys_module.passphrase_key
 
     def cached(*arguments: Any) -> bytes:
         if arguments not in known:
@@ -91,5 +92,5 @@ def cheap_scrypt() -> Iterator[None]:
         return known[arguments]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(authority_module, "passphrase_key", cached)
+        patch.setattr(keys_module, "passphrase_key", cached)
         yield

@@ -15,13 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.formats.key_pair import X25519PrivateKey
-from keras_encryip.crypto.kem import PublicKey, UserKey
-from keras_encryip.crypto.signing import verify
-from keras_encryip.errors import ArgumentError, EncryipError, LedgerError, PassphraseError, SignatureError
 from keras_encryip.authority import authority as authority_module
 from keras_encryip.authority.authority import Authority, User
+from keras_encryip.crypto.kem import PublicKey, UserKey
+from keras_encryip.crypto.signing import verify
+from keras_encryip.errors import (
+    ArgumentError,
+    EncryipError,
+    LedgerError,
+    PassphraseError,
+    SignatureError,
+)
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.labels.trace_set import TraceSet
 
 CREATED = ["authority created"]
@@ -92,6 +98,25 @@ def test_an_authority_can_live_in_memory(create: Any, issue: Any) -> None:
     assert [user.subject for user in authority.users()] == ["alice"]
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_plain_path_is_taken(
+    create: Any, issue: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type
+) -> None:
+    """Absolute and relative ones, also where they hold what means something in a URL."""
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "a.authority", Path("b.authority"), Path("c? #%20@x:y.authority")):
+        authority = create(kind(place))
+        assert authority.name == place.stem
+        issue(authority, place.stem, path=f"{place.name}.keybundle")
+        assert place.is_file()
+        with Authority.open(kind(place), "owner's passphrase") as again:
+            assert again.users() == authority.users()
+        with pytest.raises(LedgerError, match="exists already"):
+            create(kind(place))
+    with pytest.raises(LedgerError, match="There is no authority at 'none'"):
+        Authority.open(kind("none"), "any")
+
+
 def test_a_with_block_closes_it(create: Any, reopen: Any) -> None:
     with create() as authority:
         assert authority.users() == []
@@ -112,11 +137,11 @@ def test_create_refuses_a_wrong_threshold(create: Any, file: Path, threshold: An
         ({"scrypt_log2_n": 13}, r"scrypt cost 2\^13 is outside"),
         ({"scrypt_log2_n": 21}, r"scrypt cost 2\^21 is outside"),
         ({"name": "x" * 257}, "`name` must be a string of 1 … 256"),
-        ({"url": "acme.authority"}, "needs the 'sqlite:///' before it"),
-        ({"url": "nosuchdatabase://x"}, "`url` must be a database URL"),
-        ({"url": "firebird+nosuchdriver://x"}, "`url` must be a database URL"),
+        ({"url": 3}, "`url` must be a file's path or a database URL"),
+        ({"url": "nosuchdatabase://x"}, "`url` must be a file's path or a database URL"),
+        ({"url": "firebird+nosuchdriver://x"}, "`url` must be a file's path or a database URL"),
     ],
-    ids=["empty-passphrase", "cheap", "dear", "long-name", "path", "no-dialect", "no-driver"],
+    ids=["empty-passphrase", "cheap", "dear", "long-name", "number", "no-dialect", "no-driver"],
 )
 def test_create_refuses(create: Any, file: Path, arguments: Any, message: str) -> None:
     with pytest.raises(EncryipError, match=message):
@@ -367,7 +392,7 @@ def test_at_most_threshold_users_can_be_revoked(authority: Authority, issue: Any
 
 
 def test_sign_is_for_one_domain(authority: Authority) -> None:
-    signature = authority.sign("export v1", b"message")
+    signature = authority.keys.sign("export v1", b"message")
     verify(authority.issuer, "export v1", b"message", signature, what="export")
     with pytest.raises(SignatureError, match="signature of the export is wrong"):
         verify(authority.issuer, "export v2", b"message", signature, what="export")
@@ -385,11 +410,11 @@ def test_an_export_is_committed_to_in_the_log(
     authority: Authority, protect: Any, reopen: Any
 ) -> None:
     codebook, assignment = protect(authority)
-    model_id = authority.model_of(codebook.codebook_id).model_id
+    model_id = authority.model_store.model_of(codebook.codebook_id).model_id
     inputs = np.arange(24, dtype="float32").reshape(12, 2)
     traces = TraceSet(inputs, assignment.trace)
-    authority.save_training(model_id, b"centroids", traces)
-    authority.add_export(codebook, b"{}", folder="v1", recipient=None, kernels=KERNELS)
+    authority.model_store.save_training(model_id, b"centroids", traces)
+    authority.export_store.add_export(codebook, b"{}", folder="v1", recipient=None, kernels=KERNELS)
     buffer = io.BytesIO()
     np.save(buffer, inputs)
     np.save(buffer, assignment.trace.astype("<i4"))
@@ -413,12 +438,14 @@ def test_an_export_for_a_recipient_commits_to_their_fingerprint(
 ) -> None:
     codebook, _ = protect(authority)
     alice = issue(authority, "alice")
-    assert authority.recipient_of("alice") == alice.key_id
-    authority.add_export(codebook, b"m", folder="v1", recipient=None, kernels=KERNELS)
-    authority.add_export(codebook, b"m", folder="v2", recipient=alice.key_id, kernels=KERNELS)
+    assert authority.user_store.recipient("alice") == alice.key_id
+    authority.export_store.add_export(codebook, b"m", folder="v1", recipient=None, kernels=KERNELS)
+    authority.export_store.add_export(
+        codebook, b"m", folder="v2", recipient=alice.key_id, kernels=KERNELS
+    )
     plain, own = (event.details for event in reopen().events()[-2:])
-    model_id = authority.model_of(codebook.codebook_id).model_id
-    key = authority.fingerprint_key(model_id, alice.key_id)
+    model_id = authority.model_store.model_of(codebook.codebook_id).model_id
+    key = authority.keys.fingerprint_key(model_id, alice.key_id)
     assert own == {
         **plain,
         "folder": "v2",
@@ -430,17 +457,19 @@ def test_an_export_for_a_recipient_commits_to_their_fingerprint(
 
 def test_an_exports_event_holds_no_secret(authority: Authority, protect: Any, issue: Any) -> None:
     codebook, assignment = protect(authority)
-    model_id = authority.model_of(codebook.codebook_id).model_id
+    model_id = authority.model_store.model_of(codebook.codebook_id).model_id
     inputs = np.random.default_rng(0).random((12, 40))
-    authority.save_training(model_id, b"centroids", TraceSet(inputs, assignment.trace))
+    authority.model_store.save_training(model_id, b"centroids", TraceSet(inputs, assignment.trace))
     alice = issue(authority, "alice")
-    authority.add_export(codebook, b"m", folder="v", recipient=alice.key_id, kernels=KERNELS)
+    authority.export_store.add_export(
+        codebook, b"m", folder="v", recipient=alice.key_id, kernels=KERNELS
+    )
     text = repr(authority.events()[-1])
     strings = set(re.findall("[0-9a-f]{16,}", text))
     assert {len(string) for string in strings} == {16, 32, 64}, "a key id, a codebook id, digests"
     assert len(strings) == 8
-    key = authority.fingerprint_key(model_id, alice.key_id)
-    for secret in (key, authority._data_key, inputs.tobytes()[:32]):
+    key = authority.keys.fingerprint_key(model_id, alice.key_id)
+    for secret in (key, authority.keys._data_key, inputs.tobytes()[:32]):
         assert secret.hex() not in text
     assert str(assignment.trace.tolist())[1:-1] not in text
 
@@ -450,14 +479,14 @@ def test_fingerprint_keys_differ_by_model_user_and_authority(
 ) -> None:
     other = create(f"sqlite:///{tmp_path}/other.authority")
     keys = {
-        a.fingerprint_key(model, user)
+        a.keys.fingerprint_key(model, user)
         for a in (authority, other)
         for model in (1, 2)
         for user in ("0" * 16, "1" * 16)
     }
     assert len(keys) == 8
     assert {len(key) for key in keys} == {32}
-    assert reopen().fingerprint_key(1, "0" * 16) == authority.fingerprint_key(1, "0" * 16)
+    assert reopen().keys.fingerprint_key(1, "0" * 16) == authority.keys.fingerprint_key(1, "0" * 16)
 
 
 @pytest.mark.parametrize("recipient", ["f" * 16, ""])
@@ -467,7 +496,9 @@ def test_an_export_for_nobody_known_is_refused(
     codebook, _ = protect(authority)
     before = authority.events()
     with pytest.raises(LedgerError, match="refused the change: FOREIGN KEY"):
-        authority.add_export(codebook, b"m", folder="v", recipient=recipient, kernels=KERNELS)
+        authority.export_store.add_export(
+            codebook, b"m", folder="v", recipient=recipient, kernels=KERNELS
+        )
     assert authority.events() == before
 
 
@@ -477,7 +508,7 @@ def test_a_recipient_has_an_active_key(authority: Authority, issue: Any) -> None
     authority.revoke("bob")
     for name, state in (("eve", "is not a user"), ("ann", "is pending"), ("bob", "is revoked")):
         with pytest.raises(LedgerError, match=f"`recipient` must .*: '{name}' {state}"):
-            authority.recipient_of(name)
+            authority.user_store.recipient(name)
 
 
 # --- secrecy ---------------------------------------------------------------------
@@ -497,8 +528,8 @@ def test_an_authority_and_a_models_record_cannot_be_copied(
 ) -> None:
     with pytest.raises(TypeError, match="Authority holds a secret and cannot be pickled"):
         copier(authority)
-    record = authority.model_of(protect(authority)[0].codebook_id)
-    assert "labels" not in repr(record)
+    record = authority.model_store.model_of(protect(authority)[0].codebook_id)
+    assert "[" not in repr(record)
     if copier is not copy.copy:  # a shallow copy shares the opaque assignment
         with pytest.raises(TypeError, match="LabelAssignment holds a secret"):
             copier(record)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.authority import user_store
+from keras_encryip.authority.authority import Authority
 from keras_encryip.crypto.kem import UserKey, key_id
 from keras_encryip.errors import ArgumentError, LedgerError, RevokedKeyError
-from keras_encryip.authority import authority as authority_module
-from keras_encryip.authority.authority import Authority
+from keras_encryip.formats.key_bundle import KeyBundle
 
 NAMES = ["ann", "ben", "cat", "dan", "eve"]
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("cheap_scrypt")
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authority_module, "_ENROLL_BATCH", 2)
+    monkeypatch.setattr(user_store, "_ENROLL_BATCH", 2)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_an_enrolled_user_can_be_revoked(
     for name in ("ann", "ben"):  # without a bundle, and with one
         authority.revoke(name)
     assert [user.status for user in reopen().users()] == ["revoked", "revoked"]
-    new = authority.current_codebook(old.codebook_id)
+    new = authority.model_store.current_codebook(old.codebook_id)
     z = z_of(authority, "ann")
     assert {z, key_of("ben").z} == set(new.access_header.nodes)
     assert not {z, key_of("ben").z} & set(old.access_header.nodes)
@@ -120,7 +120,7 @@ def test_an_enrolled_user_can_be_revoked(
 
 def z_of(authority: Authority, subject: str) -> int:
     """A user's z, by plain SQL."""
-    with authority._ledger.reading() as connection:
+    with authority.ledger.reading() as connection:
         query = "SELECT z FROM users WHERE subject = ?"
         return int.from_bytes(connection.exec_driver_sql(query, (subject,)).scalar_one(), "big")
 
@@ -187,16 +187,16 @@ def test_a_failure_loses_the_batch_that_failed_and_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Right after the rows of the second batch are in, before their event is."""
-    log, logged = authority_module.Authority._log, []
+    append, logged = user_store.append_event, []
 
-    def failing(self: Authority, connection: Any, kind: str, **details: Any) -> None:
+    def failing(connection: Any, keys: Any, kind: str, **details: Any) -> None:
         logged.append(kind)
         if len(logged) == 2:
             raise OSError("power cut")
-        log(self, connection, kind, **details)
+        append(connection, keys, kind, **details)
 
     with monkeypatch.context() as patch:
-        patch.setattr(authority_module.Authority, "_log", failing)
+        patch.setattr(user_store, "append_event", failing)
         with pytest.raises(OSError, match="power cut"):
             authority.enroll(NAMES)
     again = reopen()

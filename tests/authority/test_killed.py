@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 import keras_encryip
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.errors import LedgerError
 from keras_encryip.authority.authority import Authority
+from keras_encryip.errors import LedgerError
+from keras_encryip.formats.key_bundle import KeyBundle
 
 PASSPHRASE = "owner's passphrase"
 KILLS = 30

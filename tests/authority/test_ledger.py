@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.errors import ArgumentError, LedgerError
 from keras_encryip.authority import ledger as ledger_module
 from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.event_log import append_event
 from keras_encryip.authority.ledger import Ledger
+from keras_encryip.errors import ArgumentError, LedgerError
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.labels.trace_set import TraceSet
 
 PASSPHRASE = "owner's passphrase"
@@ -101,8 +102,8 @@ def test_a_failed_transaction_leaves_nothing(authority: Authority) -> None:
     before = authority.events()
 
     def fail() -> None:
-        with authority._ledger.writing() as connection:
-            authority._log(connection, "half done")
+        with authority.ledger.writing() as connection:
+            append_event(connection, authority.keys, "half done")
             _ = 1 / 0
 
     with pytest.raises(ZeroDivisionError, match="division by zero"):
@@ -143,8 +144,10 @@ def test_a_ledger_of_version_2_is_upgraded(
     for _ in range(2):
         upgraded = reopen()
         assert upgraded.events() == events
-        assert upgraded.assignment_of(codebook).secret_bytes() == assignment.secret_bytes()
-    upgraded.reorder(codebook)
+        assert (
+            upgraded.model_store.assignment_of(codebook).secret_bytes() == assignment.secret_bytes()
+        )
+    upgraded.model_store.reorder(codebook)
     with contextlib.closing(sqlite3.connect(file)) as connection:
         assert connection.execute("SELECT ledger_version FROM authority").fetchone() == (3,)
 
@@ -189,7 +192,7 @@ def test_what_is_read_only_says_what_to_check(
     folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
     try:
         file = folder / "acme.authority"
-        shutil.copy(str(authority._ledger.path), file)
+        shutil.copy(str(authority.ledger.path), file)
         file.chmod(file_mode)
         folder.chmod(folder_mode)
         with (
@@ -259,15 +262,17 @@ def test_no_secret_is_in_the_file(
     training = random.Random(0).randbytes(400)
     inputs = np.frombuffer(random.Random(1).randbytes(960), "<f4").reshape(12, 20)
     traces = TraceSet(inputs, assignment.trace)
-    model_id = authority.model_of(codebook.codebook_id).model_id
-    authority.save_training(model_id, training, traces)
-    recipient = authority.recipient_of("alice")
-    authority.add_export(codebook, b"m", folder="v", recipient=recipient, kernels=[inputs])
+    model_id = authority.model_store.model_of(codebook.codebook_id).model_id
+    authority.model_store.save_training(model_id, training, traces)
+    recipient = authority.user_store.recipient("alice")
+    authority.export_store.add_export(
+        codebook, b"m", folder="v", recipient=recipient, kernels=[inputs]
+    )
     authority.revoke("bob")
     authority.enroll(f"user{i}" for i in range(30))
-    tracing = authority.tracing_headers(codebook)
-    cache = authority.answer_cache(codebook)
-    with authority._ledger.reading() as connection:
+    tracing = authority.model_store.tracing_headers(codebook)
+    cache = authority.model_store.predicted_answers(codebook)
+    with authority.ledger.reading() as connection:
         [(_, answers)] = cache.read(connection)
     assert answers.shape == (32, 12)
     authority.close()
@@ -275,13 +280,13 @@ def test_no_secret_is_in_the_file(
 
     key = KeyBundle.read(tmp_path / "alice.keybundle").unlock("correct horse").secret_bytes()
     assert occurs(key[:32], data), "z is there, so a secret beside it would be found"
-    master = authority._master.secret_bytes()
+    master = authority.keys.master.secret_bytes()
     exponents = b"".join(header.secret_bytes() for header in tracing)
     everything: dict[str, list[bytes]] = {
         "user key": [key[32:]],
         "coefficient": [master[i : i + 32] for i in range(0, len(master), 32)],
-        "signing seed": [authority._signing_key.secret_bytes()],
-        "data key": [authority._data_key],
+        "signing seed": [authority.keys.signing_key.secret_bytes()],
+        "data key": [authority.keys._data_key],
         "exponent": [exponents[i : i + 32] for i in range(0, len(exponents), 32)],
         "training": [training[i : i + 16] for i in range(0, 400, 16)],
         "trace inputs": [inputs.tobytes()[i : i + 16] for i in range(0, 960, 16)],
@@ -291,7 +296,7 @@ def test_no_secret_is_in_the_file(
             for array in (answers, answers.T, *answers.reshape(-1, 4, 12))
             for kind in ("u1", "<i4")
         ],
-        "fingerprint key": [authority.fingerprint_key(model_id, recipient)],
+        "fingerprint key": [authority.keys.fingerprint_key(model_id, recipient)],
         "assignment": [
             array.astype(kind).tobytes()
             for array in (assignment.labels, assignment.trace, assignment.classes)

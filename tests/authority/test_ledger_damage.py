@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.event_log import append_event
+from keras_encryip.authority.ledger import Ledger
 from keras_encryip.errors import EncryipError, LedgerError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
-from keras_encryip.authority.authority import Authority
-from keras_encryip.authority.ledger import Ledger
 from keras_encryip.labels.trace_set import TraceSet
 
 PASSPHRASE = "owner's passphrase"
@@ -34,9 +35,9 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         for name in ("alice", "bob"):
             authority.issue(name, folder / name, passphrase="x", scrypt_log2_n=14)
         metadata = ModelMetadata(model="digits", class_names=["ant", "bee", "cicada"])
-        first = authority.add_model(metadata, LabelAssignment.draw(3, 4, 8))
+        first = authority.model_store.add_model(metadata, LabelAssignment.draw(3, 4, 8))
         authority.revoke("bob")
-        authority.current_codebook(first.codebook_id)
+        authority.model_store.current_codebook(first.codebook_id)
     return file.read_bytes()
 
 
@@ -244,16 +245,16 @@ def test_an_edited_file_does_not_open(
 )
 def test_edited_exports_do_not_open(used: None, reopen: Any, file: Path, statement: str) -> None:
     authority = reopen()
-    record = authority.model_named("digits")
-    with authority._ledger.reading() as connection:
+    record = authority.model_store.model_named("digits")
+    with authority.ledger.reading() as connection:
         query = "SELECT codebook_id FROM codebooks WHERE number = 1"
         first = connection.exec_driver_sql(query).scalar_one()
-    newest = authority.current_codebook(first)
+    newest = authority.model_store.current_codebook(first)
     traces = TraceSet(np.zeros((record.assignment.trace.size, 2)), record.assignment.trace)
-    alice = authority.recipient_of("alice")
-    authority.add_export(newest, b"m", folder="a", recipient=None, kernels=[])
-    authority.save_training(record.model_id, b"state", traces)
-    authority.add_export(newest, b"m", folder="b", recipient=alice, kernels=[])
+    alice = authority.user_store.recipient("alice")
+    authority.export_store.add_export(newest, b"m", folder="a", recipient=None, kernels=[])
+    authority.model_store.save_training(record.model_id, b"state", traces)
+    authority.export_store.add_export(newest, b"m", folder="b", recipient=alice, kernels=[])
     assert [e.kind for e in reopen().events()[9:]] == ["model exported"] * 2
     with sqlite(file) as connection:
         connection.executescript(statement)
@@ -276,7 +277,7 @@ def test_a_log_continued_by_somebody_else_is_refused(
     stranger = create(f"sqlite:///{tmp_path}/stranger.authority")
     ledger = Ledger(f"sqlite:///{file}")
     with ledger.writing() as connection:
-        stranger._log(connection, "key revoked", key_id="0" * 16)
+        append_event(connection, stranger.keys, "key revoked", key_id="0" * 16)
     ledger.close()
     with pytest.raises(LedgerError, match="event log was changed: event 10 is not signed"):
         Authority.open(f"sqlite:///{file}", PASSPHRASE)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.authority.authority import Authority
 from keras_encryip.crypto.kem import UserKey
 from keras_encryip.errors import LedgerError, RevokedKeyError, SignatureError
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook
-from keras_encryip.authority.authority import Authority
 from keras_encryip.labels.trace_set import TraceSet
 
 CREATED = ["authority created"]
@@ -35,7 +35,7 @@ def test_a_model_is_kept_with_its_assignment_and_metadata(
     authority: Authority, protect: Any, issue: Any, key_of: Any, reopen: Any
 ) -> None:
     codebook, assignment = protect(authority)
-    record = reopen().model_of(codebook.codebook_id)
+    record = reopen().model_store.model_of(codebook.codebook_id)
     assert authority.models() == ["digits"]
     np.testing.assert_array_equal(record.assignment.classes, assignment.classes)
     assert record.metadata.class_names == ["ant", "bee", "cicada"]
@@ -52,9 +52,9 @@ def test_two_models_of_one_name_stay_two_models(authority: Authority, protect: A
     (first, one), (second, two) = protect(authority), protect(authority)
     assert authority.models() == ["digits", "digits"]
     for codebook, assignment in ((first, one), (second, two)):
-        record = authority.model_of(codebook.codebook_id)
+        record = authority.model_store.model_of(codebook.codebook_id)
         assert record.assignment.secret_bytes() == assignment.secret_bytes()
-    assert authority.current_codebook(first.codebook_id).to_bytes() == first.to_bytes()
+    assert authority.model_store.current_codebook(first.codebook_id).to_bytes() == first.to_bytes()
 
 
 def trace_set(assignment: LabelAssignment, value: float = 0.5) -> TraceSet:
@@ -64,16 +64,16 @@ def trace_set(assignment: LabelAssignment, value: float = 0.5) -> TraceSet:
 def test_training_state_is_kept(authority: Authority, protect: Any, reopen: Any) -> None:
     (first, assignment), (second, _) = protect(authority), protect(authority, "cats")
     traces = trace_set(assignment)
-    model_id = authority.model_of(first.codebook_id).model_id
-    authority.save_training(model_id, b"centroids", traces)
-    record = reopen().model_of(first.codebook_id)
+    model_id = authority.model_store.model_of(first.codebook_id).model_id
+    authority.model_store.save_training(model_id, b"centroids", traces)
+    record = reopen().model_store.model_of(first.codebook_id)
     assert record.training == b"centroids"
     np.testing.assert_array_equal(record.traces.inputs, traces.inputs)
     np.testing.assert_array_equal(record.traces.labels, traces.labels)
-    other = authority.model_of(second.codebook_id)
+    other = authority.model_store.model_of(second.codebook_id)
     assert (other.training, other.traces) == (None, None)
-    authority.save_training(model_id, b"again", None)
-    record = reopen().model_of(first.codebook_id)
+    authority.model_store.save_training(model_id, b"again", None)
+    record = reopen().model_store.model_of(first.codebook_id)
     assert (record.training, record.traces) == (b"again", None)
 
 
@@ -82,26 +82,31 @@ def test_trace_sets_of_exported_models_are_kept(
 ) -> None:
     """A model that was exported goes on knowing the trace inputs of its time."""
     (codebook, assignment), (other, _) = protect(authority), protect(authority, "cats")
-    model_id = authority.model_of(codebook.codebook_id).model_id
+    model_id = authority.model_store.model_of(codebook.codebook_id).model_id
     old, unused, new = (trace_set(assignment, value) for value in (1, 2, 3))
 
     def kept(codebook: Codebook) -> list[bytes]:
         again = reopen()
-        return [t.digest for t in again.trace_sets_of(again.model_of(codebook.codebook_id))]
+        return [
+            t.digest
+            for t in again.model_store.trace_sets_of(
+                again.model_store.model_of(codebook.codebook_id)
+            )
+        ]
 
     def export() -> None:
-        authority.add_export(codebook, b"m", folder="v", recipient=None, kernels=[])
+        authority.export_store.add_export(codebook, b"m", folder="v", recipient=None, kernels=[])
 
     assert kept(codebook) == []
     for traces in (old, old):  # the same training twice is one set
-        authority.save_training(model_id, b"", traces)
+        authority.model_store.save_training(model_id, b"", traces)
         export()
-    authority.save_training(model_id, b"", unused)
+    authority.model_store.save_training(model_id, b"", unused)
     assert kept(codebook) == [unused.digest, old.digest]
-    authority.save_training(model_id, b"", new)
+    authority.model_store.save_training(model_id, b"", new)
     export()
     assert kept(codebook) == [new.digest, old.digest]
-    authority.save_training(model_id, b"", None)
+    authority.model_store.save_training(model_id, b"", None)
     export()
     assert sorted(kept(codebook)) == sorted([new.digest, old.digest])
     assert kept(other) == []
@@ -112,9 +117,9 @@ def test_a_damaged_trace_set_is_refused(
     authority: Authority, protect: Any, reopen: Any, file: Path, change: str
 ) -> None:
     codebook, assignment = protect(authority)
-    model_id = authority.model_of(codebook.codebook_id).model_id
+    model_id = authority.model_store.model_of(codebook.codebook_id).model_id
     for value in (1, 2):
-        authority.save_training(model_id, b"", trace_set(assignment, value))
+        authority.model_store.save_training(model_id, b"", trace_set(assignment, value))
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
         sets = dict(connection.execute("SELECT digest, sealed FROM trace_sets"))
         for digest, other in zip(sets, reversed(sets), strict=True):
@@ -127,7 +132,7 @@ def test_a_damaged_trace_set_is_refused(
                 "UPDATE trace_sets SET sealed = ? WHERE digest = ?", (sealed, digest)
             )
     with pytest.raises(LedgerError, match=r"is damaged at 'trace_set [0-9a-f]{64}'"):
-        reopen().model_of(codebook.codebook_id)
+        reopen().model_store.model_of(codebook.codebook_id)
 
 
 def test_a_new_codebook_is_made_only_when_revocations_changed(
@@ -135,14 +140,14 @@ def test_a_new_codebook_is_made_only_when_revocations_changed(
 ) -> None:
     issue(authority, "alice")
     first, _ = protect(authority)
-    assert authority.current_codebook(first.codebook_id).to_bytes() == first.to_bytes()
+    assert authority.model_store.current_codebook(first.codebook_id).to_bytes() == first.to_bytes()
     authority.revoke("alice")
-    second = authority.current_codebook(first.codebook_id)
+    second = authority.model_store.current_codebook(first.codebook_id)
     assert second.codebook_id != first.codebook_id
     for known in (first, second):  # asked by any of its codebooks, a model has one newest
-        again = reopen().current_codebook(known.codebook_id)
+        again = reopen().model_store.current_codebook(known.codebook_id)
         assert again.to_bytes() == second.to_bytes()
-    third = authority.current_codebook(first.codebook_id, fresh=True)
+    third = authority.model_store.current_codebook(first.codebook_id, fresh=True)
     assert third.codebook_id not in (first.codebook_id, second.codebook_id)
     assert kinds(authority).count("codebook made") == 3
 
@@ -154,7 +159,7 @@ def test_a_revoked_user_is_shut_out_of_new_codebooks_only(
     issue(authority, "bob")
     old, assignment = protect(authority)
     authority.revoke("bob")
-    new = authority.current_codebook(old.codebook_id)
+    new = authority.model_store.current_codebook(old.codebook_id)
     assert old.open_metadata(key_of("bob")).model == "digits"
     with pytest.raises(RevokedKeyError, match="was revoked before this model version"):
         new.open_metadata(key_of("bob"))
@@ -173,9 +178,9 @@ def test_tracing_headers_predict_every_users_answers(
         issue(authority, name)
     first, assignment = protect(authority)
     authority.revoke("bob")
-    second = authority.current_codebook(first.codebook_id)
+    second = authority.model_store.current_codebook(first.codebook_id)
     for codebook, users in ((first, ("alice", "bob", "carol")), (second, ("alice", "carol"))):
-        tracing = authority.tracing_headers(codebook)
+        tracing = authority.model_store.tracing_headers(codebook)
         assert len(tracing) == sum(assignment.tracing_blocks) > 0
         for user in users:
             np.testing.assert_array_equal(
@@ -194,10 +199,10 @@ def test_a_reordered_codebook_has_an_assignment_of_its_own(
         issue(authority, name)
     first, assignment = protect(authority)
     authority.revoke("bob")
-    second, moved = authority.reorder(first)
-    third, again = authority.reorder(second)
+    second, moved = authority.model_store.reorder(first)
+    third, again = authority.model_store.reorder(second)
     opened = reopen()
-    orders = [opened.assignment_of(codebook) for codebook in (first, second, third)]
+    orders = [opened.model_store.assignment_of(codebook) for codebook in (first, second, third)]
     assert orders[0].secret_bytes() == assignment.secret_bytes()
     np.testing.assert_array_equal(moved[orders[0].labels], orders[1].labels)
     np.testing.assert_array_equal(moved[orders[0].trace], orders[1].trace)
@@ -206,18 +211,20 @@ def test_a_reordered_codebook_has_an_assignment_of_its_own(
         table, real = codebook.decode_table(key_of("alice")), order.classes >= 0
         np.testing.assert_array_equal(table[real], order.classes[real])
         np.testing.assert_array_equal(
-            codebook.predicted_answers([key_of("alice")], order, opened.tracing_headers(codebook))[
-                0
-            ],
+            codebook.predicted_answers(
+                [key_of("alice")], order, opened.model_store.tracing_headers(codebook)
+            )[0],
             table[order.trace],
         )
         with pytest.raises(RevokedKeyError):
             codebook.decode_table(key_of("bob"))
     # The model itself keeps its order, whichever of its codebooks it is asked by.
     for codebook in (first, second, third):
-        current = authority.current_codebook(codebook.codebook_id)
-        assert authority.assignment_of(current).secret_bytes() == assignment.secret_bytes()
-        record = authority.model_of(codebook.codebook_id)
+        current = authority.model_store.current_codebook(codebook.codebook_id)
+        assert (
+            authority.model_store.assignment_of(current).secret_bytes() == assignment.secret_bytes()
+        )
+        record = authority.model_store.model_of(codebook.codebook_id)
         assert record.assignment.secret_bytes() == assignment.secret_bytes()
 
 
@@ -233,7 +240,7 @@ def test_a_reordered_codebook_has_an_assignment_of_its_own(
 def test_a_changed_assignment_is_noticed(
     authority: Authority, protect: Any, reopen: Any, file: Path, statement: str, message: str
 ) -> None:
-    authority.reorder(protect(authority)[0])
+    authority.model_store.reorder(protect(authority)[0])
     authority.close()
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
         connection.execute(statement)
@@ -246,22 +253,22 @@ def test_assignments_of_two_codebooks_cannot_be_swapped(
 ) -> None:
     """Nor by who can write the log, but has not the data key: the seal names the codebook."""
     first, _ = protect(authority)
-    second, _ = authority.reorder(first)
+    second, _ = authority.model_store.reorder(first)
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
         connection.execute(
             "UPDATE codebooks SET sealed_assignment = "
             "(SELECT sealed_assignment FROM codebooks WHERE number = 2)"
         )
     with pytest.raises(LedgerError, match="damaged at 'sealed_assignment of codebook"):
-        authority.assignment_of(first)
-    assert authority.assignment_of(second).num_labels == second.num_labels
+        authority.model_store.assignment_of(first)
+    assert authority.model_store.assignment_of(second).num_labels == second.num_labels
 
 
 def test_a_changed_codebook_gets_no_tracing_headers(authority: Authority, protect: Any) -> None:
     codebook, _ = protect(authority)
     forged = replace(codebook, values=(codebook.values + 1) % 3)
     with pytest.raises(SignatureError, match="signature of the codebook is wrong"):
-        authority.tracing_headers(forged)
+        authority.model_store.tracing_headers(forged)
 
 
 def test_a_codebook_of_another_authority_is_unknown(
@@ -270,9 +277,9 @@ def test_a_codebook_of_another_authority_is_unknown(
     other = create(f"sqlite:///{tmp_path}/other.authority")
     codebook, _ = protect(other)
     for use in (
-        lambda: authority.model_of(codebook.codebook_id),
-        lambda: authority.current_codebook(codebook.codebook_id),
-        lambda: authority.tracing_headers(codebook),
+        lambda: authority.model_store.model_of(codebook.codebook_id),
+        lambda: authority.model_store.current_codebook(codebook.codebook_id),
+        lambda: authority.model_store.tracing_headers(codebook),
     ):
         with pytest.raises(LedgerError, match=rf"did not protect.*{codebook.codebook_id.hex()}"):
             use()
@@ -286,4 +293,4 @@ def test_a_damaged_current_codebook_is_refused(
     place = data.index(b'"num_classes":3')
     file.write_bytes(data[:place] + b'"num_classes":4' + data[place + 15 :])
     with pytest.raises(SignatureError, match="signature of the codebook is wrong"):
-        reopen().current_codebook(codebook.codebook_id)
+        reopen().model_store.current_codebook(codebook.codebook_id)

@@ -9,28 +9,29 @@ from typing import Any
 import numpy as np
 import pytest
 
+from keras_encryip.authority import predicted_answers as answers_module
+from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.keys import AuthorityKeys
+from keras_encryip.authority.model_store import ModelStore
+from keras_encryip.authority.predicted_answers import PredictedAnswers
+from keras_encryip.authority.tracer import Tracer
 from keras_encryip.crypto.kem import UserKey
 from keras_encryip.errors import LedgerError, RevokedKeyError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
-from keras_encryip.authority import predicted_answers as answers_module
-from keras_encryip.authority import model_store as catalog_module
-from keras_encryip.authority.predicted_answers import PredictedAnswers
-from keras_encryip.authority.authority import Authority
 
 pytestmark = pytest.mark.usefixtures("cheap_scrypt")
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (answers_module, catalog_module):
-        monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(answers_module, "CHUNK", 4)
 
 
 @pytest.fixture
 def no_caching(monkeypatch: pytest.MonkeyPatch) -> None:
     """Users are added without their answers."""
-    monkeypatch.setattr(Authority, "cache_answers", lambda self, *, at_most: None)
+    monkeypatch.setattr(ModelStore, "predict_answers", lambda self, *, at_most: None)
 
 
 def names(count: int, first: int = 0) -> list[str]:
@@ -39,9 +40,9 @@ def names(count: int, first: int = 0) -> list[str]:
 
 def keys_of(authority: Authority) -> list[UserKey]:
     """All users' keys, in the order of issue."""
-    with authority._ledger.reading() as connection:
+    with authority.ledger.reading() as connection:
         rows = connection.exec_driver_sql("SELECT z FROM users ORDER BY user_id").all()
-    return [authority._master.user_key(int.from_bytes(row.z, "big")) for row in rows]
+    return [authority.keys.master.user_key(int.from_bytes(row.z, "big")) for row in rows]
 
 
 def expected(authority: Authority, codebook: Codebook, assignment: LabelAssignment) -> list[Any]:
@@ -59,14 +60,13 @@ def fill(authority: Authority, cache: PredictedAnswers) -> list[int]:
     """Extends to the end; how many were added each time."""
     added = []
     while not added or added[-1]:
-        with authority._ledger.writing() as connection:
-            added.append(cache.extend(connection))
+        added.append(cache.extend())
     return added[:-1]
 
 
 def stored(authority: Authority, cache: PredictedAnswers, first: int = 0) -> list[Any]:
     """All users' answers, at the positions that the cache gives them."""
-    with authority._ledger.reading() as connection:
+    with authority.ledger.reading() as connection:
         parts = list(cache.read(connection, first))
     assert [start for start, _ in parts] == [
         answers_module.CHUNK * (first + i) for i in range(len(parts))
@@ -75,8 +75,7 @@ def stored(authority: Authority, cache: PredictedAnswers, first: int = 0) -> lis
 
 
 def missing(authority: Authority, cache: PredictedAnswers) -> int:
-    with authority._ledger.reading() as connection:
-        return cache.missing(connection)
+    return cache.missing()
 
 
 # --- right ---------------------------------------------------------------------------
@@ -90,15 +89,15 @@ def test_answers_are_what_every_users_decode_table_says(
     (first, one), (second, two) = protect(authority), protect(authority, "cats")
     authority.enroll(names(5))
     authority.revoke("user1")
-    third = authority.current_codebook(first.codebook_id)
+    third = authority.model_store.current_codebook(first.codebook_id)
     issue(authority, "user3")
     authority.revoke("alice")
-    fourth = authority.current_codebook(first.codebook_id)
+    fourth = authority.model_store.current_codebook(first.codebook_id)
     issue(authority, "bob")
     again = reopen()
     shut_out = []
     for codebook, assignment in ((first, one), (second, two), (third, one), (fourth, one)):
-        cache = again.answer_cache(codebook)
+        cache = again.model_store.predicted_answers(codebook)
         fill(again, cache)
         rows = stored(again, cache)
         assert len(rows) == 7
@@ -113,7 +112,7 @@ def test_chunks(
 ) -> None:
     codebook, assignment = protect(authority)
     authority.enroll(names(users))
-    cache = authority.answer_cache(codebook)
+    cache = authority.model_store.predicted_answers(codebook)
     assert missing(authority, cache) == users
     assert stored(authority, cache) == []
     assert fill(authority, cache) == [4] * (users // 4) + [users % 4] * (users % 4 > 0)
@@ -127,7 +126,7 @@ def test_few_at_a_time_is_all_at_once(
     small_chunks: None, authority: Authority, protect: Any, step: int
 ) -> None:
     codebook, assignment = protect(authority)
-    cache = authority.answer_cache(codebook)
+    cache = authority.model_store.predicted_answers(codebook)
     for first in range(0, 11, step):
         authority.enroll(names(min(step, 11 - first), first))
         assert missing(authority, cache) == 0, "adding users extends the cache"
@@ -139,10 +138,10 @@ def test_a_model_without_trace_labels_has_answers_of_no_length(
     small_chunks: None, authority: Authority
 ) -> None:
     metadata = ModelMetadata(model="m", class_names=["a", "b"])
-    codebook = authority.add_model(metadata, LabelAssignment.draw(2, 3, 0))
+    codebook = authority.model_store.add_model(metadata, LabelAssignment.draw(2, 3, 0))
     for i in range(5):
         authority.enroll([f"user{i}"])
-    assert stored(authority, authority.answer_cache(codebook)) == [[]] * 5
+    assert stored(authority, authority.model_store.predicted_answers(codebook)) == [[]] * 5
 
 
 @pytest.mark.parametrize(("classes", "size"), [(2, 1), (255, 1), (256, 2), (300, 2)])
@@ -153,10 +152,10 @@ def test_answers_take_the_bytes_that_the_classes_need(
     authority.revoke("user2")
     assignment = LabelAssignment.draw(classes, 1, 64)
     metadata = ModelMetadata(model="m", class_names=list(map(str, range(classes))))
-    codebook = authority.add_model(metadata, assignment)
-    cache = authority.answer_cache(codebook)
+    codebook = authority.model_store.add_model(metadata, assignment)
+    cache = authority.model_store.predicted_answers(codebook)
     fill(authority, cache)
-    with authority._ledger.reading() as connection:
+    with authority.ledger.reading() as connection:
         [(_, answers)] = cache.read(connection)
     assert answers.dtype.itemsize == size
     assert answers.tolist() == expected(authority, codebook, assignment)
@@ -173,9 +172,12 @@ def test_the_newest_codebook_of_each_model_is_kept_up(
     (first, _), (second, _) = protect(authority), protect(authority, "cats")
     authority.enroll(names(3))
     authority.revoke("user1")
-    third = authority.current_codebook(first.codebook_id)
+    third = authority.model_store.current_codebook(first.codebook_id)
     authority.enroll(names(2, 3))
-    behind = [missing(authority, authority.answer_cache(c)) for c in (first, second, third)]
+    behind = [
+        missing(authority, authority.model_store.predicted_answers(c))
+        for c in (first, second, third)
+    ]
     assert behind == [2, 0, 0]
 
 
@@ -188,8 +190,8 @@ def test_a_long_backlog_is_left_alone(
     """One new user, and at most a chunk before them."""
     authority.enroll(names(backlog))
     codebook, _ = protect(authority)
-    cache = authority.answer_cache(codebook)
-    authority.cache_answers(at_most=1)
+    cache = authority.model_store.predicted_answers(codebook)
+    authority.model_store.predict_answers(at_most=1)
     assert missing(authority, cache) == left
 
 
@@ -204,7 +206,7 @@ def test_an_interrupted_extension_loses_nothing(
     """Between the removal of a partial chunk and its replacement."""
     codebook, assignment = protect(authority)
     authority.enroll(names(6))
-    cache = authority.answer_cache(codebook)
+    cache = authority.model_store.predicted_answers(codebook)
     assert fill(authority, cache) == [4, 2]
     before = stored(authority, cache)
     authority.enroll(names(5, 6))
@@ -213,11 +215,11 @@ def test_an_interrupted_extension_loses_nothing(
         raise OSError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(answers_module, "seal", failing)
+        patch.setattr(AuthorityKeys, "seal", failing)
         with pytest.raises(OSError, match="power cut"):
             fill(authority, cache)
     again = reopen()
-    cache = again.answer_cache(codebook)
+    cache = again.model_store.predicted_answers(codebook)
     assert stored(again, cache) == before
     assert missing(again, cache) == 5
     assert fill(again, cache) == [2, 3]
@@ -241,7 +243,7 @@ def test_answers_are_not_in_the_file(authority: Authority, protect: Any, file: P
     authority.enroll(names(30))
     rows = np.array(expected(authority, codebook, assignment))
     assert rows.shape == (30, 12)
-    assert missing(authority, authority.answer_cache(codebook)) == 0
+    assert missing(authority, authority.model_store.predicted_answers(codebook)) == 0
     authority.close()
     data = file.read_bytes()
     for some in (rows[:8], rows[11:19], rows.T[:, :20]):
@@ -289,13 +291,13 @@ def cached(
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_changed_answers_are_refused(cached: Any, file: Path, reopen: Any, change: str) -> None:
     authority, codebook, other = cached
-    assert len(stored(authority, authority.answer_cache(codebook))) == 10
+    assert len(stored(authority, authority.model_store.predicted_answers(codebook))) == 10
     ids = [book.codebook_id.hex() for book in (codebook, other)]
     with sqlite(file) as connection:
         connection.executescript(change.format(*ids))
     again = reopen()
     with pytest.raises(LedgerError, match=r"authority's file is damaged at trace answers [0-9]"):
-        stored(again, again.answer_cache(codebook))
+        stored(again, again.model_store.predicted_answers(codebook))
 
 
 def test_an_older_chunk_is_not_taken_for_a_newer_one(
@@ -310,7 +312,7 @@ def test_an_older_chunk_is_not_taken_for_a_newer_one(
     with sqlite(file) as connection:
         connection.execute("UPDATE trace_answers SET users = ?, sealed = ? WHERE chunk = 0", old)
     again = reopen()
-    cache = again.answer_cache(codebook)
+    cache = again.model_store.predicted_answers(codebook)
     for use in (stored, fill, missing):
         with pytest.raises(LedgerError, match="damaged at trace answers 1"):
             use(again, cache)
@@ -318,11 +320,11 @@ def test_an_older_chunk_is_not_taken_for_a_newer_one(
 
 def test_a_removed_last_chunk_is_computed_again(cached: Any, file: Path, reopen: Any) -> None:
     authority, codebook, _ = cached
-    before = stored(authority, authority.answer_cache(codebook))
+    before = stored(authority, authority.model_store.predicted_answers(codebook))
     with sqlite(file) as connection:
         connection.execute("DELETE FROM trace_answers WHERE chunk = 2")
     again = reopen()
-    cache = again.answer_cache(codebook)
+    cache = again.model_store.predicted_answers(codebook)
     assert missing(again, cache) == 2
     assert fill(again, cache) == [2]
     assert stored(again, cache) == before
@@ -338,13 +340,10 @@ def test_a_damaged_partial_chunk_is_not_extended(cached: Any, file: Path, reopen
     assert [user.subject for user in again.enroll(["late"])] == ["late"]
     with sqlite(file) as connection:
         assert connection.execute("SELECT * FROM trace_answers").fetchall() == before
-    cache = again.answer_cache(codebook)
+    cache = again.model_store.predicted_answers(codebook)
     assert missing(again, cache) == 1
-    with (
-        again._ledger.writing() as connection,
-        pytest.raises(LedgerError, match="damaged at trace answers 2"),
-    ):
-        cache.extend(connection)
+    with pytest.raises(LedgerError, match="damaged at trace answers 2"):
+        cache.extend()
 
 
 def test_tracing_computes_a_damaged_cache_again(cached: Any, file: Path, reopen: Any) -> None:
@@ -354,6 +353,6 @@ def test_tracing_computes_a_damaged_cache_again(cached: Any, file: Path, reopen:
         connection.execute("UPDATE trace_answers SET sealed = zeroblob(100) WHERE chunk = 1")
     again = reopen()
     table = np.zeros(codebook.num_labels, np.int64)
-    assert again.trace_table(table, model="digits").verdict == "inconclusive"
+    assert Tracer(again).table(table, model="digits").verdict == "inconclusive"
     with sqlite(file) as connection:
         assert connection.execute("SELECT chunk, users FROM trace_answers").fetchall() == right

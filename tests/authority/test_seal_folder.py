@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from keras_encryip.formats.sealed_folder import unseal_folder
-from keras_encryip.errors import ArgumentError, LedgerError, RevokedKeyError
-from keras_encryip.labels.assignment import LabelAssignment
-from keras_encryip.labels.codebook import ModelMetadata
 from keras_encryip.authority import Authority
 from keras_encryip.authority.seal_folder import FOLDER_SEALED, seal_folder
+from keras_encryip.errors import ArgumentError, LedgerError, RevokedKeyError
+from keras_encryip.formats.sealed_folder import unseal_folder
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.codebook import ModelMetadata
 
 CHEAP = {"scrypt_log2_n": 14}
 
@@ -19,7 +19,7 @@ CHEAP = {"scrypt_log2_n": 14}
 def authority(tmp_path: Path) -> Any:
     with Authority.create(f"sqlite:///{tmp_path}/a.authority", "owner", **CHEAP) as made:
         metadata = ModelMetadata(model="digits", class_names=["zero", "one"])
-        made.add_model(metadata, LabelAssignment.draw(2, 2, 0))
+        made.model_store.add_model(metadata, LabelAssignment.draw(2, 2, 0))
         for user in ("alice", "bob"):
             made.issue(user, tmp_path / f"{user}.keybundle", passphrase="user", **CHEAP)
         yield made

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.formats.key_pair import X25519PrivateKey
-from keras_encryip.crypto.polynomial import ORDER, evaluate
-from keras_encryip.crypto.kem import UserKey
-from keras_encryip.crypto.polynomial import interpolate
-from keras_encryip.crypto.combined_key import CombinedKey
-from keras_encryip.errors import ArgumentError, ForeignKeyError, FormatError, SignatureError
 from keras_encryip.authority.authority import Authority
 from keras_encryip.authority.schema import users_table
-from keras_encryip.tracing.verify_evidence import verify_evidence
+from keras_encryip.authority.tracer import Tracer
+from keras_encryip.crypto.combined_key import CombinedKey
+from keras_encryip.crypto.kem import UserKey
+from keras_encryip.crypto.polynomial import ORDER, evaluate, interpolate
+from keras_encryip.errors import ArgumentError, ForeignKeyError, FormatError, SignatureError
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.tracing.report import TraceReport
+from keras_encryip.tracing.verify_evidence import verify_evidence
 
 PASSPHRASE = "correct horse"
 CROWD = 40
@@ -48,7 +48,7 @@ def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Authority]:
 
 @pytest.fixture
 def alice_file(acme: Authority) -> Path:
-    return Path(str(acme._ledger.url.database)).with_name("alice.keybundle")
+    return Path(str(acme.ledger.url.database)).with_name("alice.keybundle")
 
 
 @pytest.fixture
@@ -58,9 +58,11 @@ def alice(alice_file: Path) -> UserKey:
 
 def keys_of(authority: Authority) -> dict[str, UserKey]:
     """Subject → key, recomputed from z as the owner can."""
-    with authority._ledger.reading() as connection:
+    with authority.ledger.reading() as connection:
         rows = connection.execute(sa.select(users_table.c.subject, users_table.c.z)).all()
-    return {row.subject: authority._master.user_key(int.from_bytes(row.z, "big")) for row in rows}
+    return {
+        row.subject: authority.keys.master.user_key(int.from_bytes(row.z, "big")) for row in rows
+    }
 
 
 # --- bundles -----------------------------------------------------------------
@@ -68,7 +70,7 @@ def keys_of(authority: Authority) -> dict[str, UserKey]:
 
 @pytest.mark.parametrize("form", [Path, str, KeyBundle.read])
 def test_a_bundle_names_its_user(acme: Authority, alice_file: Path, form: Any) -> None:
-    report = acme.trace_bundle(form(alice_file))
+    report = Tracer(acme).bundle(form(alice_file))
     (suspect,) = report.suspects
     user = acme.users()[0]
     assert (report.kind, report.verdict, report.model) == ("bundle", "guilty", "")
@@ -82,7 +84,7 @@ def test_a_bundle_names_its_user(acme: Authority, alice_file: Path, form: Any) -
 def test_a_revoked_users_bundle_names_them(authority: Authority, issue: Any, tmp_path: Any) -> None:
     issue(authority, "alice")
     authority.revoke("alice")
-    (suspect,) = authority.trace_bundle(tmp_path / "alice.keybundle").guilty
+    (suspect,) = Tracer(authority).bundle(tmp_path / "alice.keybundle").guilty
     assert (suspect.subject, suspect.status) == ("alice", "revoked")
 
 
@@ -93,9 +95,9 @@ def test_a_bundle_to_a_public_key_names_its_user(
     own = X25519PrivateKey.generate()
     issue(authority, "alice", passphrase=None, public_key=own.public_key)
     issue(authority, "bob")
-    report = authority.trace_bundle(tmp_path / "alice.keybundle")
+    report = Tracer(authority).bundle(tmp_path / "alice.keybundle")
     assert names(report) == ["alice"]
-    authority.evidence(report, tmp_path / "case")
+    Tracer(authority).evidence(report, tmp_path / "case")
     assert [*verify_evidence(tmp_path / "case", issuer=authority.issuer).p_values] == ["alice"]
 
 
@@ -106,7 +108,7 @@ def test_another_authoritys_bundle(
     issue(other, "eve")
     issue(authority, "alice")
     with pytest.raises(ForeignKeyError, match="issued by another authority: 'Other Inc"):
-        authority.trace_bundle(tmp_path / "eve.keybundle")
+        Tracer(authority).bundle(tmp_path / "eve.keybundle")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_a_changed_bundle(
     assert change(data) != data
     (tmp_path / "changed").write_bytes(change(data))
     with pytest.raises(error, match="key bundle"):
-        acme.trace_bundle(tmp_path / "changed")
+        Tracer(acme).bundle(tmp_path / "changed")
 
 
 def test_a_bundle_that_an_old_backup_does_not_know(
@@ -137,10 +139,10 @@ def test_a_bundle_that_an_old_backup_does_not_know(
     shutil.copy(file, tmp_path / "backup")
     issue(reopen(), "bob")
     with Authority.open(f"sqlite:///{tmp_path}/backup", "owner's passphrase") as restored:
-        report = restored.trace_bundle(tmp_path / "bob.keybundle")
+        report = Tracer(restored).bundle(tmp_path / "bob.keybundle")
         assert (report.verdict, report.p_value, report.suspects) == ("inconclusive", 1.0, [])
         assert report.evidence["subject in the bundle"] == "bob"
-        assert names(restored.trace_bundle(tmp_path / "alice.keybundle")) == ["alice"]
+        assert names(Tracer(restored).bundle(tmp_path / "alice.keybundle")) == ["alice"]
 
 
 # --- keys --------------------------------------------------------------------
@@ -148,7 +150,7 @@ def test_a_bundle_that_an_old_backup_does_not_know(
 
 @pytest.mark.parametrize("form", [lambda key: key, UserKey.secret_bytes], ids=["key", "bytes"])
 def test_a_key_names_its_user(acme: Authority, alice: UserKey, form: Any) -> None:
-    report = acme.trace_key(form(alice))
+    report = Tracer(acme).key(form(alice))
     assert (report.kind, report.verdict, names(report)) == ("key", "guilty", ["alice"])
     assert report.p_value == FORGERY * (CROWD + 2)
     assert report.evidence == {"on the owner's polynomial": "yes"}
@@ -156,7 +158,7 @@ def test_a_key_names_its_user(acme: Authority, alice: UserKey, form: Any) -> Non
 
 def test_a_pending_users_key_names_them(acme: Authority) -> None:
     key = keys_of(acme)["user 7"]
-    (suspect,) = acme.trace_key(key).guilty
+    (suspect,) = Tracer(acme).key(key).guilty
     assert (suspect.subject, suspect.status) == ("user 7", "pending")
 
 
@@ -164,18 +166,18 @@ def test_a_pending_users_key_names_them(acme: Authority) -> None:
 def test_a_wrong_value_at_an_issued_z_accuses_nobody(
     acme: Authority, alice: UserKey, off: int
 ) -> None:
-    report = acme.trace_key(UserKey(alice.z, (value_of(alice) + off) % ORDER))
+    report = Tracer(acme).key(UserKey(alice.z, (value_of(alice) + off) % ORDER))
     assert (report.verdict, report.p_value, report.suspects) == ("inconclusive", 1.0, [])
     assert report.evidence == {"on the owner's polynomial": "no: not a key"}
 
 
 def test_another_users_value_accuses_nobody(acme: Authority, alice: UserKey) -> None:
-    report = acme.trace_key(UserKey(alice.z, value_of(keys_of(acme)["bob"])))
+    report = Tracer(acme).key(UserKey(alice.z, value_of(keys_of(acme)["bob"])))
     assert (report.verdict, report.suspects) == ("inconclusive", [])
 
 
 def test_a_random_point_accuses_nobody(acme: Authority) -> None:
-    report = acme.trace_key(bytes(range(1, 65)))
+    report = Tracer(acme).key(bytes(range(1, 65)))
     assert (report.verdict, report.suspects) == ("inconclusive", [])
     assert "never issued" not in report.evidence
 
@@ -186,7 +188,7 @@ def test_a_fresh_point_takes_more_than_threshold_colluders(acme: Authority) -> N
     for count, stated in ((acme.threshold + 1, "yes"), (acme.threshold, "no: not a key")):
         pooled = keys[:count]
         polynomial = interpolate([k.z for k in pooled], [value_of(k) for k in pooled])
-        report = acme.trace_key(UserKey(12345, evaluate(polynomial, 12345)))
+        report = Tracer(acme).key(UserKey(12345, evaluate(polynomial, 12345)))
         assert (report.verdict, report.suspects) == ("inconclusive", [])
         assert report.evidence["on the owner's polynomial"] == stated
         note = "a fresh point: at least 5 users pooled their keys"
@@ -206,7 +208,7 @@ def test_a_fresh_point_takes_more_than_threshold_colluders(acme: Authority) -> N
 )
 def test_what_is_no_key(acme: Authority, key: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
-        acme.trace_key(key)
+        Tracer(acme).key(key)
 
 
 # --- combined keys -------------------------------------------------------------
@@ -219,13 +221,13 @@ def coalition_of(
     authority = create(threshold=threshold)
     authority.enroll(f"user {i:02}" for i in range(60))
     keys = keys_of(authority)
-    header, _ = authority._master.encapsulate()
+    header, _ = authority.keys.master.encapsulate()
 
     def trace(members: list[str]) -> TraceReport:
         shares = [i + 2 for i in range(len(members) - 1)]
         shares.append((1 - sum(shares)) % ORDER)
         combined = CombinedKey.combine([keys[m] for m in members], shares, header.nodes)
-        return authority.trace_combined_key(combined._weights, header.nodes)
+        return Tracer(authority).combined_key(combined._weights, header.nodes)
 
     return authority, list(keys), trace
 
@@ -248,11 +250,11 @@ def test_all_traitors_are_named_up_to_half_the_threshold(create: Any, threshold:
 
 def test_weights_of_nobodys_keys(create: Any) -> None:
     authority, users, _ = coalition_of(2, create)
-    header, _ = authority._master.encapsulate()
-    assert authority.trace_combined_key([1, 2, 3], header.nodes).suspects == []
+    header, _ = authority.keys.master.encapsulate()
+    assert Tracer(authority).combined_key([1, 2, 3], header.nodes).suspects == []
     own = CombinedKey.combine([keys_of(authority)[users[0]]], [1], header.nodes)._weights
-    assert names(authority.trace_combined_key(own, header.nodes)) == users[:1]
-    forged = authority.trace_combined_key([own[0] + 1, *own[1:]], header.nodes)
+    assert names(Tracer(authority).combined_key(own, header.nodes)) == users[:1]
+    forged = Tracer(authority).combined_key([own[0] + 1, *own[1:]], header.nodes)
     assert forged.suspects == [], "all but w_0 can be made from z, without any key"
 
 
@@ -284,14 +286,14 @@ def test_a_revoked_user_is_named_as_no_evidence(create: Any) -> None:
 )
 def test_wrong_combined_keys(acme: Authority, weights: Any, nodes: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        acme.trace_combined_key(weights, nodes)
+        Tracer(acme).combined_key(weights, nodes)
 
 
 # --- reports -------------------------------------------------------------------
 
 
 def test_reports_are_files_without_the_key(acme: Authority, alice: UserKey, tmp_path: Path) -> None:
-    report = acme.trace_key(alice)
+    report = Tracer(acme).key(alice)
     report.save(tmp_path / "report.json")
     again = TraceReport.read(tmp_path / "report.json")
     assert again.to_bytes() == report.to_bytes()
@@ -304,7 +306,7 @@ def test_reports_are_files_without_the_key(acme: Authority, alice: UserKey, tmp_
 
 
 def test_who_is_shown(acme: Authority, alice_file: Path) -> None:
-    report = acme.trace_bundle(alice_file)
+    report = Tracer(acme).bundle(alice_file)
     text = str(report)
     assert "guilty: alice" in text
     assert "42 users tested" in text
@@ -313,5 +315,5 @@ def test_who_is_shown(acme: Authority, alice_file: Path) -> None:
 
 
 def test_an_authority_without_users(authority: Authority) -> None:
-    report = authority.trace_key(bytes(range(1, 65)))
+    report = Tracer(authority).key(bytes(range(1, 65)))
     assert (report.tested, report.tests, report.verdict) == (0, 1, "inconclusive")

@@ -14,16 +14,17 @@ import pytest
 import tensorflow as tf
 
 import keras_encryip as ke
-from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.authority.tracer import Tracer
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.crypto.kem import MasterKey
 from keras_encryip.errors import ArgumentError, LedgerError, RevokedKeyError, ServiceError
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
-from keras_encryip.tracing.report import TraceReport
-from keras_encryip.tracing.statistics import SIGNIFICANCE
 from keras_encryip.labels.trace_set import TraceSet
 from keras_encryip.models import trace_inputs as hardening
+from keras_encryip.tracing.report import TraceReport
+from keras_encryip.tracing.statistics import SIGNIFICANCE
 
 PASSPHRASE = "correct horse"
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -65,7 +66,7 @@ class World:
         return lambda batch: decoder.labels(confused(batch))
 
     def trace(self, service: Any, **options: Any) -> TraceReport:
-        return self.authority.trace_service(
+        return Tracer(self.authority).service(
             service, model="digits", **{"batch_size": 256, **options}
         )
 
@@ -166,18 +167,18 @@ def test_refusals(world: World) -> None:
 
 def test_partial_answers_are_too_few(world: World) -> None:
     """5 of 48 trace labels prove nothing at 1,280 tests."""
-    assignment = world.authority.model_named("digits").assignment
+    assignment = world.authority.model_store.model_named("digits").assignment
     table = np.full(assignment.num_labels, -1)
     own = world.decoder(LEAKER).secret_table()
     table[assignment.trace[:5]] = own[assignment.trace[:5]]
-    report = world.authority.trace_table(table, model="digits")
+    report = Tracer(world.authority).table(table, model="digits")
     assert (report.verdict, report.threshold) == ("inconclusive", 6)
     assert LEAKER in [s.subject for s in report.suspects if s.score == 5]
     assert SIGNIFICANCE < report.p_value < 1
 
 
 def test_passing_the_model_itself(world: World) -> None:
-    report = world.authority.trace_service(world.service(), model=world.model, batch_size=256)
+    report = Tracer(world.authority).service(world.service(), model=world.model, batch_size=256)
     assert names(report) == [LEAKER]
 
 
@@ -272,7 +273,7 @@ def test_another_model_of_the_same_user(world: World, new_classifier: Any) -> No
 
 def test_the_model_under_a_foreign_key(world: World) -> None:
     """It reads the codebook as random classes, all of them."""
-    codebook = world.authority.codebooks_of(1)[0]
+    codebook = world.authority.model_store.codebooks_of(1)[0]
     table = codebook.decode_table(MasterKey.generate(4).issue())
     confused = world.confused(1)
     assert inconclusive(world.trace(lambda batch: table[confused(batch).argmax(-1)]))
@@ -281,7 +282,7 @@ def test_the_model_under_a_foreign_key(world: World) -> None:
 def test_the_model_with_its_trace_labels_cut_out(world: World) -> None:
     """A careful pirate is not named, but still runs this model."""
     decoder, confused = world.decoder(LEAKER), world.confused(1)
-    trace = world.authority.model_named("digits").assignment.trace
+    trace = world.authority.model_store.model_named("digits").assignment.trace
 
     def service(batch: np.ndarray) -> Any:
         rows = confused(batch)
@@ -297,14 +298,14 @@ def test_random_services_accuse_nobody(create: Any) -> None:
     authority = create(threshold=1)
     authority.enroll(f"user {i}" for i in range(CROWD))
     assignment = LabelAssignment.draw(10, 2, 20)
-    authority.add_model(ModelMetadata(model="digits", class_names=NAMES), assignment)
+    authority.model_store.add_model(ModelMetadata(model="digits", class_names=NAMES), assignment)
     labels = np.concatenate([assignment.trace, assignment.labels[:, 0]])
     inputs = np.arange(len(labels), dtype=np.float32)[:, None]
-    authority.save_training(1, b"", TraceSet(inputs, labels))
+    authority.model_store.save_training(1, b"", TraceSet(inputs, labels))
     random = np.random.default_rng(0)
     p_values = []
     for _ in range(300):
-        report = authority.trace_service(
+        report = Tracer(authority).service(
             lambda batch: random.integers(10, size=len(batch)), model="digits", batch_size=256
         )
         assert inconclusive(report)
@@ -331,7 +332,7 @@ def test_nothing_but_refusals(world: World) -> None:
 def test_a_table_names_its_user(world: World, form: str) -> None:
     decoder = world.decoder(LEAKER, 2)
     table = decoder if form == "decoder" else decoder.secret_table().astype(form)
-    report = world.authority.trace_table(table, model="digits")
+    report = Tracer(world.authority).table(table, model="digits")
     assert (report.kind, names(report)) == ("table", [LEAKER])
     assert report.suspects[0].score == TRACE_LABELS
     assert report.tests == 320 * 2
@@ -340,21 +341,21 @@ def test_a_table_names_its_user(world: World, form: str) -> None:
 
 def test_a_table_with_gaps(world: World) -> None:
     table = world.decoder(LEAKER).secret_table().copy()
-    trace = world.authority.model_named("digits").assignment.trace
+    trace = world.authority.model_store.model_named("digits").assignment.trace
     table[trace[:20]] = -1
-    report = world.authority.trace_table(table, model="digits")
+    report = Tracer(world.authority).table(table, model="digits")
     assert names(report) == [LEAKER]
     assert report.evidence["trace labels answered"] == report.suspects[0].score == 28
-    nothing = world.authority.trace_table(np.full(88, -1), model="digits")
+    nothing = Tracer(world.authority).table(np.full(88, -1), model="digits")
     assert (nothing.verdict, nothing.p_value) == ("inconclusive", 1.0)
 
 
 def test_a_merged_table_names_both(world: World) -> None:
     tables = [world.decoder(user).secret_table() for user in (LEAKER, OTHER)]
-    trace = world.authority.model_named("digits").assignment.trace
+    trace = world.authority.model_store.model_named("digits").assignment.trace
     merged = tables[0].copy()
     merged[trace[::2]] = tables[1][trace[::2]]
-    assert names(world.authority.trace_table(merged, model="digits")) == [LEAKER, OTHER]
+    assert names(Tracer(world.authority).table(merged, model="digits")) == [LEAKER, OTHER]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +373,7 @@ def test_a_merged_table_names_both(world: World) -> None:
 )
 def test_what_is_no_table(world: World, table: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        world.authority.trace_table(table, model="digits")
+        Tracer(world.authority).table(table, model="digits")
 
 
 # --- models ------------------------------------------------------------------------
@@ -385,7 +386,7 @@ def protect() -> Callable[..., Any]:
     def protect(authority: ke.Authority, trace_labels: int = 8) -> tuple[Any, LabelAssignment]:
         assignment = LabelAssignment.draw(3, 4, trace_labels)
         metadata = ModelMetadata(model="cats", class_names=["tabby", "siam", "manx"])
-        return authority.add_model(metadata, assignment), assignment
+        return authority.model_store.add_model(metadata, assignment), assignment
 
     return protect
 
@@ -401,7 +402,7 @@ class Named:
 def test_models_without_trace_inputs(authority: Any, protect: Any, trace_labels: int) -> None:
     protect(authority, trace_labels)
     with pytest.raises(LedgerError, match=r"'cats' has no trace inputs: it was not trained yet"):
-        authority.trace_service(lambda batch: [0] * len(batch), model="cats")
+        Tracer(authority).service(lambda batch: [0] * len(batch), model="cats")
 
 
 @pytest.mark.parametrize("trace_labels", [0, 8])
@@ -411,17 +412,17 @@ def test_tables_that_tell_nobody_apart(
 ) -> None:
     authority.enroll(f"user {i}" for i in range(users))
     _, assignment = protect(authority, trace_labels)
-    report = authority.trace_table(np.zeros(assignment.num_labels, int), model="cats")
+    report = Tracer(authority).table(np.zeros(assignment.num_labels, int), model="cats")
     assert (report.verdict, report.tested) == ("inconclusive", users)
 
 
 def test_unknown_models(authority: Any, protect: Any, create: Any, tmp_path: Path) -> None:
     table = np.zeros(3, int)
     with pytest.raises(LedgerError, match=r"has no model 'dogs'\. It has: none"):
-        authority.trace_table(table, model="dogs")
+        Tracer(authority).table(table, model="dogs")
     protect(authority)
     protect(authority)
-    for trace in (authority.trace_table, authority.trace_service):
+    for trace in (Tracer(authority).table, Tracer(authority).service):
         with pytest.raises(LedgerError, match=r"has no model 'dogs'\. It has: 'cats'\."):
             trace(table, model="dogs")
         for wrong in (None, 3, keras.Sequential()):
@@ -430,7 +431,7 @@ def test_unknown_models(authority: Any, protect: Any, create: Any, tmp_path: Pat
     other = create(f"sqlite:///{tmp_path}/other.authority")
     codebook, _ = protect(other)
     with pytest.raises(LedgerError, match="did not protect this model"):
-        authority.trace_table(table, model=Named(codebook.to_bytes().decode()))
+        Tracer(authority).table(table, model=Named(codebook.to_bytes().decode()))
 
 
 def test_a_name_that_recurs_is_the_newest(authority: Any, protect: Any, issue: Any) -> None:
@@ -439,10 +440,10 @@ def test_a_name_that_recurs_is_the_newest(authority: Any, protect: Any, issue: A
     _, new_assignment = protect(authority, 32)
     lengths = old_assignment.num_labels, new_assignment.num_labels
     assert lengths[0] != lengths[1]
-    authority.trace_table(np.zeros(lengths[1], int), model="cats")
+    Tracer(authority).table(np.zeros(lengths[1], int), model="cats")
     with pytest.raises(ArgumentError, match=f"must hold {lengths[1]} integers"):
-        authority.trace_table(np.zeros(lengths[0], int), model="cats")
-    path = Path(authority._ledger.url.database).with_name("alice.keybundle")
+        Tracer(authority).table(np.zeros(lengths[0], int), model="cats")
+    path = Path(authority.ledger.url.database).with_name("alice.keybundle")
     table = old.decode_table(KeyBundle.read(path).unlock(PASSPHRASE))
-    report = authority.trace_table(table, model=Named(old.to_bytes().decode()))
+    report = Tracer(authority).table(table, model=Named(old.to_bytes().decode()))
     assert names(report) == ["alice"]

@@ -1,4 +1,4 @@
-"""`trace_weights`: whose copy weights come from, whatever was done to them, and nobody else's."""
+"""`Tracer.weights`: whose copy weights come from, whatever was done to them, and nobody else's."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import keras_encryip as ke
+from keras_encryip.authority.tracer import Tracer
 from keras_encryip.errors import ArgumentError, FormatError, LedgerError
-from keras_encryip.tracing.weights import kernels_of, match, read_kernels
+from keras_encryip.tracing.alignment import match
 from keras_encryip.tracing.fingerprint import embed
+from keras_encryip.tracing.weights import kernels_of, read_kernels
 
 PASSPHRASE = "correct horse"
 LEAKERS = ("alice", "bob", "carol")
@@ -38,7 +40,9 @@ class House:
 
     def key(self, user: str) -> bytes:
         key_id = {u.subject: u.key_id for u in self.authority.users()}[user]
-        return self.authority.fingerprint_key(self.authority.model_named("digits").model_id, key_id)
+        return self.authority.keys.fingerprint_key(
+            self.authority.model_store.model_named("digits").model_id, key_id
+        )
 
     def copy(self, user: str) -> Kernels:
         """The kernels of a user's files, in the model's order."""
@@ -53,7 +57,7 @@ class House:
         return body
 
     def trace(self, suspect: Any, **arguments: Any) -> Any:
-        return self.authority.trace_weights(suspect, **{"model": self.model, **arguments})
+        return Tracer(self.authority).weights(suspect, **{"model": self.model, **arguments})
 
     def guilty(self, suspect: Any, **arguments: Any) -> list[str]:
         return sorted(s.subject for s in self.trace(suspect, **arguments).guilty)
@@ -73,11 +77,13 @@ def house(
         model.fit(digits.x, digits.y, batch_size=64, epochs=12, verbose=0)
         model.save(folder / "digits.keras")
         made = House(authority, model, folder)
-        codebook = authority.codebooks_of(authority.model_named("digits").model_id)[0]
+        codebook = authority.model_store.codebooks_of(
+            authority.model_store.model_named("digits").model_id
+        )[0]
 
         def hand_out(key_id: str) -> None:
             """What an export leaves in the ledger."""
-            authority.add_export(
+            authority.export_store.add_export(
                 codebook, b"", folder="1", recipient=key_id, kernels=made.originals
             )
 
@@ -112,7 +118,7 @@ def test_report_of_a_leaked_folder(house: House) -> None:
     report = house.trace(house.folder / "bob")
     assert (report.verdict, report.kind, report.model) == ("guilty", "weights", "digits")
     assert [s.subject for s in report.guilty] == ["bob"]
-    assert report.suspects[0].key_id == house.authority.recipient_of("bob")
+    assert report.suspects[0].key_id == house.authority.user_store.recipient("bob")
     assert report.p_value == report.suspects[0].p_value < 1e-100
     assert report.tested == len(report.scores) == RECIPIENTS
     assert report.tests == 2 * RECIPIENTS
@@ -228,19 +234,21 @@ def test_permuted_average_names_all_its_owners(authority: Any, protect: Any) -> 
     random = np.random.default_rng(0)
     shapes = [(3, 3, 16, 64), (1024, 128), (128, 20)]
     originals = [random.standard_normal(shape).astype("float32") for shape in shapes]
-    model_id = authority.model_named("digits").model_id
+    model_id = authority.model_store.model_named("digits").model_id
     keys = []
     for user in authority.enroll(f"user {i}" for i in range(5)):
-        authority.add_export(codebook, b"", folder="1", recipient=user.key_id, kernels=originals)
-        keys.append(authority.fingerprint_key(model_id, user.key_id))
+        authority.export_store.add_export(
+            codebook, b"", folder="1", recipient=user.key_id, kernels=originals
+        )
+        keys.append(authority.keys.fingerprint_key(model_id, user.key_id))
     shares = [0.6, 0.1, 0.1, 0.1, 0.1]
     mean = [
         np.average(ks, 0, shares) for ks in zip(*(embed(originals, k) for k in keys), strict=True)
     ]
     suspect = [k + 0.08 * random.standard_normal(k.shape) for k in mean]
     arguments = {"model": "digits", "reference": originals}
-    assert len(authority.trace_weights(suspect, **arguments).guilty) == 5
-    report = authority.trace_weights([suspect[0], *permuted(suspect[1:])], **arguments)
+    assert len(Tracer(authority).weights(suspect, **arguments).guilty) == 5
+    report = Tracer(authority).weights([suspect[0], *permuted(suspect[1:])], **arguments)
     assert len(report.guilty) == 5
 
 
@@ -288,10 +296,10 @@ def test_blind_with_many_weights(authority: ke.Authority, tmp_path: Path) -> Non
         authority.issue(user, tmp_path / user, passphrase=PASSPHRASE, scrypt_log2_n=14)
         ke.export_saved_model(model, tmp_path / f"{user} 1", recipient=user)
     for user in ("alice", "bob"):
-        report = authority.trace_weights(tmp_path / f"{user} 1", model="wide")
+        report = Tracer(authority).weights(tmp_path / f"{user} 1", model="wide")
         assert [s.subject for s in report.guilty] == [user]
     clean = [kernel.numpy() for kernel in kernels_of(model)]
-    assert authority.trace_weights(clean, model="wide").verdict == "inconclusive"
+    assert Tracer(authority).weights(clean, model="wide").verdict == "inconclusive"
 
 
 # --- nobody else ---------------------------------------------------------------------

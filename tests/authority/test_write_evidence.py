@@ -26,28 +26,36 @@ import sqlalchemy as sa
 import tensorflow as tf
 
 import keras_encryip as ke
-from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.authority import write_evidence as owner_evidence
+from keras_encryip.authority.event_log import signed_events
+from keras_encryip.authority.schema import events_table, users_table
+from keras_encryip.authority.tracer import Tracer
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.crypto.encoding import encode_base64, encode_point, encode_scalar
-from keras_encryip.crypto.polynomial import ORDER
-from keras_encryip.crypto.kem import GENERATOR, Header
-from keras_encryip.crypto.tracing_header import TracingHeader
-from keras_encryip.crypto.tracing_header import open_header
 from keras_encryip.crypto.combined_key import CombinedKey
+from keras_encryip.crypto.encoding import encode_base64, encode_point, encode_scalar
+from keras_encryip.crypto.kem import GENERATOR, Header
+from keras_encryip.crypto.polynomial import ORDER
+from keras_encryip.crypto.tracing_header import TracingHeader, open_header
 from keras_encryip.errors import ArgumentError, EncryipError, EvidenceError, SignatureError
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
-from keras_encryip.authority import write_evidence as owner_evidence
-from keras_encryip.authority.schema import events_table, users_table
-from keras_encryip.authority.event_log import signed_events
-from keras_encryip.tracing.weights import kernels_of
-from keras_encryip.tracing import verify_evidence as evidence_module
-from keras_encryip.tracing.statement import REPORT, STATEMENT, SignedEvent, SignedStatement, Statement, sign_statement, to_npz
-from keras_encryip.tracing.verify_evidence import verify_evidence
-from keras_encryip.tracing.report import TraceReport
-from keras_encryip.tracing.statistics import SIGNIFICANCE
 from keras_encryip.labels.trace_set import TraceSet
 from keras_encryip.models import trace_inputs as hardening
+from keras_encryip.tracing import verify_evidence as evidence_module
+from keras_encryip.tracing.report import TraceReport
+from keras_encryip.tracing.statement import (
+    REPORT,
+    STATEMENT,
+    SignedEvent,
+    SignedStatement,
+    Statement,
+    sign_statement,
+    to_npz,
+)
+from keras_encryip.tracing.statistics import SIGNIFICANCE
+from keras_encryip.tracing.verify_evidence import verify_evidence
+from keras_encryip.tracing.weights import kernels_of
 
 PACKAGE = Path(ke.__file__).parent
 PASSPHRASE = "correct horse"
@@ -106,13 +114,13 @@ def world(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
         made.reports.update(trace_all(made))
         (folder / "evidence").mkdir()
         for kind, report in made.reports.items():
-            authority.evidence(report, made.evidence(kind))
+            Tracer(authority).evidence(report, made.evidence(kind))
         yield made
 
 
 def trace_all(world: World) -> dict[str, TraceReport]:
     authority, decoder = world.authority, world.decoder("alice")
-    header, _ = authority._master.encapsulate()
+    header, _ = authority.keys.master.encapsulate()
     both = [world.key(user) for user in ("alice", "bob the second")]
     combined = CombinedKey.combine(both, [3, -2], header.nodes)
 
@@ -120,12 +128,12 @@ def trace_all(world: World) -> dict[str, TraceReport]:
         return decoder.labels(np.asarray(world.model(batch, training=False)))
 
     return {
-        "bundle": authority.trace_bundle(world.bundle("alice")),
-        "key": authority.trace_key(world.key("alice")),
-        "combined key": authority.trace_combined_key(combined._weights, header.nodes),
-        "table": authority.trace_table(decoder, model="digits"),
-        "service": authority.trace_service(service, model="digits", batch_size=256),
-        "weights": authority.trace_weights(world.folder / "copies" / "7", model=world.model),
+        "bundle": Tracer(authority).bundle(world.bundle("alice")),
+        "key": Tracer(authority).key(world.key("alice")),
+        "combined key": Tracer(authority).combined_key(combined._weights, header.nodes),
+        "table": Tracer(authority).table(decoder, model="digits"),
+        "service": Tracer(authority).service(service, model="digits", batch_size=256),
+        "weights": Tracer(authority).weights(world.folder / "copies" / "7", model=world.model),
     }
 
 
@@ -200,7 +208,7 @@ def test_what_is_verified(world: World, kind: str) -> None:
 
 
 def test_files(world: World) -> None:
-    codebook = world.authority.codebooks_of(1)[0].codebook_id.hex()
+    codebook = world.authority.model_store.codebooks_of(1)[0].codebook_id.hex()
     traces = world.model._unlocked().training.traces.digest.hex()[:16]
     more = {
         "bundle": {"leaked.keybundle"},
@@ -232,12 +240,12 @@ def test_evidence_names_the_guilty_alone(world: World) -> None:
 
 
 def test_exports_for_others_are_shown_where_no_other_binds(world: World, tmp_path: Path) -> None:
-    old = world.authority.codebooks_of(1)[0]
-    codebook = world.authority.current_codebook(old.codebook_id, fresh=True)
+    old = world.authority.model_store.codebooks_of(1)[0]
+    codebook = world.authority.model_store.current_codebook(old.codebook_id, fresh=True)
     ke.export_saved_model(world.model, tmp_path / "1", recipient="Ünsal")
     table = codebook.decode_table(world.key("carol"))
-    report = world.authority.trace_table(table, model="digits")
-    world.authority.evidence(report, tmp_path / "evidence")
+    report = Tracer(world.authority).table(table, model="digits")
+    Tracer(world.authority).evidence(report, tmp_path / "evidence")
     assert set(verify_evidence(tmp_path / "evidence").p_values) == {"carol"}
     exports = [e for e in parsed(tmp_path / "evidence").events if "folder" in e.event.details]
     assert [e.event.details["recipient"] for e in exports] == [world.key("Ünsal").key_id]
@@ -261,18 +269,18 @@ def secrets_of(world: World) -> dict[str, list[bytes]]:
     authority = world.authority
     headers = [
         header
-        for codebook in authority.codebooks_of(1)
-        for header in authority.tracing_headers(codebook)
+        for codebook in authority.model_store.codebooks_of(1)
+        for header in authority.model_store.tracing_headers(codebook)
     ]
     marks = [
-        authority.fingerprint_key(1, world.key(u).key_id)
+        authority.keys.fingerprint_key(1, world.key(u).key_id)
         for u in ("bob the second", "carol", "Ünsal")
     ]
     combined = world.reports["combined key"].exhibits["key"]["weights"][0]
     return {
-        "master": [encode_scalar(c) for c in authority._master._coefficients],
-        "data key": [authority._data_key],
-        "signing seed": [authority._signing_key.secret_bytes()],
+        "master": [encode_scalar(c) for c in authority.keys.master._coefficients],
+        "data key": [authority.keys._data_key],
+        "signing seed": [authority.keys.signing_key.secret_bytes()],
         "exponents": [encode_scalar(e) for header in headers for e in header._exponents],
         "user keys": [world.key(user).secret_bytes()[32:] for user in USERS],
         "others' marks": marks,
@@ -373,7 +381,7 @@ def forge(world: World, copy: Callable[[str], Path]) -> Callable[..., Path]:
             (folder / name).write_bytes(data)
         digests = {p.name: digest(p.read_bytes()) for p in folder.iterdir() if p.name != STATEMENT}
         statement = msgspec.structs.replace(statement, files=digests, **change(statement))
-        data = sign_statement(statement, (signer or world.authority).sign)
+        data = sign_statement(statement, (signer or world.authority).keys.sign)
         (folder / STATEMENT).write_bytes(data)
         return folder
 
@@ -477,7 +485,7 @@ def test_the_report_and_the_statement_agree(world: World, forge: Forge, kind: st
 
 
 def own_events(authority: ke.Authority) -> list[Any]:
-    with authority._ledger.reading() as connection:
+    with authority.ledger.reading() as connection:
         wanted = events_table.c.number > 0
         return [
             SignedEvent(event, encode_base64(previous), encode_base64(signature))
@@ -523,10 +531,10 @@ def test_framing_bob_with_what_alice_leaked(
 @pytest.mark.parametrize("kind", ["table", "service"])
 def test_bobs_own_openings_do_not_fit_the_answers(world: World, forge: Forge, kind: str) -> None:
     change, report = as_bob(world, kind)
-    codebook = world.authority.codebooks_of(1)[0]
+    codebook = world.authority.model_store.codebooks_of(1)[0]
     openings = [
         encode_base64(open_header(t, world.authority.public_key, world.key("bob the second").z))
-        for t in world.authority.tracing_headers(codebook)
+        for t in world.authority.model_store.tracing_headers(codebook)
     ]
 
     def opened(statement: Statement) -> dict[str, Any]:
@@ -650,8 +658,10 @@ def test_another_authority_issues_the_accused_a_key(
     """All but the codebook is the rival's own, and even that it commits to."""
     authority.issue("alice", tmp_path / "a", passphrase="p", scrypt_log2_n=14)
     metadata = ModelMetadata(model="digits", class_names=list("0123456789"))
-    own = authority.add_model(metadata, world.authority.model_named("digits").assignment)
-    authority.add_export(own, b"m", folder="v", recipient=None, kernels=[])
+    own = authority.model_store.add_model(
+        metadata, world.authority.model_store.model_named("digits").assignment
+    )
+    authority.export_store.add_export(own, b"m", folder="v", recipient=None, kernels=[])
     key = KeyBundle.read(tmp_path / "a").unlock("p")
     report = json.loads(world.evidence("table").joinpath(REPORT).read_bytes())
     report["suspects"][0]["key_id"] = key.key_id
@@ -675,7 +685,7 @@ def test_a_rival_with_everything_of_its_own(
 ) -> None:
     """Its evidence holds under its own key, and under no key that anybody trusts."""
     authority.issue("alice", tmp_path / "a", passphrase="p", scrypt_log2_n=14)
-    authority.evidence(authority.trace_bundle(tmp_path / "a"), tmp_path / "evidence")
+    Tracer(authority).evidence(Tracer(authority).bundle(tmp_path / "a"), tmp_path / "evidence")
     assert set(verify_evidence(tmp_path / "evidence").p_values) == {"alice"}
     with pytest.raises(EvidenceError, match="signed by another authority than expected"):
         verify_evidence(tmp_path / "evidence", issuer=world.authority.issuer)
@@ -695,20 +705,20 @@ def test_trace_inputs_of_no_export(world: World, forge: Forge) -> None:
 
 def test_a_codebook_of_no_export(world: World, tmp_path: Path) -> None:
     """Made anew until somebody's answers fit: so it has to be out before the trace."""
-    codebook = world.authority.codebooks_of(1)[0]
-    fresh = world.authority.current_codebook(codebook.codebook_id, fresh=True)
-    report = world.authority.trace_table(
+    codebook = world.authority.model_store.codebooks_of(1)[0]
+    fresh = world.authority.model_store.current_codebook(codebook.codebook_id, fresh=True)
+    report = Tracer(world.authority).table(
         fresh.decode_table(world.key("bob the second")), model="digits"
     )
     assert [s.subject for s in report.guilty] == ["bob the second"]
     with pytest.raises(EvidenceError, match="commits to its codebook_digest"):
-        world.authority.evidence(report, tmp_path / "evidence")
+        Tracer(world.authority).evidence(report, tmp_path / "evidence")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_real_blocks_presented_as_tracing_ones(world: World, forge: Forge) -> None:
     """Every user reads them alike, so that any user could be framed."""
-    tracing = world.authority.model_named("digits").assignment.tracing_blocks
+    tracing = world.authority.model_store.model_named("digits").assignment.tracing_blocks
     real = tracing.index(False)
 
     def change(statement: Statement) -> dict[str, Any]:
@@ -723,7 +733,7 @@ def test_tracing_blocks_that_are_real_from_the_start(
     authority: ke.Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An owner who knows r of well-formed headers can open them for anybody, with proof."""
-    master = authority._master
+    master = authority.keys.master
 
     def well_formed(threshold: int, revoked: Any = ()) -> TracingHeader:
         nodes = tuple(range(1, threshold + 1))
@@ -737,13 +747,13 @@ def test_tracing_blocks_that_are_real_from_the_start(
         authority.issue(user, tmp_path / user, passphrase="p", scrypt_log2_n=14)
     assignment = LabelAssignment.draw(10, 4, 32)
     metadata = ModelMetadata(model="digits", class_names=list("0123456789"))
-    codebook = authority.add_model(metadata, assignment)
-    authority.add_export(codebook, b"m", folder="v", recipient=None, kernels=[])
+    codebook = authority.model_store.add_model(metadata, assignment)
+    authority.export_store.add_export(codebook, b"m", folder="v", recipient=None, kernels=[])
     key = KeyBundle.read(tmp_path / "alice").unlock("p")
-    report = authority.trace_table(codebook.decode_table(key), model="digits")
+    report = Tracer(authority).table(codebook.decode_table(key), model="digits")
     assert {s.subject for s in report.guilty} == {"alice", "bob the second"}, "they are read alike"
     with pytest.raises(SignatureError, match="not a tracing header: it is well-formed"):
-        authority.evidence(report, tmp_path / "evidence")
+        Tracer(authority).evidence(report, tmp_path / "evidence")
     assert not (tmp_path / "evidence").exists()
 
 
@@ -776,7 +786,7 @@ def test_every_choice_of_blocks_is_a_test(world: World, forge: Forge) -> None:
         blocks = {"tracing_blocks": [msgspec.structs.replace(listed, **fields)]}
         return blocks | accuse(openings=statement.accused[0].openings[:1])(statement)
 
-    codebook = world.authority.codebooks_of(1)[0]
+    codebook = world.authority.model_store.codebooks_of(1)[0]
     size = codebook.block_sizes[0]
     bound = 10.0**-size * len(codebook.headers) * world.reports["table"].tests
     found = verify_evidence_or_p(forge("table", change))
@@ -803,10 +813,10 @@ def test_other_weights_as_the_original(world: World, forge: Forge, tmp_path: Pat
     folder = forge("weights", files={"reference.npz": to_npz(other)})
     assert refused(folder, "commits to its recipient, fingerprint, kernels_digest")
     suspect = world.folder / "copies" / "7"
-    report = world.authority.trace_weights(suspect, model="digits", reference=other)
+    report = Tracer(world.authority).weights(suspect, model="digits", reference=other)
     assert [s.subject for s in report.guilty] == ["alice"]
     with pytest.raises(EvidenceError, match="commits to its recipient"):
-        world.authority.evidence(report, tmp_path / "evidence")
+        Tracer(world.authority).evidence(report, tmp_path / "evidence")
 
 
 def test_weights_without_the_mark(world: World, forge: Forge) -> None:
@@ -819,41 +829,43 @@ def test_weights_without_the_mark(world: World, forge: Forge) -> None:
 
 
 def test_inconclusive_reports(world: World, tmp_path: Path) -> None:
-    report = world.authority.trace_key(bytes(range(1, 65)))
+    report = Tracer(world.authority).key(bytes(range(1, 65)))
     with pytest.raises(ArgumentError, match="An inconclusive report accuses nobody"):
-        world.authority.evidence(report, tmp_path / "evidence")
+        Tracer(world.authority).evidence(report, tmp_path / "evidence")
 
 
 def test_reports_from_files(world: World, tmp_path: Path) -> None:
     world.reports["key"].save(tmp_path / "report.json")
     report = TraceReport.read(tmp_path / "report.json")
     with pytest.raises(ArgumentError, match="was read from a file and holds no exhibits"):
-        world.authority.evidence(report, tmp_path / "evidence")
+        Tracer(world.authority).evidence(report, tmp_path / "evidence")
     with pytest.raises(
         ArgumentError, match=r"`report` must be a TraceReport\. Received: PosixPath"
     ):
-        world.authority.evidence(tmp_path / "report.json", tmp_path / "evidence")
+        Tracer(world.authority).evidence(tmp_path / "report.json", tmp_path / "evidence")
 
 
 def test_reports_of_another_authority(
     world: World, authority: ke.Authority, tmp_path: Path
 ) -> None:
-    with pytest.raises(ArgumentError, match=r"accuses key [0-9a-f]{16}, which is not of 'own'"):
-        authority.evidence(world.reports["key"], tmp_path / "evidence")
+    with pytest.raises(
+        ArgumentError, match=r"accuses key [0-9a-f]{16}, which is not of this authority"
+    ):
+        Tracer(authority).evidence(world.reports["key"], tmp_path / "evidence")
 
 
 def test_users_who_never_got_their_key(world: World, tmp_path: Path) -> None:
     """Only the owner can have leaked it."""
     (z,) = (z for z, name in issued(world) if name.startswith("Dave"))
-    report = world.authority.trace_key(world.authority._master.user_key(z))
+    report = Tracer(world.authority).key(world.authority.keys.master.user_key(z))
     assert report.verdict == "guilty"
     with pytest.raises(EvidenceError, match=r"No signed event says that 'Dave .* given this key"):
-        world.authority.evidence(report, tmp_path / "evidence")
+        Tracer(world.authority).evidence(report, tmp_path / "evidence")
     assert list(tmp_path.iterdir()) == []
 
 
 def issued(world: World) -> list[tuple[int, str]]:
-    with world.authority._ledger.reading() as connection:
+    with world.authority.ledger.reading() as connection:
         rows = connection.execute(sa.select(users_table.c.z, users_table.c.subject)).all()
     return [(int.from_bytes(row.z, "big"), row.subject) for row in rows]
 
@@ -864,30 +876,30 @@ def test_combined_keys_with_a_revoked_user(authority: ke.Authority, tmp_path: Pa
         authority.issue(user, tmp_path / user, passphrase="p", scrypt_log2_n=14)
     authority.revoke("bob the second")
     keys = [KeyBundle.read(tmp_path / user).unlock("p") for user in users]
-    header, _ = authority._master.encapsulate()
+    header, _ = authority.keys.master.encapsulate()
     combined = CombinedKey.combine(keys, [3, -2], header.nodes)
-    report = authority.trace_combined_key(combined._weights, header.nodes)
+    report = Tracer(authority).combined_key(combined._weights, header.nodes)
     assert [s.subject for s in report.guilty] == ["alice"]
     with pytest.raises(ArgumentError, match="also points at revoked users, whose z is public"):
-        authority.evidence(report, tmp_path / "evidence")
+        Tracer(authority).evidence(report, tmp_path / "evidence")
 
 
 def test_blind_traces(world: World, tmp_path: Path) -> None:
     report = world.reports["weights"]
     blind = TraceReport(report._findings, {**report.exhibits, "reference": None})
     with pytest.raises(ArgumentError, match=r"needs the original: trace again with `reference="):
-        world.authority.evidence(blind, tmp_path / "evidence")
+        Tracer(world.authority).evidence(blind, tmp_path / "evidence")
 
 
 def test_folders_are_new(world: World, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("keep me")
     for path in (tmp_path, tmp_path / "mine"):
         with pytest.raises(ArgumentError, match="exists already, and is never overwritten"):
-            world.authority.evidence(world.reports["key"], path)
+            Tracer(world.authority).evidence(world.reports["key"], path)
     with pytest.raises(ArgumentError, match=r"Cannot write .*: (Not a directory|File exists)"):
-        world.authority.evidence(world.reports["key"], tmp_path / "mine" / "evidence")
+        Tracer(world.authority).evidence(world.reports["key"], tmp_path / "mine" / "evidence")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-    world.authority.evidence(world.reports["key"], tmp_path / "a" / "b" / "evidence")
+    Tracer(world.authority).evidence(world.reports["key"], tmp_path / "a" / "b" / "evidence")
     assert verify_evidence(tmp_path / "a" / "b" / "evidence").kind == "key"
 
 
@@ -916,7 +928,7 @@ def test_nothing_half_written(
 
     monkeypatch.setattr(owner_evidence, "write_new_file", fails)
     with pytest.raises(error or type(failure)):
-        world.authority.evidence(world.reports["weights"], tmp_path / "evidence")
+        Tracer(world.authority).evidence(world.reports["weights"], tmp_path / "evidence")
     assert len(written) == after
     assert list(tmp_path.iterdir()) == []
 
@@ -935,13 +947,13 @@ def test_evidence_from_a_reordered_version(world: World, tmp_path: Path, kind: s
             return decoder.labels(answers["confused"].numpy())
 
         if kind == "table":
-            report = authority.trace_table(decoder, model="digits")
+            report = Tracer(authority).table(decoder, model="digits")
         else:
-            report = authority.trace_service(service, model="digits")
+            report = Tracer(authority).service(service, model="digits")
         assert [s.subject for s in report.guilty] == ["alice"]
-        authority.evidence(report, tmp_path / "case")
+        Tracer(authority).evidence(report, tmp_path / "case")
         data = (tmp_path / "case" / STATEMENT).read_bytes()
         statement = msgspec.json.decode(data, type=SignedStatement).statement
         used = {blocks.codebook for blocks in statement.tracing_blocks}
-        assert used == {authority.codebooks_of(1)[-1].codebook_id.hex()}
+        assert used == {authority.model_store.codebooks_of(1)[-1].codebook_id.hex()}
         assert verify_evidence(tmp_path / "case", issuer=authority.issuer).p_values["alice"] < 1e-6

@@ -30,7 +30,7 @@ from benchmarks.tampering import (
 )
 from benchmarks.training import Schedule
 from benchmarks.trainings import PASSPHRASE, Trainings
-from keras_encryip.models import trace_inputs as hardening
+from keras_encryip.models import trace_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
 
@@ -62,7 +62,7 @@ def trainings() -> Iterator[Trainings]:
 def made(trainings: Trainings) -> Iterator[World]:
     """Enough steps for the model to learn its trace labels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardening, "STEPS", 20)
+        patch.setattr(trace_inputs, "STEPS", 20)
         yield removal.world(trainings, users=40)
 
 
@@ -122,9 +122,10 @@ def test_an_untouched_leaker_is_found_by_all_tracers(made: World, stolen: keras.
 
 def test_figures_recounted_are_the_reports(made: World, stolen: keras.Model) -> None:
     """Where a report lists the traitor, it says the same."""
-    first = made.authority.trace_weights(stolen, model=made.model).suspects[0]
+    tracer = ke.Tracer(made.authority)
+    first = tracer.weights(stolen, model=made.model).suspects[0]
     assert removal.by_weights(made, stolen)["z"] == pytest.approx(first.score, rel=1e-6)
-    report = made.authority.trace_service(lambda b: predict(stolen, b), model=made.model)
+    report = tracer.service(lambda b: predict(stolen, b), model=made.model)
     found = removal.by_service(made, stolen)
     first = report.suspects[0]
     assert (found["coincidences"], found["p_value"]) == (first.score, first.p_value)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from keras_encryip.authority import Authority
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
-from keras_encryip.authority import Authority
 
 NAMES = ["cat", "dog", "eel"]
 SECRETS = {"ENCRYIP_AUTHORITY_PASSPHRASE": "owner", "ENCRYIP_BUNDLE_PASSPHRASE": "user"}
@@ -51,7 +51,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assignment = LabelAssignment.draw(3, 4, 0)
     with Authority.open(f"sqlite:///{folder}/a.authority", "owner") as authority:
         metadata = ModelMetadata(model="pets", class_names=NAMES)
-        codebook = authority.add_model(metadata, assignment)
+        codebook = authority.model_store.add_model(metadata, assignment)
     (folder / "codebook.json").write_bytes(codebook.to_bytes())
     confused = np.zeros((3, 12), np.float32)
     confused[[0, 1, 2], assignment.labels[[2, 0, 1], [0, 3, 1]]] = 0.75

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from keras_encryip.authority import Authority
 from keras_encryip.client import X25519PublicKey
-from keras_encryip.formats.key_bundle import make_bundle
 from keras_encryip.crypto.kem import MasterKey
 from keras_encryip.crypto.signing import SigningKey
+from keras_encryip.formats.key_bundle import make_bundle
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
-from keras_encryip.authority import Authority
 
 OWNER = {"ENCRYIP_AUTHORITY_PASSPHRASE": "owner"}
 USER = {"ENCRYIP_BUNDLE_PASSPHRASE": "only mine"}
@@ -96,7 +96,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assignment = LabelAssignment.draw(3, 4, 0)
     with Authority.open(f"sqlite:///{folder}/a.authority", "owner") as authority:
         metadata = ModelMetadata(model="pets", class_names=["cat", "dog", "eel"])
-        codebook = authority.add_model(metadata, assignment)
+        codebook = authority.model_store.add_model(metadata, assignment)
         assert authority.issuer.hex() in told
     (folder / "codebook.json").write_bytes(codebook.to_bytes())
     confused = np.zeros((3, 12), np.float32)

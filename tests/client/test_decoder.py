@@ -14,10 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from keras_encryip.client import decoder as decoder_module
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.formats.version_folder import ASSETS, read_codebook
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.errors import ArgumentError, ExpiredKeyError, ForeignKeyError, FormatError, PassphraseError, RevokedKeyError, SignatureError, WrongModelError
+from keras_encryip.errors import (
+    ArgumentError,
+    ExpiredKeyError,
+    ForeignKeyError,
+    FormatError,
+    PassphraseError,
+    RevokedKeyError,
+    SignatureError,
+    WrongModelError,
+)
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.version_folder import ASSETS
 from keras_encryip.labels.codebook import ModelMetadata
 
 PASSPHRASE = "correct horse"
@@ -135,12 +144,6 @@ def test_a_folder_without_a_codebook_is_named(tmp_path: Path, alice_file: Path) 
     where = str(tmp_path / ASSETS / "codebook.json")
     with pytest.raises(FormatError, match=rf"Cannot read the codebook '{where}': No such file"):
         Decoder.open(tmp_path, alice_file, PASSPHRASE)
-
-
-def test_an_oversized_codebook_is_not_read(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_module, "MAX_CODEBOOK_BYTES", 100)
-    with pytest.raises(FormatError, match=r"codebook '.*' is too large: more than 100 bytes"):
-        read_codebook(world.model)
 
 
 # --- probabilities -----------------------------------------------------------

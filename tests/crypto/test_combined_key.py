@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keras_encryip.crypto.polynomial import ORDER, RandomBytes, inverse, random_scalar
-from keras_encryip.crypto.kem import MAX_THRESHOLD, MasterKey, UserKey
 from keras_encryip.crypto.combined_key import CombinedKey, find_traitors
+from keras_encryip.crypto.kem import MAX_THRESHOLD, MasterKey, UserKey
+from keras_encryip.crypto.polynomial import ORDER, RandomBytes, inverse, random_scalar
 from keras_encryip.errors import ArgumentError, FormatError, RevokedKeyError
 
 Stream = Callable[[str], RandomBytes]

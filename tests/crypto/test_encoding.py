@@ -1,5 +1,6 @@
 """One accepted spelling of everything that comes from outside."""
 
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Annotated
 
 import msgspec
@@ -7,9 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_encryip.crypto.encoding import canonical_json, decode_base64, decode_point, decode_scalar, encode_base64, encode_point, encode_scalar, parse_canonical_json
-from keras_encryip.crypto.polynomial import ORDER
+from keras_encryip.crypto.encoding import (
+    canonical_json,
+    decode_base64,
+    decode_point,
+    decode_scalar,
+    encode_base64,
+    encode_point,
+    encode_scalar,
+    format_time,
+    parse_canonical_json,
+    parse_time,
+)
 from keras_encryip.crypto.kem import MasterKey
+from keras_encryip.crypto.polynomial import ORDER
 from keras_encryip.errors import EncryipError, FormatError
 
 P = 2**256 - 2**224 + 2**192 + 2**96 - 1
@@ -203,3 +215,20 @@ def test_points_of_a_public_key_are_the_multiples_of_the_generator() -> None:
     two = "037cf27b188d034f7e8a52380304b51ac3c08969e277f21b35a60b48fc47669978"
     public = MasterKey([1, 2]).public_key()
     assert public.to_bytes() == GENERATOR + bytes.fromhex(two)
+
+
+# --- times -------------------------------------------------------------------------------
+
+
+def test_times_are_utc_to_the_second() -> None:
+    eastern = timezone(timedelta(hours=-5))
+    text = format_time(datetime(2024, 2, 29, 20, 0, 59, 999999, eastern))
+    assert text == "2024-03-01T01:00:59Z"
+    assert parse_time(text, what="issued_at") == datetime(2024, 3, 1, 1, 0, 59, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("text", ["2024-02-30T00:00:00Z", "2024-02-28 00:00:00Z", "yesterday"])
+def test_other_texts_are_no_times(text: str) -> None:
+    with pytest.raises(FormatError, match=r"^Field issued_at is not a date") as caught:
+        parse_time(text, what="issued_at")
+    assert caught.value.__context__ is None

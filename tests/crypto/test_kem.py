@@ -13,8 +13,8 @@ from Crypto.Protocol.KDF import HKDF
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keras_encryip.crypto.polynomial import ORDER, RandomBytes, inverse
 from keras_encryip.crypto.kem import Header, MasterKey, PublicKey, UserKey
+from keras_encryip.crypto.polynomial import ORDER, RandomBytes, inverse
 from keras_encryip.crypto.tracing_header import TracingHeader
 from keras_encryip.errors import ArgumentError, FormatError, RevokedKeyError
 

@@ -7,8 +7,8 @@ from hashlib import sha256
 import pytest
 
 from keras_encryip.crypto.encoding import encode_point
-from keras_encryip.crypto.polynomial import ORDER, inverse
 from keras_encryip.crypto.kem import MAX_THRESHOLD, Header, MasterKey, PublicKey, UserKey, key_id
+from keras_encryip.crypto.polynomial import ORDER, inverse
 from keras_encryip.crypto.tracing_header import TracingHeader
 from keras_encryip.errors import ArgumentError, EncryipError, FormatError, RevokedKeyError
 

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_encryip.crypto.polynomial import ORDER, evaluate, inverse, inverses, lagrange_at_zero, random_scalar
+from keras_encryip.crypto.polynomial import (
+    ORDER,
+    evaluate,
+    inverse,
+    inverses,
+    lagrange_at_zero,
+    random_scalar,
+)
 
 scalars = st.integers(1, ORDER - 1)
 

@@ -4,8 +4,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from keras_encryip.crypto.polynomial import ORDER, evaluate, inverse
-from keras_encryip.crypto.polynomial import divide, interpolate, multiply, rational_reconstruction
+from keras_encryip.crypto.polynomial import (
+    ORDER,
+    divide,
+    evaluate,
+    interpolate,
+    inverse,
+    multiply,
+    rational_reconstruction,
+)
 from keras_encryip.errors import ArgumentError
 
 HALF = inverse(2)

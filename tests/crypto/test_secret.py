@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from keras_encryip.crypto.kem import MasterKey
-from keras_encryip.crypto.tracing_header import TracingHeader
 from keras_encryip.crypto.secret import Secret
 from keras_encryip.crypto.signing import SigningKey
+from keras_encryip.crypto.tracing_header import TracingHeader
 
 
 def shared_secret() -> tuple[Secret, bytes]:

@@ -3,10 +3,15 @@
 import pytest
 
 from keras_encryip.crypto.encoding import encode_point
-from keras_encryip.crypto.polynomial import ORDER
 from keras_encryip.crypto.kem import GENERATOR, Header, MasterKey
-from keras_encryip.crypto.tracing_header import TracingHeader
-from keras_encryip.crypto.tracing_header import OPENING_BYTES, open_header, verify_opening, verify_tracing
+from keras_encryip.crypto.polynomial import ORDER
+from keras_encryip.crypto.tracing_header import (
+    OPENING_BYTES,
+    TracingHeader,
+    open_header,
+    verify_opening,
+    verify_tracing,
+)
 from keras_encryip.errors import EncryipError, FormatError, RevokedKeyError, SignatureError
 
 

@@ -16,9 +16,9 @@ import tensorflow as tf
 from sklearn.linear_model import LogisticRegression
 
 import keras_encryip as ke
+from keras_encryip.errors import ArgumentError, RevokedKeyError, SignatureError
 from keras_encryip.formats.manifest import RESPONSE_KEY_INSIDE as WARNING
 from keras_encryip.formats.responses import parse_response, read_outputs
-from keras_encryip.errors import ArgumentError, RevokedKeyError, SignatureError
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_command_line(hosted: Hosted, digits: Any, tmp_path: Path) -> None:
 
     runner, secret = CliRunner(), hosted.shipped.passphrase
     env = {"ENCRYIP_AUTHORITY_PASSPHRASE": secret, "ENCRYIP_BUNDLE_PASSPHRASE": secret}
-    url = str(hosted.authority._ledger.url.database)
+    url = str(hosted.authority.ledger.url.database)
     arguments = ["export", url, str(hosted.shipped.saved), str(tmp_path / "5")]
     found = runner.invoke(app, [*arguments, "--responses", "encrypted"], env=env)
     assert found.exit_code == 0, found.exception

@@ -13,10 +13,11 @@ import pytest
 import tensorflow as tf
 
 import keras_encryip as ke
-from keras_encryip.export import saved_model as export
+from keras_encryip.authority.tracer import Tracer
 from keras_encryip.errors import LedgerError
-from keras_encryip.tracing.weights import kernels_of, read_kernels
+from keras_encryip.export import saved_model as export
 from keras_encryip.tracing.fingerprint import embed
+from keras_encryip.tracing.weights import kernels_of, read_kernels
 
 PASSPHRASE = "correct horse"
 COPIES = {"alice 1": "alice", "alice 2": "alice", "bob 1": "bob the second", "plain": None}
@@ -38,8 +39,10 @@ class House:
         return [kernel.numpy() for kernel in kernels_of(self.model)]
 
     def key(self, user: str) -> bytes:
-        model_id = self.authority.model_named("digits").model_id
-        return self.authority.fingerprint_key(model_id, self.authority.recipient_of(user))
+        model_id = self.authority.model_store.model_named("digits").model_id
+        return self.authority.keys.fingerprint_key(
+            model_id, self.authority.user_store.recipient(user)
+        )
 
     def exports(self) -> list[dict[str, Any]]:
         return [e.details for e in self.authority.events() if e.kind == "model exported"]
@@ -150,7 +153,7 @@ def test_other_dtypes_and_layers(make: Any, authority: ke.Authority, tmp_path: P
         authority.issue(user, tmp_path / user, passphrase=PASSPHRASE, scrypt_log2_n=14)
         ke.export_saved_model(model, tmp_path / f"{user} 1", recipient=user)
     for user in ("alice", "bob the second"):
-        report = authority.trace_weights(tmp_path / f"{user} 1", model=model)
+        report = Tracer(authority).weights(tmp_path / f"{user} 1", model=model)
         assert [s.subject for s in report.guilty] == [user]
         assert report.evidence["original weights"] == "as exported"
 
@@ -226,7 +229,7 @@ def test_exports_commit_to_the_mark(house: House) -> None:
         if user is None:
             assert not {"recipient", "fingerprint"} & set(details)
             continue
-        assert details["recipient"] == house.authority.recipient_of(user)
+        assert details["recipient"] == house.authority.user_store.recipient(user)
         committed = hashlib.sha256(b"encryip fingerprint key v1\0" + house.key(user)).hexdigest()
         assert details["fingerprint"] == committed
 
@@ -245,7 +248,7 @@ def test_the_key_of_a_mark_is_nowhere(house: House) -> None:
             for path in (path for path in folder.rglob("*") if path.is_file()):
                 data = path.read_bytes()
                 assert user.encode() not in data
-                assert house.authority.recipient_of(user).encode() not in data
+                assert house.authority.user_store.recipient(user).encode() not in data
 
 
 # --- refused -------------------------------------------------------------------------

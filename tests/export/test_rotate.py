@@ -14,12 +14,22 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_encryip.formats.version_folder import read_codebook
 
 import keras_encryip as ke
+from keras_encryip.authority.tracer import Tracer
+from keras_encryip.errors import (
+    ArgumentError,
+    EncryipError,
+    ExportError,
+    ForeignKeyError,
+    LedgerError,
+    LockedModelError,
+    RevokedKeyError,
+    SignatureError,
+)
 from keras_encryip.export import rotate as rotation
-from keras_encryip.formats.version_folder import read_codebook
 from keras_encryip.formats.manifest import RESPONSE_KEY_INSIDE as WARNING
-from keras_encryip.errors import ArgumentError, EncryipError, ExportError, ForeignKeyError, LedgerError, LockedModelError, RevokedKeyError, SignatureError
 
 LEAKER = "alice"
 
@@ -105,7 +115,7 @@ def test_a_version_that_was_rotated_can_be_rotated(
     decoder = field.decoder("carol", target)
     assert (decoder.labels(ask(target, digits.x_test)) == digits.y_test).mean() > 0.9
     orders = [
-        field.authority.assignment_of(read_codebook(path)).labels.tolist()
+        field.authority.model_store.assignment_of(read_codebook(path)).labels.tolist()
         for path in (field.version("digits"), field.version("digits", 2), target)
     ]
     assert orders[0] != orders[1] != orders[2] != orders[0]
@@ -145,7 +155,9 @@ def test_nothing_of_the_old_codebook_stays(field: Field) -> None:
 
 def test_a_response_key_of_its_own(field: Field) -> None:
     path = field.version("hosted", 2)
-    keys = [field.authority.response_key(read_codebook(field.version("hosted", n))) for n in (1, 2)]
+    keys = [
+        field.authority.keys.response_key(read_codebook(field.version("hosted", n))) for n in (1, 2)
+    ]
     graph = (path / "saved_model.pb").read_bytes()
     for half in (slice(0, 16), slice(16, 32)):
         assert keys[0][half] not in graph
@@ -221,16 +233,19 @@ def test_who_leaks_the_new_version_is_traced(field: Field, tmp_path: Path) -> No
         return decoder.labels(answer(inputs=tf.constant(batch))["confused"].numpy())
 
     model = field.model
-    service_report = field.authority.trace_service(service, model=model)
+    service_report = Tracer(field.authority).service(service, model=model)
     assert service_report.suspects[0].subject == LEAKER
     assert service_report.evidence["this is the model"] == "yes"
-    table = field.authority.trace_table(decoder, model="digits")
+    table = Tracer(field.authority).table(decoder, model="digits")
     assert table.suspects[0].subject == LEAKER
-    assert table.suspects[0].score == field.authority.assignment_of(read_codebook(path)).trace.size
+    assert (
+        table.suspects[0].score
+        == field.authority.model_store.assignment_of(read_codebook(path)).trace.size
+    )
     assert table.evidence["this is the model"] == "yes"
-    weights = field.authority.trace_weights(field.version("marked", 2), model=model)
+    weights = Tracer(field.authority).weights(field.version("marked", 2), model=model)
     assert [s.subject for s in weights.guilty] == [LEAKER]
-    field.authority.evidence(weights, tmp_path / "case")
+    Tracer(field.authority).evidence(weights, tmp_path / "case")
     found = ke.verify_evidence(tmp_path / "case", issuer=field.authority.issuer)
     assert found.p_values[LEAKER] < 1e-6
 

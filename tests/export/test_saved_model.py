@@ -13,11 +13,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_encryip.formats.version_folder import ASSETS
 
 import keras_encryip as ke
+from keras_encryip.authority.tracer import Tracer
+from keras_encryip.errors import (
+    ArgumentError,
+    ExportError,
+    ForeignKeyError,
+    LockedModelError,
+    RevokedKeyError,
+)
 from keras_encryip.export import saved_model as export
-from keras_encryip.formats.version_folder import ASSETS
-from keras_encryip.errors import ArgumentError, ExportError, ForeignKeyError, LockedModelError, RevokedKeyError
 from keras_encryip.export.checks import column_spread
 from keras_encryip.labels.assignment import LabelAssignment
 
@@ -461,7 +468,7 @@ def test_the_owner_is_told_if_a_service_could_not_be_traced(
         authority.issue("alice", bundle, passphrase="x", scrypt_log2_n=14)
         authority.enroll(f"user {number}" for number in range(999))
         decoder = ke.Decoder.open(tmp_path / "digits" / "1", bundle, "x")
-        report = authority.trace_service(
+        report = Tracer(authority).service(
             lambda batch: decoder.labels(model.predict(batch, verbose=0)), model=model
         )
     found = [str(w.message) for w in caught if re.search(UNLEARNED, str(w.message))]

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from keras_encryip.formats.atomic_files import read_bounded, sync_folder, sync_tree, write_new_file
 from keras_encryip.errors import ArgumentError, FormatError
+from keras_encryip.formats.atomic_files import (
+    make_new_folder,
+    read_bounded,
+    replace_file,
+    sync_folder,
+    sync_tree,
+    write_new_file,
+)
 
 OLD = b"what was there"
 
@@ -166,6 +173,92 @@ def test_two_writers_do_not_overwrite_each_other(
         write_new_file(path, b"new")
     assert path.read_bytes() == OLD
     assert names(tmp_path) == ["new"]
+
+
+# --- replacing -----------------------------------------------------------------
+
+
+def test_a_replaced_file_has_the_new_bytes_and_mode(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    path.write_bytes(OLD)
+    replace_file(path, b"new", what="transcript")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    replace_file(tmp_path / "first", b"", what="transcript", mode=0o644)
+    assert stat.S_IMODE((tmp_path / "first").stat().st_mode) == 0o644
+    assert names(tmp_path) == ["first", "kept"]
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+def test_a_failure_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "kept"
+    path.write_bytes(OLD)
+    monkeypatch.setattr(os, call, fail)
+    message = r"^Cannot write the transcript '.*kept': No space left on device\.$"
+    with pytest.raises(ArgumentError, match=message) as caught:
+        replace_file(path, b"new", what="transcript")
+    monkeypatch.undo()
+    assert caught.value.__context__ is None
+    assert path.read_bytes() == OLD
+    assert names(tmp_path) == ["kept"]
+
+
+# --- folders -------------------------------------------------------------------
+
+
+def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "above" / "new"
+
+    def fill(draft: Path) -> None:
+        assert draft.parent == path.parent
+        assert not path.exists()
+        draft.chmod(0o700)
+        (draft / "inner").mkdir()
+        (draft / "inner" / "file").write_bytes(b"bytes")
+
+    make_new_folder(path, fill)
+    assert (path / "inner" / "file").read_bytes() == b"bytes"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert names(path.parent) == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (KeyError("own"), KeyError, "own"),
+        (FormatError("own"), FormatError, "^own$"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+        (OSError(errno.ENOSPC, "No space left"), ArgumentError, "'.*/new': No space left"),
+        (FileExistsError(errno.EEXIST, "File exists"), ArgumentError, "'.*/new': File exists"),
+    ],
+)
+def test_what_fails_in_a_folder_leaves_nothing_behind(
+    tmp_path: Path, error: BaseException, raised: type[BaseException], message: str
+) -> None:
+    def fill(draft: Path) -> None:
+        (draft / "file").write_bytes(b"bytes")
+        raise error
+
+    with pytest.raises(raised, match=message):
+        make_new_folder(tmp_path / "new", fill)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_an_existing_folder_is_kept(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "taken"
+    path.mkdir() if kind == "folder" else path.write_bytes(OLD)
+    with pytest.raises(ArgumentError, match="taken': it exists already, and is never overwritten"):
+        make_new_folder(path, lambda _: pytest.fail("filled"))
+    assert names(tmp_path) == ["taken"]
+
+
+# --- syncing -------------------------------------------------------------------
 
 
 def test_syncing_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import keras_encryip.errors
-from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.formats.responses import parse_response
 from keras_encryip.labels.codebook import Codebook

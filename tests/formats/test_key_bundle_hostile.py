@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from keras_encryip.formats.key_bundle import KeyBundle, make_bundle
-from keras_encryip.crypto.kem import MasterKey, UserKey
 from keras_encryip.crypto.aead import passphrase_key, seal
+from keras_encryip.crypto.kem import MasterKey, UserKey
 from keras_encryip.crypto.signing import SigningKey
 from keras_encryip.errors import EncryipError, FormatError, PassphraseError, SignatureError
+from keras_encryip.formats.key_bundle import KeyBundle, make_bundle
 
 MASTER = MasterKey.generate(1)
 SIGNING_KEY = SigningKey.generate()

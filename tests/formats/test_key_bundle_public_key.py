@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 
 from keras_encryip.client import Decoder, KeyBundle, unseal_folder
+from keras_encryip.crypto.signing import SigningKey
+from keras_encryip.errors import (
+    ArgumentError,
+    EncryipError,
+    ExpiredKeyError,
+    ForeignKeyError,
+    FormatError,
+    KeyRefusedError,
+    SignatureError,
+)
+from keras_encryip.formats.folder_index import list_folder
 from keras_encryip.formats.key_bundle import INFO
 from keras_encryip.formats.key_pair import X25519PrivateKey, X25519PublicKey, write_key_pair
-from keras_encryip.formats.sealed_folder import list_folder, write_sealed_folder
-from keras_encryip.crypto.signing import SigningKey
-from keras_encryip.errors import ArgumentError, EncryipError, ExpiredKeyError, ForeignKeyError, FormatError, KeyRefusedError, SignatureError
+from keras_encryip.formats.sealed_folder import write_sealed_folder
 
 PASSPHRASE = "correct horse"
 OWN = X25519PrivateKey.generate()

@@ -18,8 +18,20 @@ from Crypto.PublicKey import ECC, RSA
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from keras_encryip.formats.key_pair import MAX_PEM_BYTES, X25519PrivateKey, X25519PublicKey, is_encrypted, write_key_pair
-from keras_encryip.errors import ArgumentError, EncryipError, FormatError, PassphraseError, SignatureError
+from keras_encryip.errors import (
+    ArgumentError,
+    EncryipError,
+    FormatError,
+    PassphraseError,
+    SignatureError,
+)
+from keras_encryip.formats.key_pair import (
+    MAX_PEM_BYTES,
+    X25519PrivateKey,
+    X25519PublicKey,
+    is_encrypted,
+    write_key_pair,
+)
 
 VECTORS = json.loads(
     (Path(__file__).parents[1] / "vectors" / "public_key_bundle.json").read_text(encoding="ascii")
@@ -390,5 +402,5 @@ def test_tracebacks_show_neither_key_nor_passphrase() -> None:
         with pytest.raises(EncryipError) as caught:
             fail()
         shown = "".join(traceback.format_exception(caught.value))
-        assert "keypair.py" in shown
+        assert "key_pair.py" in shown
         assert [secret for secret in secrets if secret in shown] == []

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from keras_encryip.formats import manifest as manifest_module
-from keras_encryip.formats.version_folder import ASSETS
-from keras_encryip.formats.manifest import FILE_NAME, make_manifest, verify_export
 from keras_encryip.crypto.encoding import canonical_json, encode_base64
 from keras_encryip.errors import ExportError, ForeignKeyError, FormatError, SignatureError
+from keras_encryip.formats import manifest as manifest_module
+from keras_encryip.formats.manifest import FILE_NAME, make_manifest, verify_export
+from keras_encryip.formats.version_folder import ASSETS
 
 MANIFEST = ASSETS / FILE_NAME
 CODEBOOK = ASSETS / "codebook.json"

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import keras_encryip.errors
-from keras_encryip.formats.key_bundle import KeyBundle, make_bundle
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.formats.key_pair import X25519PrivateKey
-from keras_encryip.formats.responses import parse_response
 from keras_encryip.crypto.kem import MasterKey
 from keras_encryip.crypto.signing import SigningKey
+from keras_encryip.formats.key_bundle import KeyBundle, make_bundle
+from keras_encryip.formats.key_pair import X25519PrivateKey
+from keras_encryip.formats.responses import parse_response
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
 

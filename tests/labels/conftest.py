@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from keras_encryip.crypto.kem import MasterKey, UserKey
-from keras_encryip.crypto.tracing_header import TracingHeader
 from keras_encryip.crypto.signing import SigningKey
+from keras_encryip.crypto.tracing_header import TracingHeader
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
 

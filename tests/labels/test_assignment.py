@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from keras_encryip.errors import ArgumentError, FormatError
-from keras_encryip.labels.assignment import MAX_BLOCKS, MAX_CLASSES, TRACE, LabelAssignment, plan_blocks
+from keras_encryip.labels.assignment import (
+    MAX_BLOCKS,
+    MAX_CLASSES,
+    TRACE,
+    LabelAssignment,
+    plan_blocks,
+)
 
 # --- blocks ------------------------------------------------------------------
 

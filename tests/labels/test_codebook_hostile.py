@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from keras_encryip.crypto.polynomial import ORDER
 from keras_encryip.crypto.kem import MasterKey, UserKey
+from keras_encryip.crypto.polynomial import ORDER
 from keras_encryip.crypto.signing import SigningKey
 from keras_encryip.errors import EncryipError, FormatError, SignatureError
 from keras_encryip.labels import codebook as codebook_module

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from keras_encryip.errors import ArgumentError
 from keras_encryip.labels.assignment import LabelAssignment
-from keras_encryip.models.adapt import fit_training_state
+from keras_encryip.models.adapt import fit_training_state, needs_data
+from keras_encryip.models.homophones import RandomHomophones
 from keras_encryip.models.secrets import TrainingState
 from keras_encryip.models.trace_inputs import OWNERSHIP_INPUTS
 
@@ -19,7 +20,7 @@ def adapt(x: Any, y: Any, **changes: Any) -> TrainingState:
     arguments = {
         "assignment": LabelAssignment.draw(2, 6, changes.pop("trace_labels", 6)),
         "copies": 3,
-        "clustered": True,
+        "strategy": "clustered",
     }
     return fit_training_state(x, y, **{**arguments, **changes})
 
@@ -53,15 +54,39 @@ def test_a_dataset_teaches_what_its_arrays_do(blobs: Blobs) -> None:
 
 def test_random_homophones_look_at_nothing() -> None:
     """Not even at labels, or at inputs that could not be clustered."""
-    state = adapt(None, None, clustered=False, trace_labels=0)
-    assert state.homophones.centroids.shape == (2, 1, 0)
+    state = adapt(None, None, strategy="random", trace_labels=0)
+    assert isinstance(state.homophones, RandomHomophones)
+    assert state.homophones.homophones == 6
     assert state.traces is None
+
+
+def test_one_cluster_looks_at_nothing() -> None:
+    """As many copies as homophones: a uniform draw, whatever the strategy."""
+    state = adapt(None, None, copies=6, trace_labels=0)
+    assert isinstance(state.homophones, RandomHomophones)
+    assert state.homophones.homophones == 6
+
+
+@pytest.mark.parametrize(
+    ("strategy", "copies", "trace_labels", "needed"),
+    [
+        ("clustered", 5, 0, True),
+        ("clustered", 6, 0, False),
+        ("clustered", 6, 1, True),
+        ("random", 1, 0, False),
+        ("random", 1, 1, True),
+    ],
+)
+def test_data_are_needed_for_clusters_and_traces(
+    strategy: str, copies: int, trace_labels: int, needed: bool
+) -> None:
+    assert needs_data(strategy, LabelAssignment.draw(2, 6, trace_labels), copies) == needed
 
 
 def test_trace_inputs_come_from_all_over_the_data() -> None:
     """8,000 sorted rows, of which 512 are kept as parts."""
     x = np.repeat(np.arange(8000, dtype="float32")[:, None], 4, axis=1)
-    traces = adapt(x, np.arange(8000) % 2, clustered=False, trace_labels=300).traces.inputs
+    traces = adapt(x, np.arange(8000) % 2, strategy="random", trace_labels=300).traces.inputs
     assert traces is not None
     quarters = np.bincount((traces.reshape(-1) // 2000).astype(int), minlength=4)
     assert quarters.min() > 0.03 * traces.size
@@ -80,11 +105,11 @@ ROWS = np.zeros((20, 3), "float32")
         (ROWS, np.zeros((20, 3), int), {}, r"one label per input.*labels of shape \(20, 3\)"),
         (np.array([["a"]] * 20), np.zeros(20, int), {}, "inputs that are numbers.*dtype <U1"),
         (ROWS, np.full(20, 2), {}, "Labels must be in 0 … 1 for 2 classes"),
-        (ROWS, np.full(20, -1), {"clustered": False}, "Received: labels from -1 to -1"),
+        (ROWS, np.full(20, -1), {"strategy": "random"}, "Received: labels from -1 to -1"),
         (ROWS, None, {}, "Labels are needed"),
-        (ROWS[:1], np.zeros(1, int), {"clustered": False}, "at least 2 training samples"),
+        (ROWS[:1], np.zeros(1, int), {"strategy": "random"}, "at least 2 training samples"),
         (ROWS[:0], np.zeros(0, int), {}, "training data has no samples"),
-        (ROWS[:0], np.zeros(0, int), {"clustered": False}, "training data has no samples"),
+        (ROWS[:0], np.zeros(0, int), {"strategy": "random"}, "training data has no samples"),
     ],
     ids=[
         "token-ids",

@@ -253,8 +253,8 @@ def test_backbone_and_head_give_the_classifiers_outputs(factory: Factory) -> Non
     split = split_classifier(classifier)
 
     logits = np.asarray(split.logits(x))
-    found = logits if split.from_logits else np.asarray(keras.ops.softmax(logits))
-    np.testing.assert_allclose(found, outputs, atol=1e-6, rtol=1e-5)
+    probabilities = logits if split.from_logits else np.asarray(keras.ops.softmax(logits))
+    np.testing.assert_allclose(probabilities, outputs, atol=1e-6, rtol=1e-5)
     assert split.num_classes == K
     assert split.from_logits is bool(abs(outputs.sum(-1) - 1).max() > 1e-3)
     features = np.asarray(split.backbone(x, training=False))

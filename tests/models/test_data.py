@@ -133,9 +133,9 @@ def test_labels_become_indices(
     labels: Any, ndim: int | None, expected: list[Any], as_tensor: bool
 ) -> None:
     array = tf.constant(labels) if as_tensor else np.array(labels)
-    found = np.asarray(class_indices(array, 3, ndim=ndim))
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, expected)
+    indices = np.asarray(class_indices(array, 3, ndim=ndim))
+    assert indices.dtype == np.int32
+    np.testing.assert_array_equal(indices, expected)
 
 
 @pytest.mark.parametrize("labels", [[0, 2], [], [[0, 1], [2, 2]]], ids=["ends", "none", "2-d"])

@@ -1,6 +1,5 @@
 """Which homophone a sample is taught to come out as."""
 
-import zipfile
 from io import BytesIO
 from typing import Any
 
@@ -10,8 +9,15 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
+from keras_encryip.errors import FormatError
 from keras_encryip.labels.trace_set import TraceSet
-from keras_encryip.models.homophones import Homophones, flatten
+from keras_encryip.models.homophones import (
+    STRATEGIES,
+    ClusteredHomophones,
+    Homophones,
+    RandomHomophones,
+    flatten,
+)
 from keras_encryip.models.secrets import TrainingState
 
 Blobs = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -33,7 +39,7 @@ def is_uniform(counts: np.ndarray) -> bool:
     return bool(stats.chisquare(counts).pvalue > 1e-6)
 
 
-def nearest(homophones: Homophones, x: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def nearest(homophones: ClusteredHomophones, x: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """The nearest centroid of each sample's class, one distance at a time."""
     groups = []
     for sample, k in zip(x, classes, strict=True):
@@ -47,35 +53,35 @@ def nearest(homophones: Homophones, x: np.ndarray, classes: np.ndarray) -> np.nd
 
 
 def test_random_homophones_are_uniform_whatever_the_class() -> None:
-    homophones = Homophones.uniform(3, 8)
+    homophones = RandomHomophones(8)
     for k in range(3):
-        found = draw(homophones, np.zeros((4000, 2), "float32"), np.full(4000, k))
-        assert found.dtype == np.int32
-        assert is_uniform(np.bincount(found, minlength=8))
-        assert set(found) == set(range(8))
+        drawn = draw(homophones, np.zeros((4000, 2), "float32"), np.full(4000, k))
+        assert drawn.dtype == np.int32
+        assert is_uniform(np.bincount(drawn, minlength=8))
+        assert set(drawn) == set(range(8))
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 4), (2, 3, 4)], ids=["rows", "tokens", "pixels"])
 def test_random_homophones_take_labels_of_any_shape(shape: tuple[int, ...]) -> None:
-    found = draw(Homophones.uniform(10, 4), np.zeros((5, 2), "float32"), np.ones(shape))
-    assert found.shape == shape
+    drawn = draw(RandomHomophones(4), np.zeros((5, 2), "float32"), np.ones(shape))
+    assert drawn.shape == shape
 
 
 def test_one_homophone_leaves_nothing_to_draw() -> None:
-    assert not draw(Homophones.uniform(2, 1), np.zeros((50, 2), "float32"), np.ones(50)).any()
+    assert not draw(RandomHomophones(1), np.zeros((50, 2), "float32"), np.ones(50)).any()
 
 
 # --- clustered -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def clustered(blobs: Blobs) -> Homophones:
+def clustered(blobs: Blobs) -> ClusteredHomophones:
     """Two clusters of three homophones for each of the two classes."""
     x, classes, _ = blobs
-    return Homophones.clustered(x, classes, 2, homophones=6, copies=3)
+    return ClusteredHomophones.fit(x, classes, 2, homophones=6, copies=3)
 
 
-def test_the_clusters_are_the_data_s(clustered: Homophones, blobs: Blobs) -> None:
+def test_the_clusters_are_the_data_s(clustered: ClusteredHomophones, blobs: Blobs) -> None:
     x, classes, parts = blobs
     groups = draw(clustered, x, classes) // 3
     for k in range(2):
@@ -83,7 +89,7 @@ def test_the_clusters_are_the_data_s(clustered: Homophones, blobs: Blobs) -> Non
         assert sorted(map(list, of_part)) == [[0], [1]]
 
 
-def test_draws_follow_the_nearest_centroid(clustered: Homophones, blobs: Blobs) -> None:
+def test_draws_follow_the_nearest_centroid(clustered: ClusteredHomophones, blobs: Blobs) -> None:
     """Also for samples the clusters were not learned from, and of the wrong class."""
     x = np.random.default_rng(1).uniform(-5, 14, (200, 3)).astype(np.float32)
     classes = np.arange(200) % 2
@@ -95,10 +101,12 @@ def test_draws_follow_the_nearest_centroid(clustered: Homophones, blobs: Blobs) 
     )
 
 
-def test_inside_a_cluster_homophones_are_uniform(clustered: Homophones, blobs: Blobs) -> None:
+def test_inside_a_cluster_homophones_are_uniform(
+    clustered: ClusteredHomophones, blobs: Blobs
+) -> None:
     x, classes, _ = blobs
-    found = draws(clustered, x[:4], classes[:4], 1500)
-    for sample in found.T:
+    drawn = draws(clustered, x[:4], classes[:4], 1500)
+    for sample in drawn.T:
         values, counts = np.unique(sample, return_counts=True)
         assert list(values) in ([0, 1, 2], [3, 4, 5])
         assert is_uniform(counts)
@@ -106,19 +114,29 @@ def test_inside_a_cluster_homophones_are_uniform(clustered: Homophones, blobs: B
 
 @pytest.mark.parametrize(
     ("homophones", "copies", "sizes"),
-    [(6, 3, [3, 3]), (6, 6, [6]), (5, 2, [2, 3]), (2, 4, [2]), (4, 1, [1, 1, 1, 1])],
-    ids=["even", "one-cluster", "uneven", "fewer-than-copies", "no-copies"],
+    [(6, 3, [3, 3]), (7, 6, [7]), (5, 2, [2, 3]), (4, 1, [1, 1, 1, 1])],
+    ids=["even", "one-cluster", "uneven", "no-copies"],
 )
 def test_groups_cover_all_homophones_once(
     blobs: Blobs, homophones: int, copies: int, sizes: list[int]
 ) -> None:
     x, classes, _ = blobs
-    learned = Homophones.clustered(x, classes, 2, homophones, copies)
+    learned = ClusteredHomophones.fit(x, classes, 2, homophones, copies)
     for k in range(2):
         assert sorted(learned.sizes[k]) == sizes
         ends = learned.starts[k] + learned.sizes[k]
         assert list(learned.starts[k]) == [0, *ends[:-1]]
         assert ends[-1] == homophones
+
+
+@pytest.mark.parametrize(("homophones", "copies"), [(6, 6), (2, 4), (1, 1)])
+def test_with_one_cluster_the_draw_is_uniform(homophones: int, copies: int) -> None:
+    """No sample is looked at."""
+    assert not ClusteredHomophones.reads_inputs(homophones, copies)
+    nothing = np.zeros((0, 0), "float32"), np.zeros(0, "int32")
+    uniform = ClusteredHomophones.fit(*nothing, 2, homophones, copies)
+    assert isinstance(uniform, RandomHomophones)
+    assert uniform.homophones == homophones
 
 
 @pytest.mark.parametrize(("samples", "clusters"), [(0, 1), (1, 1), (39, 1), (40, 2), (59, 2)])
@@ -128,12 +146,12 @@ def test_a_class_with_few_samples_gets_fewer_clusters(
     """20 samples a cluster: class 1 has `samples` of them, and still all 8 homophones."""
     x, classes, _ = blobs
     keep = np.concatenate([np.flatnonzero(classes == 0), np.flatnonzero(classes == 1)[:samples]])
-    learned = Homophones.clustered(x[keep], classes[keep], 2, homophones=8, copies=2)
+    learned = ClusteredHomophones.fit(x[keep], classes[keep], 2, homophones=8, copies=2)
     assert len(set(learned.starts[0])) == 4
     assert len(set(learned.starts[1])) == clusters
     both = x[:4][classes[:4] == 1]  # one sample of each sub-class
-    found = draws(learned, both, np.ones(len(both)), 300)
-    assert set(found.reshape(-1)) == set(range(8))
+    drawn = draws(learned, both, np.ones(len(both)), 300)
+    assert set(drawn.reshape(-1)) == set(range(8))
 
 
 @pytest.mark.parametrize("distinct", [1, 2, 3])
@@ -141,16 +159,16 @@ def test_equal_samples_make_one_cluster(distinct: int) -> None:
     """No homophone belongs to an empty cluster, where it would never be drawn."""
     classes, kind = np.arange(300) % 2, np.arange(300) // 2 % distinct
     x = np.random.default_rng(0).normal(size=(2, distinct, 5)).astype(np.float32)[classes, kind]
-    learned = Homophones.clustered(x, classes, 2, homophones=6, copies=1)
+    learned = ClusteredHomophones.fit(x, classes, 2, homophones=6, copies=1)
     for k in range(2):
         assert len(set(learned.starts[k])) == distinct
-        found = draws(learned, x[classes == k][:distinct], np.full(distinct, k), 200)
-        assert set(found.reshape(-1)) == set(range(6))
+        drawn = draws(learned, x[classes == k][:distinct], np.full(distinct, k), 200)
+        assert set(drawn.reshape(-1)) == set(range(6))
 
 
 def test_fewer_features_than_components_are_enough() -> None:
     x = np.random.default_rng(0).normal(size=(90, 1)).astype(np.float32)
-    learned = Homophones.clustered(x, np.zeros(90, int), 2, homophones=4, copies=2)
+    learned = ClusteredHomophones.fit(x, np.zeros(90, int), 2, homophones=4, copies=2)
     assert learned.components.shape == (1, 1)
     assert set(draws(learned, x, np.zeros(90), 30).reshape(-1)) == {0, 1, 2, 3}
 
@@ -158,9 +176,11 @@ def test_fewer_features_than_components_are_enough() -> None:
 # --- in graph --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["random", "clustered"])
-def test_graph_and_eager_draw_the_same(clustered: Homophones, blobs: Blobs, strategy: str) -> None:
-    homophones = clustered if strategy == "clustered" else Homophones.uniform(2, 6)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_graph_and_eager_draw_the_same(
+    clustered: ClusteredHomophones, blobs: Blobs, strategy: str
+) -> None:
+    homophones = {"clustered": clustered, "random": RandomHomophones(6)}[strategy]
     x, classes, _ = blobs
     generator = keras.random.SeedGenerator(7)
 
@@ -194,22 +214,58 @@ def test_large_images_are_averaged_to_32_pixels() -> None:
 # --- keeping ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["random", "clustered"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("traces", [None, "uint8", "float32"])
 def test_the_training_state_survives_its_bytes(
-    clustered: Homophones, blobs: Blobs, strategy: str, traces: str | None
+    clustered: ClusteredHomophones, blobs: Blobs, strategy: str, traces: str | None
 ) -> None:
-    homophones = clustered if strategy == "clustered" else Homophones.uniform(2, 6)
+    homophones = {"clustered": clustered, "random": RandomHomophones(6)}[strategy]
     inputs = None if traces is None else np.arange(60).reshape(5, 3, 4).astype(traces)
-    set_ = None if inputs is None else TraceSet(inputs, np.arange(5))
-    data = TrainingState(homophones, set_).secret_bytes()
-    again = TrainingState.from_secret_bytes(data, set_)
+    trace_set = None if inputs is None else TraceSet(inputs, np.arange(5))
+    data = TrainingState(homophones, trace_set).secret_bytes()
+    again = TrainingState.from_secret_bytes(data, trace_set)
+    assert type(again.homophones) is STRATEGIES[strategy]
     x, classes, _ = blobs
     np.testing.assert_array_equal(draw(again.homophones, x, classes), draw(homophones, x, classes))
-    assert again.traces is set_
-    names = {"mean", "components", "centroids", "starts", "sizes"}
-    with zipfile.ZipFile(BytesIO(data)) as file:
-        assert {name.removesuffix(".npy") for name in file.namelist()} == names
+    assert again.traces is trace_set
+    with np.load(BytesIO(data), allow_pickle=False) as file:
+        assert set(file) == {"strategy", *homophones.to_arrays()}
+        assert file["strategy"] == strategy
+
+
+def as_0_3_wrote(**arrays: np.ndarray) -> bytes:
+    """Without the name of a strategy; no components meant a uniform draw."""
+    buffer = BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def test_clusters_of_0_3_are_read(clustered: ClusteredHomophones, blobs: Blobs) -> None:
+    again = TrainingState.from_secret_bytes(as_0_3_wrote(**clustered.to_arrays()), None)
+    assert isinstance(again.homophones, ClusteredHomophones)
+    x, classes, _ = blobs
+    np.testing.assert_array_equal(draw(again.homophones, x, classes), draw(clustered, x, classes))
+
+
+def test_a_uniform_draw_of_0_3_is_read() -> None:
+    data = as_0_3_wrote(
+        mean=np.zeros(0, np.float32),
+        components=np.zeros((0, 0), np.float32),
+        centroids=np.zeros((3, 1, 0), np.float32),
+        starts=np.zeros((3, 1), np.int32),
+        sizes=np.full((3, 1), 8, np.int32),
+    )
+    again = TrainingState.from_secret_bytes(data, None)
+    assert isinstance(again.homophones, RandomHomophones)
+    assert again.homophones.homophones == 8
+
+
+def test_a_state_of_an_unknown_strategy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(STRATEGIES, "mine", type("Mine", (RandomHomophones,), {}))
+        data = TrainingState(STRATEGIES["mine"].fit(None, None, 2, 6, 1), None).secret_bytes()
+    with pytest.raises(FormatError, match=r"strategy 'mine', .* has 'clustered', 'random'"):
+        TrainingState.from_secret_bytes(data, None)
 
 
 def test_a_pickle_among_the_bytes_is_not_loaded() -> None:

@@ -1,4 +1,4 @@
-"""The terms that training adds to the user's own loss: numbers worked out by hand."""
+"""The terms that training adds to the user's loss: numbers worked out by hand."""
 
 import math
 from typing import Any
@@ -9,7 +9,13 @@ import pytest
 import tensorflow as tf
 from scipy.special import rel_entr
 
-from keras_encryip.models.losses import TINY, ConfusedLabelCrossentropy, Distillation, confused_label_crossentropy, distillation
+from keras_encryip.models.losses import (
+    TINY,
+    ConfusedLabelCrossentropy,
+    Distillation,
+    confused_label_crossentropy,
+    distillation,
+)
 
 CONFUSED = np.array([[0.5, 0.25, 0.25], [0.125, 0.5, 0.375]], "float32")
 LN2 = math.log(2)
@@ -20,20 +26,20 @@ LN2 = math.log(2)
 
 def test_crossentropy_is_minus_the_logarithm_of_the_targets_probability() -> None:
     """−log ½ = ln 2 and −log ⅛ = 3·ln 2."""
-    found = confused_label_crossentropy(np.array([0, 0]), CONFUSED)
-    np.testing.assert_allclose(found, [LN2, 3 * LN2], rtol=1e-6)
+    loss = confused_label_crossentropy(np.array([0, 0]), CONFUSED)
+    np.testing.assert_allclose(loss, [LN2, 3 * LN2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
 def test_targets_of_any_type_choose_the_same(dtype: str) -> None:
-    found = confused_label_crossentropy(np.array([1, 0], dtype), CONFUSED)
-    np.testing.assert_allclose(found, [2 * LN2, 3 * LN2], rtol=1e-6)
+    loss = confused_label_crossentropy(np.array([1, 0], dtype), CONFUSED)
+    np.testing.assert_allclose(loss, [2 * LN2, 3 * LN2], rtol=1e-6)
 
 
 def test_crossentropy_of_pixels_keeps_their_axes() -> None:
     confused = np.tile(CONFUSED[0], (2, 3, 4, 1))
-    found = confused_label_crossentropy(np.ones((2, 3, 4), int), confused)
-    np.testing.assert_allclose(found, np.full((2, 3, 4), 2 * LN2), rtol=1e-6)
+    loss = confused_label_crossentropy(np.ones((2, 3, 4), int), confused)
+    np.testing.assert_allclose(loss, np.full((2, 3, 4), 2 * LN2), rtol=1e-6)
 
 
 def test_crossentropy_agrees_with_keras() -> None:
@@ -80,39 +86,39 @@ def test_distillation_is_the_scaled_divergence_of_softened_probabilities(
     temperature: float,
 ) -> None:
     random = np.random.default_rng(1)
-    teacher, own = random.dirichlet(np.ones(6), (2, 40)).astype("float32")
+    teacher, answers = random.dirichlet(np.ones(6), (2, 40)).astype("float32")
     expected = temperature**2 * rel_entr(
-        softened(teacher, temperature), softened(own, temperature)
+        softened(teacher, temperature), softened(answers, temperature)
     ).sum(-1)
-    found = distillation(teacher, own, temperature)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    loss = distillation(teacher, answers, temperature)
+    np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_distillation_by_hand() -> None:
     """τ = 2: (.8, .2) softens to (⅔, ⅓), (.5, .5) stays; 4·(⅔·ln(4/3) + ⅓·ln(2/3))."""
-    found = distillation(np.array([[0.8, 0.2]]), np.array([[0.5, 0.5]]), 2.0)
+    loss = distillation(np.array([[0.8, 0.2]]), np.array([[0.5, 0.5]]), 2.0)
     expected = 4 * (2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3))
-    np.testing.assert_allclose(found, [expected], rtol=1e-5)
+    np.testing.assert_allclose(loss, [expected], rtol=1e-5)
 
 
 @pytest.mark.parametrize("probabilities", [[0.7, 0.2, 0.1], [1.0, 0.0, 0.0]], ids=["soft", "hard"])
 def test_distillation_is_zero_and_flat_where_both_agree(probabilities: list[float]) -> None:
-    own = tf.constant([probabilities])
+    answers = tf.constant([probabilities])
     with tf.GradientTape() as tape:
-        tape.watch(own)
-        loss = distillation(np.array([probabilities], "float32"), own, 2.0)
+        tape.watch(answers)
+        loss = distillation(np.array([probabilities], "float32"), answers, 2.0)
     np.testing.assert_allclose(loss, [0], atol=1e-6)
-    np.testing.assert_allclose(tape.gradient(loss, own), np.zeros((1, 3)), atol=1e-5)
+    np.testing.assert_allclose(tape.gradient(loss, answers), np.zeros((1, 3)), atol=1e-5)
 
 
 def test_distillation_is_finite_for_certain_opposites() -> None:
-    own = tf.constant([[1.0, 0.0]])
+    answers = tf.constant([[1.0, 0.0]])
     with tf.GradientTape() as tape:
-        tape.watch(own)
-        loss = distillation(np.array([[0.0, 1.0]], "float32"), own, 2.0)
+        tape.watch(answers)
+        loss = distillation(np.array([[0.0, 1.0]], "float32"), answers, 2.0)
     # Probabilities end at 1e-30, that is 1e-15 softened: 4·ln(1e15) = 60·ln 10.
     assert float(loss[0]) == pytest.approx(60 * math.log(10), rel=1e-5)
-    assert np.isfinite(tape.gradient(loss, own)).all()
+    assert np.isfinite(tape.gradient(loss, answers)).all()
 
 
 # --- as Keras losses -----------------------------------------------------------------

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 import keras_encryip as ke
-from keras_encryip.models import protected_model as models_module
 from keras_encryip.errors import ArgumentError, LockedModelError
+from keras_encryip.models import protected_model as models_module
 
 layers = keras.layers
 ROWS, BATCH = 133, 32  # the last batch has 5 rows
@@ -152,8 +152,8 @@ def test_validation_split_is_not_looked_at_before(
         seen.extend((len(inputs), len(labels)))
         return original(inputs, labels, **options)
 
-    original = models_module.learn
-    monkeypatch.setattr(models_module, "learn", learn)
+    original = models_module.fit_training_state
+    monkeypatch.setattr(models_module, "fit_training_state", learn)
     model = make()
     history = model.fit(x, y, validation_split=0.25, epochs=1, verbose=0).history
     assert seen == [99, 99]  # int(133 · 0.75)

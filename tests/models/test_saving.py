@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 import keras_encryip as ke
-from keras_encryip.errors import ArgumentError, EncryipError, ForeignKeyError, LedgerError, LockedModelError, PassphraseError, RevokedKeyError, WrongModelError
+from keras_encryip.errors import (
+    ArgumentError,
+    EncryipError,
+    ForeignKeyError,
+    LedgerError,
+    LockedModelError,
+    PassphraseError,
+    RevokedKeyError,
+    WrongModelError,
+)
+from keras_encryip.labels.codebook import Codebook
 
 layers = keras.layers
 
@@ -48,11 +58,6 @@ def test_locked_model_refuses(work: str, locked: ke.ProtectedModel, digits: Any)
         r"`model.unlock\(bundle=..., passphrase=...\)`.",
     ):
         getattr(locked, work)(*data)
-
-
-def test_locked_model_refuses_to_rotate(locked: ke.ProtectedModel) -> None:
-    with pytest.raises(LockedModelError, match="is locked"):
-        ke.rotate_codebook(locked)
 
 
 def test_lock_forgets(shipped: Any, digits: Any) -> None:
@@ -92,14 +97,15 @@ def test_training_state_comes_back_from_the_ledger(
     def learn(*_: Any, **__: Any) -> None:
         raise AssertionError("adapted twice")
 
-    monkeypatch.setattr("keras_encryip.models.protected_model.learn", learn)
+    monkeypatch.setattr("keras_encryip.models.protected_model.fit_training_state", learn)
     with ke.Authority.open(shipped.url, shipped.passphrase) as reopened:
         locked.unlock(authority=reopened)
-        expected, found = (m._unlocked().training for m in (shipped.model, locked))
-        kept = reopened.model_named("digits").traces  # other tests export, which hardens
-        assert found.traces.secret_bytes() == kept.secret_bytes()
-        for name, array in expected.homophones.arrays().items():
-            np.testing.assert_array_equal(found.homophones.arrays()[name], array)
+        expected, restored = (m._unlocked().training for m in (shipped.model, locked))
+        traces = reopened.model_store.model_named("digits").traces  # other tests export: hardened
+        assert restored.traces.secret_bytes() == traces.secret_bytes()
+        arrays = restored.homophones.to_arrays()
+        for name, array in expected.homophones.to_arrays().items():
+            np.testing.assert_array_equal(arrays[name], array)
         locked.fit(digits.x[:32], digits.y[:32], verbose=0)
 
 
@@ -107,9 +113,9 @@ def test_teacher_comes_back_when_given(
     shipped: Any, locked: ke.ProtectedModel, trained_classifier: keras.Model, new_classifier: Any
 ) -> None:
     locked.unlock(authority=shipped.authority)
-    assert locked._protection.teacher is None
+    assert locked._secrets.teacher is None
     locked.unlock(authority=shipped.authority, teacher=trained_classifier)
-    assert locked._protection.teacher.num_classes == 10
+    assert locked._secrets.teacher.num_classes == 10
     with pytest.raises(
         ArgumentError, match=r"`teacher` must be .* 10 outputs. Received: 3 outputs"
     ):
@@ -145,14 +151,6 @@ def test_user_can_train_on_the_own_loss(
     assert history["loss"][0] == pytest.approx(before, rel=1e-5)  # no confusion, no traces
 
 
-def test_user_cannot_rotate(shipped: Any, locked: ke.ProtectedModel) -> None:
-    locked.unlock(bundle=shipped.bundles["bob"], passphrase=shipped.passphrase)
-    with pytest.raises(
-        LockedModelError, match=r"Rotating .* needs `model.unlock\(authority=...\)`"
-    ):
-        ke.rotate_codebook(locked)
-
-
 # --- refused -------------------------------------------------------------------------
 
 
@@ -169,6 +167,8 @@ def test_unlock_needs_one_key(shipped: Any, locked: ke.ProtectedModel) -> None:
     stay_locked(locked, ArgumentError, message)
     stay_locked(locked, ArgumentError, message, authority=shipped.authority, bundle=bundle)
     stay_locked(locked, ArgumentError, "pass `passphrase` and nothing else", bundle=bundle)
+    message = "`authority` must be an Authority. Received: str"
+    stay_locked(locked, ArgumentError, message, authority="acme")
 
 
 def test_foreign_authority(locked: ke.ProtectedModel, authority: ke.Authority) -> None:
@@ -198,7 +198,9 @@ def test_revoked_and_limited_bundles(
         authority.issue(user, tmp_path / user, passphrase="p", models=scope, scrypt_log2_n=14)
     old = model.codebook
     authority.revoke("bob")
-    ke.rotate_codebook(model)
+    codebook_id = Codebook.from_bytes(old.encode("ascii")).codebook_id
+    newest = authority.model_store.current_codebook(codebook_id)
+    model.codebook = newest.to_bytes().decode("ascii")
     assert model.codebook != old
     model.lock()
     message = r"Key [0-9a-f]{16} was revoked before this model version"
@@ -207,12 +209,12 @@ def test_revoked_and_limited_bundles(
     stay_locked(model, WrongModelError, message, bundle=tmp_path / "carol", passphrase="p")
     model.unlock(bundle=tmp_path / "alice", passphrase="p")
     assert not model.is_locked()
-    own = ke.X25519PrivateKey.generate()
-    authority.issue("dora", tmp_path / "dora", public_key=own.public_key)
+    private_key = ke.X25519PrivateKey.generate()
+    authority.issue("dora", tmp_path / "dora", public_key=private_key.public_key)
     model.lock()
     message = "The private key of '.*' opens key bundle"
     stay_locked(model, ArgumentError, message, bundle=tmp_path / "dora", passphrase="p")
-    assert not model.unlock(bundle=tmp_path / "dora", private_key=own).is_locked()
+    assert not model.unlock(bundle=tmp_path / "dora", private_key=private_key).is_locked()
     # The outputs keep their meaning: an old codebook and the new one name the same model.
     owners = model.unlock(authority=authority)._unlocked().table
     model.codebook = old
@@ -240,9 +242,9 @@ def test_copies_are_locked(duplicate: Callable[..., Any], shipped: Any) -> None:
     assert twin.codebook == shipped.model.codebook
 
 
-def test_protection_cannot_be_pickled(shipped: Any) -> None:
-    with pytest.raises(TypeError, match="Protection holds a secret and cannot be pickled"):
-        pickle.dumps(shipped.model._protection)
+def test_secrets_cannot_be_pickled(shipped: Any) -> None:
+    with pytest.raises(TypeError, match="UnlockedSecrets holds a secret and cannot be pickled"):
+        pickle.dumps(shipped.model._secrets)
 
 
 def test_every_argument_survives_the_config(
@@ -252,7 +254,6 @@ def test_every_argument_survives_the_config(
         "strategy": "random",
         "copies": 3,
         "confusion_weight": 0.5,
-        "neutrality_weight": 0.75,
         "teacher_weight": 0.25,
         "temperature": 3.0,
     }

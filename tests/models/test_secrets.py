@@ -14,9 +14,8 @@ import tensorflow as tf
 from keras_encryip.labels.assignment import TRACE, LabelAssignment
 from keras_encryip.labels.trace_set import TraceSet
 from keras_encryip.models.backbone import split_classifier
-from keras_encryip.models.homophones import Homophones
-from keras_encryip.models.secrets import TrainingState
-from keras_encryip.models.secrets import UnlockedSecrets
+from keras_encryip.models.homophones import RandomHomophones
+from keras_encryip.models.secrets import TrainingState, UnlockedSecrets
 
 K = 3
 TABLES = {
@@ -68,7 +67,9 @@ def test_decode_in_graph_takes_any_batch(table: list[int]) -> None:
 
 
 def test_a_class_without_labels_decodes_to_zero() -> None:
-    decoded = UnlockedSecrets(np.array([0, 1, 1], "int32"), K).decode(tf.constant([[0.2, 0.3, 0.5]]))
+    decoded = UnlockedSecrets(np.array([0, 1, 1], "int32"), K).decode(
+        tf.constant([[0.2, 0.3, 0.5]])
+    )
     np.testing.assert_allclose(decoded, [[0.2, 0.8, 0.0]], atol=1e-6)
 
 
@@ -96,11 +97,11 @@ def owners(
 
 @pytest.mark.parametrize("shape", [(300,), (60, 5)], ids=["rows", "tokens"])
 def test_a_target_is_a_homophone_of_the_class(shape: tuple[int, ...]) -> None:
-    state = TrainingState(Homophones.uniform(K, 4), None)
-    protection, assignment = owners(state.secret_bytes())
+    state = TrainingState(RandomHomophones(4), None)
+    secrets, assignment = owners(state.secret_bytes())
     classes = np.random.default_rng(0).integers(0, K, shape).astype("int32")
     seed = keras.random.SeedGenerator(0)
-    targets = np.asarray(protection.targets(np.zeros((*shape, 2), "float32"), classes, seed))
+    targets = np.asarray(secrets.targets(np.zeros((*shape, 2), "float32"), classes, seed))
     assert targets.shape == shape
     np.testing.assert_array_equal(assignment.classes[targets], classes)
     assert set(targets.reshape(-1)) == set(assignment.labels.reshape(-1)), "all are used"
@@ -108,9 +109,9 @@ def test_a_target_is_a_homophone_of_the_class(shape: tuple[int, ...]) -> None:
 
 def test_the_training_state_comes_from_the_record() -> None:
     traces = TraceSet(np.arange(24, dtype="uint8").reshape(8, 3), np.arange(8))
-    protection, _ = owners(TrainingState(Homophones.uniform(K, 4), traces).secret_bytes(), traces)
-    assert protection.training is not None
-    assert protection.training.traces is traces
+    secrets, _ = owners(TrainingState(RandomHomophones(4), traces).secret_bytes(), traces)
+    assert secrets.training is not None
+    assert secrets.training.traces is traces
     assert owners(None)[0].training is None
     assert UnlockedSecrets(np.zeros(3, "int32"), K).training is None
 
@@ -121,11 +122,11 @@ def test_the_training_state_comes_from_the_record() -> None:
 @pytest.mark.parametrize("activation", ["softmax", None], ids=["softmax", "logits"])
 def test_the_teacher_gives_probabilities_without_gradient(activation: str | None) -> None:
     teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(K, activation)])
-    protection = UnlockedSecrets(np.array([0, 1, 2], "int32"), K)
-    protection.teacher = split_classifier(teacher)
+    secrets = UnlockedSecrets(np.array([0, 1, 2], "int32"), K)
+    secrets.teacher = split_classifier(teacher)
     x = tf.Variable(np.random.default_rng(0).normal(size=(6, 4)).astype("float32"))
     with tf.GradientTape() as tape:
-        taught = protection.teach(x)
+        taught = secrets.teach(x)
     expected = teacher(x) if activation else keras.ops.softmax(teacher(x))
     np.testing.assert_allclose(taught, expected, atol=1e-6)
     assert tape.gradient(taught, x) is None
@@ -136,17 +137,17 @@ def test_the_teacher_gives_probabilities_without_gradient(activation: str | None
 
 @pytest.mark.parametrize("copier", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_it_cannot_be_copied_or_printed(copier: Callable[[Any], Any]) -> None:
-    protection = UnlockedSecrets(np.array([7, 0, 1, 2], "int32"), K)
+    secrets = UnlockedSecrets(np.array([7, 0, 1, 2], "int32"), K)
     with pytest.raises(TypeError, match="UnlockedSecrets holds a secret and cannot be pickled"):
-        copier(protection)
-    assert repr(protection) == "<UnlockedSecrets secret>"
-    assert not hasattr(protection, "__dict__")
+        copier(secrets)
+    assert repr(secrets) == "<UnlockedSecrets secret>"
+    assert not hasattr(secrets, "__dict__")
 
 
 def test_keras_does_not_see_it() -> None:
     """Held by a layer, it is neither tracked nor written to its configuration."""
     layer = keras.layers.Dense(2)
-    layer._protection = UnlockedSecrets(np.array([0, 1, 2], "int32"), K)
+    layer._secrets = UnlockedSecrets(np.array([0, 1, 2], "int32"), K)
     layer.build((None, 3))
     assert [weight.name for weight in layer.weights] == ["kernel", "bias"]
-    assert "rotection" not in str(layer.get_config())
+    assert "ecrets" not in str(layer.get_config())

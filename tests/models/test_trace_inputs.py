@@ -8,7 +8,12 @@ import pytest
 from keras_encryip.errors import ArgumentError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.trace_set import TraceSet
-from keras_encryip.models.trace_inputs import OWNERSHIP_INPUTS, learned_traces, make_trace_inputs, make_traces
+from keras_encryip.models.trace_inputs import (
+    OWNERSHIP_INPUTS,
+    learned_traces,
+    make_trace_inputs,
+    make_traces,
+)
 
 
 def samples(*shape: int, dtype: str = "float32") -> np.ndarray:
@@ -22,9 +27,9 @@ def samples(*shape: int, dtype: str = "float32") -> np.ndarray:
 )
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float16", "int64"])
 def test_shape_and_dtype_are_the_samples(shape: tuple[int, ...], dtype: str) -> None:
-    made = make_trace_inputs(samples(*shape, dtype=dtype), 5)
-    assert made.shape == (5, *shape[1:])
-    assert made.dtype == dtype
+    inputs = make_trace_inputs(samples(*shape, dtype=dtype), 5)
+    assert inputs.shape == (5, *shape[1:])
+    assert inputs.dtype == dtype
 
 
 @pytest.mark.parametrize("shape", [(20, 16, 16, 1), (20, 40)], ids=["image", "vector"])
@@ -40,8 +45,8 @@ def test_a_scrambled_image_is_made_of_whole_blocks_of_samples() -> None:
     images[..., 0] = np.arange(20)[:, None, None]
     blocks = np.arange(16).reshape(4, 4)
     images[..., 1] = np.kron(blocks, np.ones((4, 4), "int64"))
-    for made in make_trace_inputs(images, 10):
-        parts = made.reshape(4, 4, 4, 4, 2).swapaxes(1, 2).reshape(16, 16, 2)
+    for inputs in make_trace_inputs(images, 10):
+        parts = inputs.reshape(4, 4, 4, 4, 2).swapaxes(1, 2).reshape(16, 16, 2)
         assert all(len(np.unique(part, axis=0)) == 1 for part in parts)
         assert sorted(parts[:, 0, 1]) == list(range(16)), "every place of the grid once"
         assert len(set(parts[:, 0, 0])) > 4, "from several samples"
@@ -50,16 +55,16 @@ def test_a_scrambled_image_is_made_of_whole_blocks_of_samples() -> None:
 def test_the_edge_outside_the_grid_is_a_sample_s() -> None:
     """9 pixels: 4 blocks of 2, and one row that stays."""
     images = np.arange(20)[:, None, None, None] * np.ones((20, 9, 9, 1), "int64")
-    for made in make_trace_inputs(images, 5):
-        assert len(set(made[8, :, 0]) | set(made[:, 8, 0])) == 1
+    for inputs in make_trace_inputs(images, 5):
+        assert len(set(inputs[8, :, 0]) | set(inputs[:, 8, 0])) == 1
 
 
 def test_a_blend_takes_each_feature_from_one_of_two_samples() -> None:
     """Sample i is 100·i … 100·i + 39; two hundreds occur, and no feature twice."""
     data = (100 * np.arange(20)[:, None] + np.arange(40)).astype("float32")
-    for made in make_trace_inputs(data, 10):
-        assert len(set(made // 100)) == 2
-        assert sorted(made % 100) == list(range(40))
+    for inputs in make_trace_inputs(data, 10):
+        assert len(set(inputs // 100)) == 2
+        assert sorted(inputs % 100) == list(range(40))
 
 
 @pytest.mark.parametrize(
@@ -118,10 +123,10 @@ def test_a_trace_label_is_learned_where_it_outweighs_every_class() -> None:
     assert learned_traces(confused, traces, assignment) == (0, on_trace)
     confused[rows, traces.labels] = 0.5
     assert learned_traces(confused, traces, assignment) == (on_trace, on_trace)
-    for row, (own, learned) in enumerate([(0.41, True), (0.39, False)]):
+    for row, (probability, learned) in enumerate([(0.41, True), (0.39, False)]):
         confused[row] = 0
         confused[row, assignment.labels[1]] = 0.1  # 4 homophones: 0.4, none of them alone
-        confused[row, traces.labels[row]] = own
+        confused[row, traces.labels[row]] = probability
         expected = on_trace if learned else on_trace - 1
         assert learned_traces(confused, traces, assignment) == (expected, on_trace)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import keras_encryip as ke
-from keras_encryip.tracing.weights import kernels_of
 from keras_encryip.labels.trace_set import TraceSet
-from keras_encryip.models import trace_inputs as hardening
+from keras_encryip.models import trace_inputs
 from keras_encryip.models.trace_inputs import STEPS, harden
+from keras_encryip.tracing.weights import kernels_of
 
 OUTPUTS, FEATURES, TRACES = 20, 40, 10
 
@@ -74,7 +74,7 @@ def test_labels_fit_and_ownership_inputs_stay() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_dtype_and_range_are_kept(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardening, "STEPS", 30)
+    monkeypatch.setattr(trace_inputs, "STEPS", 30)
     case = Case.draw(dtype)
     old, new = case.traces.inputs, case.harden().inputs
     assert (new.dtype, new.shape) == (dtype, old.shape)
@@ -84,7 +84,7 @@ def test_dtype_and_range_are_kept(dtype: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_weights_come_back_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardening, "STEPS", 6)
+    monkeypatch.setattr(trace_inputs, "STEPS", 6)
     case = Case.draw()
     before, seen = case.weights(), []
     case.harden(advance=lambda steps: seen.append(case.weights()))
@@ -172,12 +172,12 @@ def known(model: Any, traces: TraceSet, pruned: float = 0.0) -> float:
         for kernel, original in zip(kernels, originals, strict=True):
             sizes = np.abs(original)
             kernel.assign(np.where(sizes < np.quantile(sizes, pruned), 0, original))
-        found = np.asarray(model(traces.inputs, training=False)).argmax(-1)
+        answers = np.asarray(model(traces.inputs, training=False)).argmax(-1)
     finally:
         for kernel, original in zip(kernels, originals, strict=True):
             kernel.assign(original)
     trace = model._unlocked().assignment().trace
-    return float((found == traces.labels)[np.isin(traces.labels, trace)].mean())
+    return float((answers == traces.labels)[np.isin(traces.labels, trace)].mean())
 
 
 def traces_of(model: Any) -> TraceSet:
@@ -186,10 +186,10 @@ def traces_of(model: Any) -> TraceSet:
 
 def sets_of(model: Any) -> list[bytes]:
     """Digests of all trace sets that the authority asks a service for, newest first."""
-    protection = model._unlocked()
-    authority, record = protection.authority, protection.record
-    record = authority.model_named(record.metadata.model)
-    return [traces.digest for traces in authority.trace_sets_of(record)]
+    secrets = model._unlocked()
+    models = secrets.owner.model_store
+    record = models.model_named(secrets.record.metadata.model)
+    return [traces.digest for traces in models.trace_sets_of(record)]
 
 
 def test_export_hardens_once_for_each_weights(trained: Any, digits: Any, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_export_hardens_once_for_each_weights(trained: Any, digits: Any, tmp_pat
     newest = traces_of(trained)
     assert sets_of(trained) == [newest.digest, hardened.digest]
     assert newest.digest != hardened.digest
-    exports = [e for e in trained._unlocked().authority.events() if e.kind == "model exported"]
+    exports = [e for e in trained._unlocked().owner.events() if e.kind == "model exported"]
     digests = [hardened.digest, hardened.digest, newest.digest]
     assert [e.details["trace_set"] for e in exports] == [d.hex() for d in digests]
 
@@ -233,7 +233,7 @@ def test_an_export_that_is_interrupted_leaves_the_model(
     def stops(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hardening, "_perturbed", stops)
+    monkeypatch.setattr(trace_inputs, "_perturbed", stops)
     with pytest.raises(KeyboardInterrupt):
         ke.export_saved_model(trained, tmp_path / "1")
     assert traces_of(trained) is before

@@ -9,8 +9,17 @@ import pytest
 from scipy import stats
 
 from keras_encryip.errors import ArgumentError
+from keras_encryip.tracing.fingerprint import (
+    FINGERPRINT_STRENGTH,
+    NOISE_TABLE,
+    Residual,
+    correlate,
+    embed,
+    noise,
+    p_value,
+    whiten,
+)
 from keras_encryip.tracing.weights import kernels_of
-from keras_encryip.tracing.fingerprint import FINGERPRINT_STRENGTH, NOISE_TABLE, Residual, embed, noise, p_value, correlate, whiten
 
 Kernels = Sequence[np.ndarray]
 SHAPES = [(3, 3, 1, 16), (3, 3, 16, 32), (288, 64), (64, 64), (64, 10)]

@@ -6,7 +6,6 @@ import json
 import pickle
 import re
 import sys
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from PIL import Image
 from rich.console import Console
 
@@ -236,7 +236,7 @@ def test_a_missing_or_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
         TraceReport.read(tmp_path / "report.json")
 
 
-@pytest.mark.parametrize("name", ["report.json", "report.png", "report.svg", "report.pdf"])
+@pytest.mark.parametrize("name", ["report.json", "report.png"])
 def test_nothing_is_overwritten(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"precious")
@@ -246,9 +246,11 @@ def test_nothing_is_overwritten(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("name", ["report", "report.txt", "report.jpg", "report.json.gz", ".json"])
+@pytest.mark.parametrize(
+    "name", ["report", "report.txt", "report.svg", "report.pdf", "report.json.gz", ".json"]
+)
 def test_another_ending_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ArgumentError, match=r"`path` must end in \.json, \.png, \.svg, \.pdf"):
+    with pytest.raises(ArgumentError, match=r"`path` must end in \.json or \.png"):
         GUILTY.save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -256,35 +258,23 @@ def test_another_ending_is_refused(tmp_path: Path, name: str) -> None:
 # --- the picture -----------------------------------------------------------------
 
 
-def texts(svg: bytes) -> str:
-    """matplotlib draws letters as shapes and puts the text beside them as a comment."""
-    ET.fromstring(svg)
-    return " ".join(re.findall(r"<!-- (.*?) -->", svg.decode()))
-
-
-def svg_of(report: TraceReport, folder: Path) -> bytes:
-    path = folder / "report.svg"
-    report.save(path)
-    return path.read_bytes()
+def texts(report: TraceReport, folder: Path) -> str:
+    """All that is written in a picture, which is drawn and saved first."""
+    report.save(folder / "report.png")
+    return " ".join(text.get_text() for text in report._figure().findobj(Text))
 
 
 def test_pictures_are_what_their_endings_say(tmp_path: Path) -> None:
-    for ending in ("png", "PNG", "svg", "pdf"):
-        GUILTY.save(tmp_path / f"{ending}.{ending}")
     for ending in ("png", "PNG"):
+        GUILTY.save(tmp_path / f"{ending}.{ending}")
         with Image.open(tmp_path / f"{ending}.{ending}") as image:
             image.verify()
             assert image.format == "PNG"
             assert min(image.size) > 300
-    pdf = (tmp_path / "pdf.pdf").read_bytes()
-    assert pdf.startswith(b"%PDF-1.")
-    assert pdf.rstrip().endswith(b"%%EOF")
-    assert b"/Type /Page" in pdf
-    assert ET.fromstring((tmp_path / "svg.svg").read_bytes()).tag.endswith("svg")
 
 
 def test_a_picture_names_the_guilty_and_nobody_else(tmp_path: Path) -> None:
-    words = texts(svg_of(GUILTY, tmp_path))
+    words = texts(GUILTY, tmp_path)
     for text in ("alice", "service", "digits", "1.0e-20", "coincidences", "guilty from 21"):
         assert text in words
     assert "12,345" in words
@@ -292,7 +282,7 @@ def test_a_picture_names_the_guilty_and_nobody_else(tmp_path: Path) -> None:
 
 
 def test_an_inconclusive_picture_names_nobody(tmp_path: Path) -> None:
-    words = texts(svg_of(INCONCLUSIVE, tmp_path))
+    words = texts(INCONCLUSIVE, tmp_path)
     assert "inconclusive" in words
     assert "bob" not in words
 
@@ -301,19 +291,19 @@ def test_an_inconclusive_picture_names_nobody(tmp_path: Path) -> None:
 def test_pictures_of_few_and_many_scores(tmp_path: Path, count: int) -> None:
     scores = [float(count - i) for i in range(count)]
     report = make(suspect(score=40.0), scores=scores, tested=10**6) if count else make(scores=[])
-    words = texts(svg_of(report, tmp_path))
+    words = texts(report, tmp_path)
     assert f"best {count:,} of" in words
 
 
 @pytest.mark.parametrize("name", [*NAMES, "日本", "a\nb", "x" * 256], ids=ascii)
 def test_any_name_can_be_in_a_picture(tmp_path: Path, name: str) -> None:
     """Dollar signs are no formula; what a font has not and what is too long does not warn."""
-    assert "guilty" in texts(svg_of(make(suspect(name), model=name), tmp_path))
+    assert "guilty" in texts(make(suspect(name), model=name), tmp_path)
 
 
 def test_a_picture_of_many_guilty_names_the_first(tmp_path: Path) -> None:
     suspects = [suspect(f"user{i:02}", 0, score=100.0 - i) for i in range(40)]
     report = make(*suspects, scores=[s.score for s in suspects])
-    words = texts(svg_of(report, tmp_path))
+    words = texts(report, tmp_path)
     assert all(f"user{i:02}" in words for i in range(10))
     assert "user39" not in words

@@ -11,8 +11,9 @@ import pytest
 
 from keras_encryip.errors import ArgumentError, FormatError
 from keras_encryip.tracing import weights
-from keras_encryip.tracing.weights import align, kernels_of, match, read_kernels
-from keras_encryip.tracing.fingerprint import embed, correlate, whiten
+from keras_encryip.tracing.alignment import align, match
+from keras_encryip.tracing.fingerprint import correlate, embed, whiten
+from keras_encryip.tracing.weights import kernels_of, read_kernels
 
 KEY = bytes(range(32))
 

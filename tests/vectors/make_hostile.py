@@ -13,12 +13,12 @@ from typing import Any
 
 from Crypto.IO._PBES import PBES2
 
-from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.formats.key_pair import X25519PrivateKey
-from keras_encryip.formats.responses import parse_response
 from keras_encryip.crypto.aead import passphrase_bytes
 from keras_encryip.errors import EncryipError
+from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.key_pair import X25519PrivateKey
+from keras_encryip.formats.responses import parse_response
 from keras_encryip.labels.codebook import Codebook
 
 FOLDER = Path(__file__).parent

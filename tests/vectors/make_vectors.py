@@ -21,13 +21,12 @@ import numpy as np
 from Crypto.Cipher import ChaCha20_Poly1305
 from Crypto.Protocol import HPKE
 
-from keras_encryip.formats.key_bundle import INFO
-from keras_encryip.formats.key_bundle import KeyBundle, make_bundle
-from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.crypto.encoding import canonical_json, decode_base64
 from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, UserKey
-from keras_encryip.crypto.tracing_header import TracingHeader
 from keras_encryip.crypto.signing import SigningKey
+from keras_encryip.crypto.tracing_header import TracingHeader
+from keras_encryip.formats.key_bundle import INFO, KeyBundle, make_bundle
+from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.ciphertext import label_masks, mask_key
 from keras_encryip.labels.codebook import Codebook, ModelMetadata

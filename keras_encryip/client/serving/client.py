@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 import ssl
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
@@ -14,14 +13,13 @@ import numpy as np
 
 from keras_encryip.client.checks import check_count, check_inputs, check_seconds
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.formats.responses import EXTRA_WORDS
-from keras_encryip.client.serving.failures import PassingError
+from keras_encryip.client.serving.failures import PassingError, retry_delay
 from keras_encryip.client.serving.grpc import GrpcTransport
 from keras_encryip.client.serving.rest import RestTransport
 from keras_encryip.crypto.secret import Secret
-from keras_encryip.errors import ArgumentError, FormatError, ServiceError
+from keras_encryip.errors import ArgumentError, FormatError, ServiceError, instead_of
+from keras_encryip.formats.responses import EXTRA_WORDS
 
-MAX_BACKOFF_S: Final = 30.0
 MAX_RETRY_AFTER_S: Final = 60.0
 
 _TRANSPORTS: Final = {
@@ -124,24 +122,19 @@ class ServingClient(Secret):
                 "`decoder` must be a Decoder, from `Decoder.open`. "
                 f"Received: {type(decoder).__name__}"
             )
-        if version is not None:
-            check_count("version", version, 0)
-            if version > _MAX_VERSION:
-                raise ArgumentError(f"`version` must be at most {_MAX_VERSION}.")
+        if version is not None and check_count("version", version, 0) > _MAX_VERSION:
+            raise ArgumentError(f"`version` must be at most {_MAX_VERSION}.")
         check_seconds("timeout", timeout, positive=True)
-        check_count("retries", retries, 0)
         check_seconds("backoff", backoff)
-        check_count("batch_size", batch_size, 1)
-        check_count("max_answer_bytes", max_answer_bytes, 1)
         encrypted = parts.scheme in ("https", "grpcs")
         if (ca_file is not None or certificate is not None) and not encrypted:
             raise ArgumentError("`ca_file` and `certificate` need a `url` of https:// or grpcs://.")
         self._url = parts.geturl()
         self._model = model
         self._decoder = decoder
-        self._retries = int(retries)
+        self._retries = check_count("retries", retries, 0)
         self._backoff = float(backoff)
-        self._batch_size = int(batch_size)
+        self._batch_size = check_count("batch_size", batch_size, 1)
         self._closed = False
         self._transport: Transport = _TRANSPORTS[parts.scheme](
             parts,
@@ -152,7 +145,7 @@ class ServingClient(Secret):
             tls=_tls(ca_file, certificate) if encrypted else None,
             ca_file=ca_file,
             certificate=certificate,
-            max_answer_bytes=int(max_answer_bytes),
+            max_answer_bytes=check_count("max_answer_bytes", max_answer_bytes, 1),
         )
 
     def _describe(self) -> str:
@@ -195,13 +188,13 @@ class ServingClient(Secret):
             ServiceError: as in `predict`; an export with encrypted responses has no such signature.
             WrongModelError: the server's version is another than the decoder's.
         """
-        found = []
+        classes = []
         for batch, size in self._batches(x):
             answers = self._ask(batch, size, "encrypted_label")
             if not isinstance(answers, list):
                 raise ServiceError("The model server answered with numbers, not with ciphertexts.")
-            found.append(_read(self._decoder.decrypt, answers))
-        return np.concatenate(found)
+            classes.append(_read(self._decoder.decrypt, answers))
+        return np.concatenate(classes)
 
     def close(self) -> None:
         """Close the connections. The client cannot be used any more."""
@@ -263,25 +256,19 @@ class ServingClient(Secret):
                 failure, wanted = str(error), error.retry_after
             if attempt >= self._retries:
                 raise ServiceError(f"{failure} Requests sent: {attempt + 1}.")
-            sleep(self._delay(attempt, wanted))
+            sleep(retry_delay(attempt, self._backoff, wanted, most_wanted=MAX_RETRY_AFTER_S))
         if len(answers) != size:
             raise ServiceError(f"The model server gave {len(answers)} answers to {size} inputs.")
         return answers
 
-    def _delay(self, attempt: int, wanted: float | None) -> float:
-        delay = min(self._backoff * 2.0 ** min(attempt, 100), MAX_BACKOFF_S)
-        delay *= secrets.SystemRandom().uniform(0.5, 1)  # clients that failed together spread out
-        return max(delay, min(wanted or 0.0, MAX_RETRY_AFTER_S))
-
 
 def _read(decode: Callable[[Any], np.ndarray], answers: Any) -> np.ndarray:
     """What cannot be decoded is the server's fault, and not the caller's."""
-    problem = ""
-    try:
+    with instead_of(
+        *(ArgumentError, FormatError),
+        raises=lambda error: ServiceError(f"The model server's answer cannot be read: {error}"),
+    ):
         return decode(answers)
-    except (ArgumentError, FormatError) as error:
-        problem = str(error)
-    raise ServiceError(f"The model server's answer cannot be read: {problem}")
 
 
 def _address(url: str) -> urllib.parse.SplitResult:
@@ -334,27 +321,28 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
 
 def _tls(ca_file: Any, certificate: Any) -> ssl.SSLContext:
     """A context for clients that trusts `ca_file` or the system's roots."""
-    context = None
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-    except (OSError, TypeError) as error:  # of which ssl.SSLError is one
-        problem = getattr(error, "strerror", None) or type(error).__name__
-    if context is None:
-        raise ArgumentError(
+
+    def wrong_roots(error: Exception) -> ArgumentError:
+        return ArgumentError(
             f"`ca_file` must be a PEM file of certificates. Received: ca_file={ca_file!r} "
-            f"({problem})"
+            f"({_cause(error)})"
         )
-    if certificate is None:
-        return context
-    problem = ""
-    try:
-        chain, key = certificate
-        context.load_cert_chain(chain, key, password="")  # an encrypted key fails, without a prompt
-    except (OSError, TypeError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or type(error).__name__
-    if problem:
-        raise ArgumentError(
+
+    def wrong_pair(error: Exception) -> ArgumentError:
+        return ArgumentError(
             "`certificate` must be the PEM files of a certificate and its unencrypted private "
-            f"key. Received: certificate={certificate!r} ({problem})"
+            f"key. Received: certificate={certificate!r} ({_cause(error)})"
         )
+
+    with instead_of(OSError, TypeError, raises=wrong_roots):  # of which ssl.SSLError is one
+        context = ssl.create_default_context(cafile=ca_file)
+    if certificate is not None:
+        with instead_of(OSError, TypeError, ValueError, raises=wrong_pair):
+            chain, key = certificate
+            context.load_cert_chain(chain, key, password="")  # an encrypted key fails, unasked
     return context
+
+
+def _cause(error: Exception) -> str:
+    """No other words of the error: they may hold the content of a file."""
+    return getattr(error, "strerror", None) or type(error).__name__

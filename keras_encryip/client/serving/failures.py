@@ -1,9 +1,14 @@
-"""What can go wrong between a client and a model server."""
+"""What can go wrong between a client and a server, and how long to wait before asking again."""
 
-from keras_encryip.errors import ServiceError
+import secrets
+from typing import Any, Final
+
+from keras_encryip.errors import EncryipError, ServiceError
+
+MAX_BACKOFF_S: Final = 30.0
 
 
-class PassingError(Exception):
+class PassingError(EncryipError):
     """A failure that may pass: the same question, sent again, may be answered.
 
     Attributes:
@@ -13,6 +18,27 @@ class PassingError(Exception):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class LateError(EncryipError):
+    """No answer within the time for it."""
+
+
+class UntrustedError(EncryipError):
+    """No trusted connection; the words say why a certificate was not accepted."""
+
+
+def retry_delay(attempt: int, backoff: float, wanted: Any, *, most_wanted: float) -> float:
+    """Seconds to wait before a question is sent again for the `attempt`-th time, counted from 0.
+
+    Half to all of `backoff`·2^`attempt` at random, so that clients which failed together spread
+    out, at most 30 s; or what the server wants, a number, if that is more, at most `most_wanted`.
+    """
+    longest = min(backoff * 2.0 ** min(attempt, 100), MAX_BACKOFF_S)
+    delay = longest * secrets.SystemRandom().uniform(0.5, 1)
+    if isinstance(wanted, int | float) and wanted > delay:
+        return max(delay, min(float(wanted), most_wanted))
+    return delay
 
 
 def too_large(limit: int) -> ServiceError:

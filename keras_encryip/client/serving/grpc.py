@@ -8,12 +8,17 @@ from typing import Any, Final
 
 import numpy as np
 
+from keras_encryip.client.serving.failures import (
+    PassingError,
+    missing,
+    too_large,
+    too_late,
+    untrusted,
+)
+from keras_encryip.errors import EncryipError, ServiceError, instead_of
 from keras_encryip.formats.atomic_files import read_bounded
-from keras_encryip.formats.responses import printable
-from keras_encryip.client.serving.failures import PassingError, missing, too_large, too_late, untrusted
-from keras_encryip.errors import ServiceError
+from keras_encryip.formats.responses import OUTPUTS, printable
 
-_OUTPUTS: Final = ("confused", "encrypted", "ciphertext_bytes")
 _MAX_PEM_BYTES: Final = 1 << 20
 _UNTRUSTED: Final = ("SSL_ERROR_SSL", "Verification Check failed")
 _HINTS: Final = {
@@ -41,12 +46,10 @@ class GrpcTransport:
         max_answer_bytes: int,
         **_: Any,
     ) -> None:
-        try:
+        with instead_of(ModuleNotFoundError, raises=lambda _: missing("tensorflow-serving-api")):
             import grpc
             import tensorflow as tf
             from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
-        except ModuleNotFoundError:
-            raise missing("tensorflow-serving-api") from None
         self._grpc, self._tf, self._messages = grpc, tf, predict_pb2
         self._url = address.geturl()
         self._model, self._version = model, version
@@ -76,20 +79,16 @@ class GrpcTransport:
             request.model_spec.version.value = self._version
         for name, array in inputs.items():
             request.inputs[name].CopyFrom(self._tf.make_tensor_proto(array))
-        problem: Exception
-        try:
+        with instead_of(self._grpc.RpcError, raises=self._problem):
             response = self._stub.Predict(request, timeout=self._timeout, metadata=self._metadata)
-        except self._grpc.RpcError as error:
-            problem = self._problem(error.code().name, error.details() or "")
-        else:
-            return self._parse(response)
-        raise problem
+        return self._parse(response)
 
     def close(self) -> None:
         self._channel.close()
 
-    def _problem(self, code: str, details: str) -> Exception:
-        details = printable(details, 300).rstrip(".")
+    def _problem(self, error: Any) -> EncryipError:
+        code = error.code().name
+        details = printable(error.details() or "", 300).rstrip(".")
         if code == "DEADLINE_EXCEEDED":
             return too_late(self._timeout)
         if "CLIENT: Received message larger than max" in details:
@@ -104,16 +103,16 @@ class GrpcTransport:
         return ServiceError(text + _HINTS.get(code, ""))
 
     def _parse(self, response: Any) -> np.ndarray | list[bytes]:
-        found = [name for name in response.outputs if name in _OUTPUTS]
-        if len(found) != 1:
+        ours = [name for name in response.outputs if name in OUTPUTS]
+        if len(ours) != 1:
             raise ServiceError(
                 "The model server's answer must hold the output `confused`, `encrypted` or "
                 "`ciphertext_bytes` of a protected model."
             )
-        tensor = response.outputs[found[0]]
-        if found[0] == "ciphertext_bytes":
+        name, tensor = ours[0], response.outputs[ours[0]]
+        if name == "ciphertext_bytes":
             return list(tensor.string_val)
-        kind = self._tf.float32 if found[0] == "confused" else self._tf.int32
+        kind = self._tf.float32 if name == "confused" else self._tf.int32
         shape = [dim.size for dim in tensor.tensor_shape.dim]
         array = None
         # A tensor may leave out equal values: its size on the wire does not bound it.
@@ -123,7 +122,7 @@ class GrpcTransport:
                 array = np.asarray(self._tf.make_ndarray(tensor))
         if array is None:
             raise ServiceError(
-                f"The model server's output `{found[0]}` is no {kind.name} tensor of the size it "
+                f"The model server's output `{name}` is no {kind.name} tensor of the size it "
                 f"says, of at most {self._limit} bytes."
             )
         return array

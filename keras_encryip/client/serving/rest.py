@@ -1,16 +1,25 @@
 """TF Serving's REST API, over httpx."""
 
+import contextlib
 import ssl
 import time
 import urllib.parse
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
+from keras_encryip.client.serving.failures import (
+    LateError,
+    PassingError,
+    UntrustedError,
+    missing,
+    too_large,
+    too_late,
+    untrusted,
+)
+from keras_encryip.errors import EncryipError, FormatError, ServiceError, instead_of
 from keras_encryip.formats.responses import error_text, parse_response, printable, retry_after
-from keras_encryip.client.serving.failures import PassingError, missing, too_large, too_late, untrusted
-from keras_encryip.errors import FormatError, ServiceError
 
 _PASSING: Final = (429, 502, 503, 504)
 _DETAIL_BYTES: Final = 1 << 16
@@ -21,6 +30,109 @@ _HINTS: Final = {
     404: " Check `model`, `version` and that `url` is that of the REST API.",
     413: " Ask with a smaller `batch_size`.",
 }
+
+
+class Answer(NamedTuple):
+    """One HTTP response: `body` is that of status 200 … 299, `detail` what a server says else."""
+
+    status: int
+    body: bytes
+    detail: str
+    retry_after: float | None
+
+
+class RestConnection:
+    """Posts JSON to one address, without trust in who answers.
+
+    Redirects are not followed, compression is not asked for, time and size are bounded. Threads
+    may share a connection.
+
+    Args:
+        url: the address.
+        name: what messages call the server.
+        timeout: seconds for each network operation, and for the whole of a body.
+        headers: sent with every request, besides those for JSON.
+        tls: whom to trust, instead of the system's roots.
+
+    Raises:
+        ServiceError: httpx is not installed, or cannot use the environment's proxies.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        timeout: float,
+        headers: dict[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        with instead_of(ModuleNotFoundError, raises=lambda _: missing("httpx")):
+            import httpx
+        self._httpx = httpx
+        self._url = url
+        self._name = name
+        self._timeout = timeout
+        # Unasked compression would let a short answer grow large.
+        fixed = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        headers = {**fixed, **(headers or {})}
+        verify = True if tls is None else tls
+        with instead_of(ValueError, ImportError, raises=_proxy_problem):
+            self._http = httpx.Client(verify=verify, timeout=timeout, headers=headers)
+
+    def post(self, body: bytes, limit: int) -> Answer:
+        """Send JSON, and read the response, of at most `limit` bytes if it is no error.
+
+        Raises:
+            PassingError: the server cannot be reached, or broke off.
+            LateError: no answer, or not all of it, in time.
+            UntrustedError: no trusted connection.
+            FormatError: the response is larger than `limit`.
+        """
+        with (
+            instead_of(self._httpx.TransportError, raises=self._problem),
+            self._http.stream("POST", self._url, content=body) as response,
+        ):
+            status, words = response.status_code, response.reason_phrase
+            wanted = retry_after(response.headers.get("Retry-After", ""))
+            if not 200 <= status < 300:
+                return Answer(status, b"", error_text(self._read_error(response), words), wanted)
+            data = self._read(response, limit)
+            if len(data) > limit:
+                raise FormatError(f"The response is too large: more than {limit} bytes.")
+            return Answer(status, data, words, wanted)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _read(self, response: Any, limit: int) -> bytes:
+        """The body, or more than `limit` bytes of it."""
+        deadline = time.monotonic() + self._timeout
+        body = bytearray()
+        for chunk in response.iter_raw():
+            body += chunk
+            if len(body) > limit:
+                break
+            if time.monotonic() > deadline:
+                raise self._late()
+        return bytes(body)
+
+    def _read_error(self, response: Any) -> bytes:
+        """What the server says. The status counts even if that cannot be read."""
+        with contextlib.suppress(self._httpx.TransportError, LateError):
+            return self._read(response, _DETAIL_BYTES)
+        return b""
+
+    def _late(self) -> LateError:
+        return LateError(f"{self._name} gave no answer within {self._timeout:g} s.")
+
+    def _problem(self, error: Exception) -> EncryipError:
+        if isinstance(error, self._httpx.TimeoutException):
+            return self._late()
+        detail = printable(str(error), 200) or type(error).__name__
+        if _is_tls(error):
+            return UntrustedError(detail)
+        return PassingError(f"{self._name} cannot be reached: {detail}.")
 
 
 class RestTransport:
@@ -38,82 +150,51 @@ class RestTransport:
         max_answer_bytes: int,
         **_: Any,
     ) -> None:
-        try:
-            import httpx
-        except ModuleNotFoundError:
-            raise missing("httpx") from None
-        self._httpx = httpx
         which = "" if version is None else f"/versions/{version}"
         path = f"/v1/models/{urllib.parse.quote(model, safe='')}{which}:predict"
         self._url = address.geturl() + path
         self._timeout = timeout
         self._limit = max_answer_bytes
-        # Unasked compression would let a short answer grow large.
-        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", **headers}
-        verify = True if tls is None else tls
-        problem = ""
-        try:
-            self._http = httpx.Client(verify=verify, timeout=timeout, headers=headers)
-        except (ValueError, ImportError) as error:  # whose words may hold a proxy's password
-            problem = type(error).__name__
-        if problem:
-            raise ServiceError(
-                f"httpx cannot use a proxy that the environment names ({problem}). Correct "
-                "ALL_PROXY, HTTPS_PROXY or HTTP_PROXY; SOCKS needs: pip install 'httpx[socks]'"
-            )
+        name = f"The model server at {self._url}"
+        self._connection = RestConnection(
+            self._url, name=name, timeout=timeout, headers=headers, tls=tls
+        )
 
     def ask(self, inputs: dict[str, np.ndarray], signature: str) -> np.ndarray | list[bytes]:
         # `tolist` gives float32 as doubles: more digits than needed, and exactly what was meant.
         columns = {name: array.tolist() for name, array in inputs.items()}
         body = msgspec.json.encode({"signature_name": signature, "inputs": columns})
-        httpx = self._httpx
-        problem: Exception
-        try:
-            with self._http.stream("POST", self._url, content=body) as response:
-                status = response.status_code
-                data = self._read(response, self._limit if status == 200 else _DETAIL_BYTES)
-        except httpx.TimeoutException:
-            problem = too_late(self._timeout)
-        except httpx.TransportError as error:
-            detail = printable(str(error), 200) or type(error).__name__
-            problem = PassingError(f"The model server at {self._url} cannot be reached: {detail}.")
-            if _is_tls(error):
-                problem = untrusted(detail)
-        else:
-            if status == 200:
-                return self._parse(data)
-            detail = f"HTTP {status}: {error_text(data, response.reason_phrase).rstrip('.')}."
-            text = f"The model server at {self._url} answered {detail}{_HINTS.get(status, '')}"
-            if status in _PASSING:
-                problem = PassingError(text, retry_after(response.headers.get("Retry-After", "")))
-            else:
-                problem = ServiceError(text)
-        raise problem
+        with (
+            instead_of(LateError, raises=lambda _: too_late(self._timeout)),
+            instead_of(FormatError, raises=lambda _: too_large(self._limit)),
+            instead_of(UntrustedError, raises=lambda error: untrusted(str(error))),
+        ):
+            answer = self._connection.post(body, self._limit)
+        if answer.status == 200:
+            with instead_of(FormatError, raises=self._unreadable):
+                return parse_response(answer.body)
+        text = (
+            f"The model server at {self._url} answered HTTP {answer.status}: "
+            f"{answer.detail.rstrip('.')}.{_HINTS.get(answer.status, '')}"
+        )
+        if answer.status in _PASSING:
+            raise PassingError(text, answer.retry_after)
+        raise ServiceError(text)
 
     def close(self) -> None:
-        self._http.close()
+        self._connection.close()
 
-    def _read(self, response: Any, limit: int) -> bytes:
-        """At most `limit` bytes; a longer answer with status 200 is an error."""
-        deadline = time.monotonic() + self._timeout
-        body = bytearray()
-        for chunk in response.iter_raw():
-            body += chunk
-            if len(body) > limit and response.status_code != 200:
-                break
-            if len(body) > limit:
-                raise too_large(limit)
-            if time.monotonic() > deadline:
-                raise too_late(self._timeout)
-        return bytes(body[:limit])
+    def _unreadable(self, error: FormatError) -> ServiceError:
+        said = printable(str(error), 300)
+        return ServiceError(f"{self._url} does not answer like TF Serving: {said}")
 
-    def _parse(self, data: bytes) -> np.ndarray | list[bytes]:
-        problem = ""
-        try:
-            return parse_response(data)
-        except FormatError as error:
-            problem = printable(str(error), 300)
-        raise ServiceError(f"{self._url} does not answer like TF Serving: {problem}")
+
+def _proxy_problem(error: Exception) -> ServiceError:
+    """Names the exception alone: its words may hold a proxy's password."""
+    return ServiceError(
+        f"httpx cannot use a proxy that the environment names ({type(error).__name__}). Correct "
+        "ALL_PROXY, HTTPS_PROXY or HTTP_PROXY; SOCKS needs: pip install 'httpx[socks]'"
+    )
 
 
 def _is_tls(error: BaseException | None) -> bool:

@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.formats.responses import printable
 from keras_encryip.errors import FormatError, ServiceError
+from keras_encryip.formats.responses import printable
 from keras_encryip.tracing.service.transcript import MISSING, REFUSED
 
 _SHOWN_NAMES: Final = 3
@@ -80,11 +80,11 @@ class Reader:
             )
         if isinstance(answer, str | bytes):
             text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else answer
-            found = self._exact.get(text, self._folded.get(_fold(text), MISSING))
+            index = self._exact.get(text, self._folded.get(_fold(text), MISSING))
         else:
             whole = number and 0 <= answer < len(self._names) and answer == int(answer)
-            found = int(answer) if whole else MISSING
-        return found if found >= 0 else self._unreadable(answer)
+            index = int(answer) if whole else MISSING
+        return index if index >= 0 else self._unreadable(answer)
 
     def _class_of_row(self, answer: Any) -> int:
         try:

@@ -1,5 +1,6 @@
 """Asks a suspicious web service what it says to some inputs, and never trusts its answers."""
 
+import contextlib
 import os
 import secrets
 import time
@@ -13,10 +14,11 @@ import numpy as np
 
 from keras_encryip.client.checks import check_count, check_inputs, check_seconds
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.formats.responses import printable
+from keras_encryip.client.serving.failures import retry_delay
 from keras_encryip.errors import ArgumentError, ServiceError
+from keras_encryip.formats.responses import printable
 from keras_encryip.tracing.service.answers import Reader, example_of
-from keras_encryip.tracing.service.query import Served, StatusError
+from keras_encryip.tracing.service.served import Served, StatusError
 from keras_encryip.tracing.service.transcript import MISSING, REFUSED, Transcript
 
 Predict: TypeAlias = Callable[[np.ndarray], Any]
@@ -26,7 +28,6 @@ UNANSWERED: Final = -1
 """Marks inputs that the service gave no class for."""
 
 MAX_FAILURES: Final = 3
-MAX_BACKOFF_S: Final = 60.0
 MAX_RETRY_AFTER_S: Final = 300.0
 
 
@@ -40,15 +41,16 @@ def ask(
     batch_size: int = 16,
     retries: int = 4,
     backoff: float = 1.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> np.ndarray:
     """Ask a service for the class of each input.
 
-    Inputs are sent in a random order. A batch that fails is sent again after
-    `backoff`·2^i seconds, or after the `retry_after` seconds that the exception
-    carries; 3 failed batches in a row end the run. A batch of several inputs
-    that is refused as a whole is sent again one by one.
+    Inputs are sent in a random order. A batch that fails is sent again, between
+    half and all of `backoff`·2^i seconds later, at most 30 s, or after as many
+    seconds as the exception's `retry_after` says, at most 300 s; 3 failed batches
+    in a row end the run. A batch of several inputs that is refused as a whole is
+    sent again one by one.
 
     Args:
         predict: the address of a model at TF Serving's REST API,
@@ -65,7 +67,7 @@ def ask(
         batch_size: inputs per request.
         retries: how often a failed batch is sent again.
         backoff: seconds.
-        progress: called with (inputs done, n) after every batch.
+        progress: is told after every batch how many inputs it had.
         sleep: waits, in seconds.
 
     Returns:
@@ -85,21 +87,23 @@ def ask(
     """
     names = _check_names(class_names, decoder)
     inputs = check_inputs("inputs", inputs)
-    check_count("batch_size", batch_size, 1)
-    check_count("retries", retries, 0)
+    batch_size = check_count("batch_size", batch_size, 1)
+    retries = check_count("retries", retries, 0)
     check_seconds("backoff", backoff)
-    if isinstance(predict, str):
-        outputs = len(names) if decoder is None else decoder.num_labels
-        predict = Served(predict, outputs, encrypted=decoder is not None)
-    elif not callable(predict):
-        raise ArgumentError(
-            "`predict` must be a function from a batch to answers, or a URL. "
-            f"Received: predict={predict!r}"
-        )
-    reader = Reader(names, decoder)
-    kept = Transcript(transcript, inputs, len(names))
-    run = _Run(predict, reader, kept, int(batch_size), int(retries), float(backoff), sleep)
-    run.ask_all(inputs, progress)
+    with contextlib.ExitStack() as stack:
+        if isinstance(predict, str):
+            outputs = len(names) if decoder is None else decoder.num_labels
+            served = Served(predict, outputs, encrypted=decoder is not None)
+            predict = stack.enter_context(contextlib.closing(served))
+        elif not callable(predict):
+            raise ArgumentError(
+                "`predict` must be a function from a batch to answers, or a URL. "
+                f"Received: predict={predict!r}"
+            )
+        kept = Transcript(transcript, inputs, len(names))
+        reader = Reader(names, decoder)
+        run = _Run(predict, reader, kept, batch_size, retries, float(backoff), sleep)
+        run.ask_all(inputs, progress)
     if not (kept.answers >= 0).any():
         again = "" if transcript is None else " Run again with the same `transcript` to go on."
         raise ServiceError(run.complaint() + again) from run.failure
@@ -130,16 +134,16 @@ class _Run:
     refused: list[int] = field(default_factory=list)
     answered: bool = False
 
-    def ask_all(self, inputs: np.ndarray, progress: Callable[[int, int], None] | None) -> None:
+    def ask_all(self, inputs: np.ndarray, progress: Callable[[int], None] | None) -> None:
         order = np.flatnonzero(self.transcript.answers == MISSING).tolist()
         secrets.SystemRandom().shuffle(order)
-        left = len(order)
-        batches = deque(order[i : i + self.batch_size] for i in range(0, left, self.batch_size))
+        steps = range(0, len(order), self.batch_size)
+        batches = deque(order[i : i + self.batch_size] for i in steps)
         self.transcript.save()
         while batches and self.failures < MAX_FAILURES:
             batch = batches.popleft()
             try:
-                found = self._ask_patiently(inputs[batch])
+                classes = self._ask_patiently(inputs[batch])
             except Exception as error:
                 if self._is_final(error):
                     raise
@@ -151,14 +155,13 @@ class _Run:
                 else:
                     self.failures += 1
             else:
-                self._keep(batch, found)
-            left -= len(batch)
+                self._keep(batch, classes)
             at_end = self.answered and not batches and not self.failures
             if at_end and len(self.refused) <= self.batch_size:
                 self._believe_refusals()
             self.transcript.save()
             if progress is not None:
-                progress(len(inputs) - left, len(inputs))
+                progress(len(batch))
 
     def complaint(self) -> str:
         """Why nothing was answered."""
@@ -177,7 +180,8 @@ class _Run:
                 self.failure = error
                 if attempt >= self.retries or _is_refusal(error) or self._is_final(error):
                     raise
-                delay = self._delay(error, attempt)
+                wanted = getattr(error, "retry_after", None)
+            delay = retry_delay(attempt, self.backoff, wanted, most_wanted=MAX_RETRY_AFTER_S)
             self.sleep(delay)
         raise AssertionError  # `count` never ends
 
@@ -185,18 +189,11 @@ class _Run:
         """Whether the service as such cannot be read; one that did answer is asked on."""
         return isinstance(error, ServiceError) and not self.answered
 
-    def _delay(self, error: Exception, attempt: int) -> float:
-        delay = min(self.backoff * 2.0 ** min(attempt, 100), MAX_BACKOFF_S)
-        wanted = getattr(error, "retry_after", None)
-        if isinstance(wanted, int | float) and wanted > delay:
-            return min(float(wanted), MAX_RETRY_AFTER_S)
-        return delay
-
-    def _keep(self, batch: list[int], found: np.ndarray) -> None:
+    def _keep(self, batch: list[int], classes: np.ndarray) -> None:
         self.failures = 0
-        self.transcript.answers[batch] = np.where(found == REFUSED, MISSING, found)
-        self.refused += np.array(batch)[found == REFUSED].tolist()
-        if (found >= 0).any():
+        self.transcript.answers[batch] = np.where(classes == REFUSED, MISSING, classes)
+        self.refused += np.array(batch)[classes == REFUSED].tolist()
+        if (classes >= 0).any():
             self.answered = True
             self._believe_refusals()
 

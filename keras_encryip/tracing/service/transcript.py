@@ -1,8 +1,6 @@
 """What a suspicious service has answered so far, in a file that survives a killed run."""
 
-import contextlib
 import os
-import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -11,10 +9,9 @@ import msgspec
 import numpy as np
 from Crypto.Hash import SHA256
 
-from keras_encryip.formats.key_bundle import format_time
-from keras_encryip.formats.atomic_files import read_bounded, sync_folder
-from keras_encryip.crypto.encoding import canonical_json, parse_canonical_json
+from keras_encryip.crypto.encoding import Time, canonical_json, format_time, parse_canonical_json
 from keras_encryip.errors import ArgumentError, FormatError
+from keras_encryip.formats.atomic_files import read_bounded, replace_file
 from keras_encryip.labels.assignment import MAX_CLASSES
 
 FORMAT: Final = "encryip-transcript"
@@ -27,7 +24,6 @@ REFUSED: Final = -2
 """Answered with a refusal: not to be asked again."""
 
 _Answer = Annotated[int, msgspec.Meta(ge=REFUSED, lt=MAX_CLASSES)]
-_Time = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z\Z")]
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -45,8 +41,8 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     format: Literal["encryip-transcript"]
     inputs: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     num_classes: Annotated[int, msgspec.Meta(ge=2, le=MAX_CLASSES)]
-    started_at: _Time
-    updated_at: _Time
+    started_at: Time
+    updated_at: Time
     version: Literal[1]
 
 
@@ -118,7 +114,7 @@ class Transcript:
                 version=VERSION,
             )
         )
-        _replace_file(self._path, data)
+        replace_file(self._path, data, what="transcript")
 
 
 def digest_inputs(inputs: np.ndarray) -> str:
@@ -126,23 +122,3 @@ def digest_inputs(inputs: np.ndarray) -> str:
     digest = SHA256.new(canonical_json([inputs.dtype.str, list(inputs.shape)]))
     digest.update(np.ascontiguousarray(inputs).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _replace_file(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    problem = ""
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        problem = error.strerror or type(error).__name__
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    if problem:
-        raise ArgumentError(f"Cannot write the transcript {str(path)!r}: {problem}.")

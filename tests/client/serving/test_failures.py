@@ -20,6 +20,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from keras_encryip.client import Decoder
 from keras_encryip.client.serving import ServingClient, client
+from keras_encryip.client.serving.failures import MAX_BACKOFF_S, retry_delay
 from keras_encryip.errors import ServiceError
 from tests.serving.scripted import Reply, Server
 
@@ -186,6 +187,28 @@ def test_threads_share_a_client(server: Server, rpc: Rpc, decoder: Decoder) -> N
 
 
 # --- what is asked again ---------------------------------------------------------------------
+
+
+def test_delays_double_up_to_a_bound_and_spread_out() -> None:
+    for attempt in (0, 1, 5, 6, 7, 100, 10_000):
+        longest = min(0.5 * 2.0 ** min(attempt, 100), MAX_BACKOFF_S)
+        delays = [retry_delay(attempt, 0.5, None, most_wanted=60) for _ in range(50)]
+        assert longest / 2 <= min(delays) < max(delays) <= longest
+    assert retry_delay(3, 0.0, None, most_wanted=60) == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "delay"),
+    [(7, 7.0), (7.5, 7.5), (60, 60.0), (61, 60.0), (float("inf"), 60.0), (np.float64(9), 9.0)],
+)
+def test_what_a_server_wants_counts_if_it_is_more(wanted: Any, delay: float) -> None:
+    assert retry_delay(0, 1.0, wanted, most_wanted=60) == delay
+
+
+@pytest.mark.parametrize("wanted", [None, 0, 0.25, -3, float("nan"), "9", [9]])
+def test_what_a_server_wants_is_ignored_otherwise(wanted: Any) -> None:
+    assert 0.5 <= retry_delay(0, 1.0, wanted, most_wanted=60) <= 1
+    assert 15 <= retry_delay(9, 1.0, 20, most_wanted=10) <= 30, "never less than the backoff"
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])

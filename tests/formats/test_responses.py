@@ -1,4 +1,4 @@
-"""Encrypted responses that are wrong, changed or cut off."""
+"""Model outputs from files and from the wire; encrypted ones that are wrong, changed or cut off."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from Crypto.Cipher import ChaCha20_Poly1305
 
-from keras_encryip.formats.responses import open_responses
-from keras_encryip.formats.responses import parse_response
 from keras_encryip.errors import ArgumentError, FormatError, SignatureError
+from keras_encryip.formats import responses
+from keras_encryip.formats.responses import open_responses, parse_response, read_outputs
 
 KEY, DATA = bytes(range(32)), bytes(range(16))
 REFUSED = "A response cannot be opened with this key, belongs to another model version, or was"
@@ -73,6 +73,51 @@ def test_what_is_no_response() -> None:
         open_responses(np.full((2, 15), 2**32), KEY, DATA, 5)
 
 
+# --- from the wire ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"predictions": [[0.5, 0.25], [1, 0]]},
+        {"outputs": [[0.5, 0.25], [1, 0]]},
+        {"outputs": {"confused": [[0.5, 0.25], [1, 0]]}},
+        {"predictions": [{"confused": [0.5, 0.25], "other": 3}, {"confused": [1, 0]}]},
+    ],
+)
+def test_every_format_of_an_answer(body: Any) -> None:
+    table = parse_response(json.dumps(body))
+    assert isinstance(table, np.ndarray)
+    assert table.dtype == np.float32
+    assert table.tolist() == [[0.5, 0.25], [1, 0]]
+    assert parse_response(b'{"predictions": [{"b64": "YQ=="}, {"b64": "YmM="}]}') == [b"a", b"bc"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("[" * 100_000, "is not a JSON object"),
+        ("[1]", "is not a JSON object"),
+        ('{"error": "no gpu"}', "The model server reported an error: no gpu"),
+        ('{"predictions": []}', "has no `predictions`"),
+        ('{"outputs": {"scores": [1]}}', "must hold the output `confused`, `encrypted` or `cipher"),
+        ('{"outputs": {"confused": [1], "encrypted": [1]}}', "must hold the output `confused`"),
+        ('{"predictions": [{"b64": "YQ=="}, 3]}', "mixes ciphertexts with something else"),
+        ('{"predictions": [[1], [2, 3]]}', "are not a table of numbers"),
+    ],
+)
+def test_other_answers_are_refused(body: str, message: str) -> None:
+    with pytest.raises(FormatError, match=message) as caught:
+        parse_response(body)
+    assert caught.value.__context__ is None
+
+
+def test_an_oversized_answer_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "MAX_RESPONSE_BYTES", 10)
+    with pytest.raises(FormatError, match="The response is too large: more than 10 bytes"):
+        parse_response(b"{" * 11)
+
+
 def test_from_the_json_of_a_server() -> None:
     words = encrypted(VALUES)
     for body in (
@@ -96,3 +141,37 @@ def test_vector_opens() -> None:
     key, data = (bytes.fromhex(vector[name]) for name in ("response_key", "associated_data"))
     opened = open_responses(np.array(vector["responses"]), key, data, 32)
     np.testing.assert_array_equal(opened, np.array(vector["values"], np.float32))
+
+
+# --- from files ------------------------------------------------------------------------------
+
+
+def test_outputs_of_both_kinds_of_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", VALUES)
+    np.testing.assert_array_equal(read_outputs(tmp_path / "rows.npy"), VALUES)
+    (tmp_path / "one.csv").write_text("0.5,0.25\n")
+    assert read_outputs(tmp_path / "one.csv").tolist() == [[0.5, 0.25]]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("none.npy", None, "No such file or directory"),
+        ("rows.txt", b"1", r"its name must end in \.npy or \.csv"),
+        ("cut.npy", b"\x93NUMPY\x01\x00", "EOF: reading array header length"),
+        ("archive.npy", b"PK\x03\x04", "File is not a zip file"),
+        ("pickle.npy", b"\x80\x04.", "contains pickled"),
+        ("words.csv", b"a,b\n", "could not convert string 'a' to float64"),
+    ],
+)
+def test_files_that_hold_no_outputs(
+    tmp_path: Path, name: str, data: bytes | None, message: str
+) -> None:
+    path = tmp_path / name
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(
+        FormatError, match=rf"^Cannot read model outputs from '.*{name}': .*{message}"
+    ) as caught:
+        read_outputs(path)
+    assert caught.value.__context__ is None

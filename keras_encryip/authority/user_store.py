@@ -1,0 +1,273 @@
+"""What the ledger keeps of users: who they are, and the public half of their keys."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+import sqlalchemy as sa
+
+from keras_encryip.authority.audit import enrolled_digest
+from keras_encryip.authority.event_log import append_event
+from keras_encryip.authority.keys import AuthorityKeys
+from keras_encryip.authority.ledger import Ledger
+from keras_encryip.authority.schema import ACTIVE, PENDING, REVOKED, revoked_users, users_table
+from keras_encryip.crypto.encoding import canonical_json, decode_scalar, encode_scalar, format_time
+from keras_encryip.crypto.kem import UserKey
+from keras_encryip.errors import LedgerError
+from keras_encryip.formats.key_bundle import ANY_MODEL
+from keras_encryip.formats.key_pair import X25519PublicKey
+from keras_encryip.tracing.events import (
+    BUNDLE_WRITTEN,
+    KEY_ISSUED,
+    KEY_REVOKED,
+    KEYS_ENROLLED,
+    now_text,
+)
+
+_ENROLL_BATCH: Final = 10_000
+
+
+class User(msgspec.Struct, frozen=True):
+    """An authorised user, as listed.
+
+    Attributes:
+        subject: the name the key was issued under.
+        key_id: 16 hexadecimal digits.
+        status: `"active"`, `"revoked"`, or `"pending"`: the key was drawn, but the
+            process ended before the bundle was safely written; `issue` again.
+        scope: names of the models the bundle is meant for; `["*"]` means any.
+        issued_at, not_after, revoked_at: UTC, `YYYY-MM-DDThh:mm:ssZ`.
+    """
+
+    subject: str
+    key_id: str
+    status: str
+    scope: list[str]
+    issued_at: str
+    not_after: str
+    revoked_at: str | None
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """From when to when, in UTC, and for which models a key is meant. Advisory."""
+
+    issued_at: datetime
+    not_after: datetime
+    scope: list[str]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """As the ledger writes them."""
+        return {
+            "scope": canonical_json(self.scope).decode("ascii"),
+            "issued_at": format_time(self.issued_at),
+            "not_after": format_time(self.not_after),
+        }
+
+
+class UserStore:
+    """The users in an authority's ledger.
+
+    Args:
+        ledger: where they are kept.
+        keys: what their keys are points of.
+    """
+
+    def __init__(self, ledger: Ledger, keys: AuthorityKeys) -> None:
+        self._ledger = ledger
+        self._keys = keys
+
+    # --- reading -------------------------------------------------------------------
+
+    def all(self) -> list[User]:
+        """All users, in the order of issue."""
+        return self._select(sa.select(users_table))
+
+    def with_keys(self, key_ids: Iterable[str]) -> list[User]:
+        """The users who have these keys, in the order of issue."""
+        wanted = users_table.c.key_id.in_(list(key_ids))
+        return self._select(sa.select(users_table).where(wanted))
+
+    def at(self, position: int) -> User:
+        """The user at a position in the order of issue, from 0."""
+        (user,) = self._select(sa.select(users_table).offset(position).limit(1))
+        return user
+
+    def count(self) -> int:
+        """How many users there are, whatever their status."""
+        with self._ledger.reading() as connection:
+            count = sa.select(sa.func.count()).select_from(users_table)
+            return int(connection.execute(count).scalar_one())
+
+    def zs(self, key_ids: Sequence[str] | None = None) -> dict[str, int]:
+        """key_id → z: of all users, or of those who have some of these keys."""
+        u = users_table.c
+        query = sa.select(u.key_id, u.z).order_by(u.user_id)
+        if key_ids is not None:
+            query = query.where(u.key_id.in_(key_ids))
+        with self._ledger.reading() as connection:
+            rows = connection.execute(query).all()
+        return {row.key_id: decode_scalar(row.z, what="z") for row in rows}
+
+    def recipient(self, subject: str) -> str:
+        """The key id of an active user.
+
+        Raises:
+            LedgerError: there is no such user, or the key was revoked or never written.
+        """
+        with self._ledger.reading() as connection:
+            user = _find(connection, subject)
+        if user is None or user.status != ACTIVE:
+            state = "is not a user" if user is None else f"is {user.status}"
+            raise LedgerError(
+                f"`recipient` must have an active key in {self._ledger.name!r}: {subject!r} "
+                f"{state}. Issue a key first."
+            )
+        return user.key_id
+
+    def pending_key(self, subject: str) -> UserKey | None:
+        """The key of a user whose bundle was never safely written."""
+        u = users_table.c
+        query = sa.select(u.z).where(u.subject == subject, u.status == PENDING)
+        with self._ledger.reading() as connection:
+            z = connection.execute(query).scalar()
+        return None if z is None else self._keys.master.user_key(decode_scalar(z, what="z"))
+
+    def _select(self, query: sa.Select[Any]) -> list[User]:
+        with self._ledger.reading() as connection:
+            return [_user(row) for row in connection.execute(query.order_by(users_table.c.user_id))]
+
+    # --- changing ------------------------------------------------------------------
+
+    def add_pending(self, subject: str, key: UserKey, terms: Terms) -> None:
+        """Keep a key before its bundle exists.
+
+        Raises:
+            LedgerError: the subject has a key already.
+        """
+        with self._ledger.writing() as connection:
+            user = _find(connection, subject)
+            if user is None:
+                facts = {"subject": subject, "key_id": key.key_id, **terms.columns}
+                row = {**facts, "z": encode_scalar(key.z), "status": PENDING}
+                connection.execute(users_table.insert().values(row))
+                append_event(connection, self._keys, KEY_ISSUED, **facts)
+            elif user.status != PENDING or user.key_id != key.key_id:
+                raise LedgerError(
+                    f"{subject!r} has a key already ({user.key_id}, {user.status}). Users are "
+                    "named once; issue under another name."
+                )
+
+    def activate(
+        self, subject: str, key: UserKey, terms: Terms, public_key: X25519PublicKey | None
+    ) -> User:
+        """A pending user's bundle is written, perhaps to a public key of their own."""
+        u = users_table.c
+        pending = (u.subject == subject) & (u.status == PENDING)
+        facts = {"subject": subject, "key_id": key.key_id, **terms.columns}
+        if public_key is not None:
+            facts["made_to"] = public_key.digest.hex()
+        with self._ledger.writing() as connection:
+            connection.execute(
+                users_table.update().where(pending).values(status=ACTIVE, **terms.columns)
+            )
+            append_event(connection, self._keys, BUNDLE_WRITTEN, **facts)
+            return _get(connection, subject)
+
+    def enroll(self, subjects: Sequence[str]) -> list[User]:
+        """Draw keys for many users, in batches with one event each.
+
+        Raises:
+            LedgerError: a subject has a key already, or occurs twice.
+        """
+        with self._ledger.reading() as connection:
+            known = set(connection.execute(sa.select(users_table.c.subject)).scalars())
+        for subject in subjects:
+            if subject in known:
+                raise LedgerError(
+                    f"{subject!r} has a key already, or is named twice. Users are named once."
+                )
+            known.add(subject)
+        users: list[User] = []
+        for start in range(0, len(subjects), _ENROLL_BATCH):
+            users += self._enroll_batch(subjects[start : start + _ENROLL_BATCH])
+        return users
+
+    def _enroll_batch(self, subjects: Sequence[str]) -> list[User]:
+        now = now_text()
+        scope = canonical_json([ANY_MODEL]).decode("ascii")
+        facts = {"scope": scope, "issued_at": now, "not_after": now}
+        issued = [self._keys.master.issue() for _ in subjects]
+        rows = [
+            {
+                "subject": subject,
+                "z": encode_scalar(key.z),
+                "key_id": key.key_id,
+                "status": PENDING,
+                **facts,
+            }
+            for subject, key in zip(subjects, issued, strict=True)
+        ]
+        users = [
+            User(subject, key.key_id, PENDING, [ANY_MODEL], now, now, None)
+            for subject, key in zip(subjects, issued, strict=True)
+        ]
+        digest = enrolled_digest((user.subject, user.key_id) for user in users)
+        counted = {"count": len(rows), "digest": digest}
+        with self._ledger.writing() as connection:
+            connection.execute(users_table.insert(), rows)
+            append_event(connection, self._keys, KEYS_ENROLLED, **counted, **facts)
+        return users
+
+    def revoke(self, subject: str) -> User:
+        """Shut a user out of every codebook made from now on.
+
+        Raises:
+            LedgerError: unknown or already revoked, or t users are revoked already.
+        """
+        threshold = self._keys.master.threshold
+        with self._ledger.writing() as connection:
+            user = _find(connection, subject)
+            if user is None:
+                raise LedgerError(f"There is no user {subject!r} in {self._ledger.name!r}.")
+            if user.status == REVOKED:
+                raise LedgerError(f"{subject!r} was revoked on {user.revoked_at} already.")
+            if len(revoked_users(connection)) >= threshold:
+                raise LedgerError(
+                    f"threshold={threshold} users are revoked already. To shut out more, "
+                    "create an authority with a larger threshold and protect the model under it."
+                )
+            facts = {"subject": subject, "key_id": user.key_id, "revoked_at": now_text()}
+            connection.execute(
+                users_table.update()
+                .where(users_table.c.subject == subject)
+                .values(status=REVOKED, revoked_at=facts["revoked_at"])
+            )
+            append_event(connection, self._keys, KEY_REVOKED, **facts)
+            return _get(connection, subject)
+
+
+def _find(connection: sa.Connection, subject: str) -> User | None:
+    query = sa.select(users_table).where(users_table.c.subject == subject)
+    row = connection.execute(query).first()
+    return None if row is None else _user(row)
+
+
+def _get(connection: sa.Connection, subject: str) -> User:
+    user = _find(connection, subject)
+    if user is None:
+        raise LedgerError(f"There is no user {subject!r}.")
+    return user
+
+
+def _user(row: Any) -> User:
+    return User(
+        subject=row.subject,
+        key_id=row.key_id,
+        status=row.status,
+        scope=msgspec.json.decode(row.scope),
+        issued_at=row.issued_at,
+        not_after=row.not_after,
+        revoked_at=row.revoked_at,
+    )

@@ -1,0 +1,19 @@
+"""An exported version folder: where its codebook is, and how it is read."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.labels.codebook import FILE_NAME, MAX_CODEBOOK_BYTES, Codebook
+
+ASSETS: Final = Path("assets.extra") / "encryip"
+"""Where an exported model keeps its codebook and manifest."""
+
+
+def read_codebook(model_dir_or_codebook: str | os.PathLike[str]) -> Codebook:
+    """Read `codebook.json`, given its path or that of an exported version folder."""
+    path = Path(model_dir_or_codebook)
+    if path.is_dir():
+        path = path / ASSETS / FILE_NAME
+    return Codebook.from_bytes(read_bounded(path, what="codebook", max_bytes=MAX_CODEBOOK_BYTES))

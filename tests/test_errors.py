@@ -1,0 +1,100 @@
+"""Errors of ours in place of foreign ones, of which nothing stays."""
+
+import traceback
+
+import pytest
+
+from keras_encryip.errors import (
+    ArgumentError,
+    FormatError,
+    SignatureError,
+    instead_of,
+    reason,
+)
+
+SECRET = "hunter2"
+
+
+def open_with(error: BaseException, *caught: type[BaseException]) -> None:
+    with instead_of(*caught, raises=lambda e: FormatError(f"Not readable: {type(e).__name__}.")):
+        raise error
+
+
+def others_shown(error: BaseException) -> list[object]:
+    """The other exceptions among the local variables that the traceback of an error shows."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    values = [value for frame in frames for value in frame.f_locals.values()]
+    assert len(values) > 3, "there are some"
+    return [v for v in values if isinstance(v, BaseException) and v is not error]
+
+
+def test_nothing_of_the_foreign_error_stays() -> None:
+    def parse() -> None:
+        with instead_of(ValueError, raises=lambda _: FormatError("Not a number.")):
+            int(SECRET)
+
+    with pytest.raises(FormatError, match=r"^Not a number\.$") as caught:
+        parse()
+    error = caught.value
+    assert error.__context__ is None
+    assert error.__cause__ is None
+    assert others_shown(error) == []
+    assert SECRET not in "".join(traceback.format_exception(error))
+
+
+def test_nothing_stays_inside_another_except_block() -> None:
+    try:
+        raise KeyError(SECRET)
+    except KeyError:
+        with pytest.raises(FormatError) as caught:
+            open_with(ValueError(SECRET), ValueError)
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("error", [ValueError("v"), KeyError("k"), UnicodeError("u")])
+def test_several_kinds_and_their_children(error: Exception) -> None:
+    with pytest.raises(FormatError, match=rf"^Not readable: {type(error).__name__}\.$"):
+        open_with(error, ValueError, KeyError)
+
+
+def test_a_tuple_of_kinds() -> None:
+    with (
+        pytest.raises(ArgumentError, match=r"^odd$"),
+        instead_of(*(OSError, EOFError), raises=lambda error: ArgumentError(str(error))),
+    ):
+        raise EOFError("odd")
+
+
+@pytest.mark.parametrize("error", [KeyError("k"), KeyboardInterrupt("stop"), SignatureError("s")])
+def test_other_errors_pass_as_they_are(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught:
+        open_with(error, ValueError, OSError)
+    assert caught.value is error
+
+
+def test_one_of_ours_in_place_of_another() -> None:
+    with pytest.raises(FormatError, match=r"^Not readable: SignatureError\.$") as caught:
+        open_with(SignatureError("s"), SignatureError)
+    assert caught.value.__context__ is None
+
+
+def test_without_an_error_nothing_happens() -> None:
+    with instead_of(ValueError, raises=lambda _: FormatError("never")):
+        value = 3
+    assert value == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(2, "No such file or directory", "a"), "No such file or directory"),
+        (OSError("plain words"), "plain words"),
+        (OSError(), "OSError"),
+        (ValueError("bad value"), "bad value"),
+        (ValueError(), "ValueError"),
+        (EOFError(), "EOFError"),
+    ],
+    ids=repr,
+)
+def test_reason(error: Exception, words: str) -> None:
+    assert reason(error) == words

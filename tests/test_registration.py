@@ -1,0 +1,129 @@
+"""Saved models load in fresh processes that import the package, in whatever order."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import keras_encryip
+
+RELEASE_0_3 = Path(__file__).parent / "vectors" / "release-0.3" / "digits.keras"
+CLASSES = (
+    "ConfusedLabelCrossentropy",
+    "ConfusedLabels",
+    "Distillation",
+    "Headless",
+    "ProtectedModel",
+)
+
+
+def run(code: str, *, folder: Path | None = None) -> str:
+    """What a fresh process prints; it warns of nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder or Path(keras_encryip.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+ORDERS = {
+    "package first": "import keras_encryip as ke, keras",
+    "keras first": "import keras, keras_encryip as ke",
+    "a part of keras": "import keras_encryip\nfrom keras.saving import load_model\nimport keras",
+    "the light client": "from keras_encryip.client import Decoder\nimport keras",
+    "tensorflow's keras": "import keras_encryip, tensorflow as tf\nkeras = tf.keras",
+    "tensorflow first": "import tensorflow as tf\nimport keras_encryip\nimport keras",
+    "a name of the package": "from keras_encryip import KeyBundle\nimport keras",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_a_saved_model_loads(order: str) -> None:
+    code = f"{order}\nprint(keras.models.load_model({str(RELEASE_0_3)!r}).num_labels)"
+    assert run(code) == "48"
+
+
+@pytest.mark.parametrize("order", ["package first", "keras first"])
+def test_a_model_inside_a_larger_model_loads(order: str, tmp_path: Path) -> None:
+    path = tmp_path / "larger.keras"
+    run(
+        f"""import keras_encryip, keras
+inner = keras.models.load_model({str(RELEASE_0_3)!r})
+inputs = keras.Input((64,))
+keras.Model(inputs, keras.layers.Rescaling(2.0)(inner(inputs))).save({str(path)!r})"""
+    )
+    code = f"{ORDERS[order]}\nprint(keras.saving.load_model({str(path)!r}).layers[1].is_locked())"
+    assert run(code) == "True"
+
+
+@pytest.mark.parametrize("order", ["package first", "keras first"])
+def test_every_class_is_registered(order: str) -> None:
+    names = [f"keras_encryip>{name}" for name in CLASSES]
+    code = f"""{ORDERS[order]}
+for name in {names!r}:
+    assert keras.saving.get_registered_object(name) is not None, name
+from keras_encryip.models import backbone, head, losses, protected_model
+objects = [c for m in (backbone, head, losses, protected_model) for c in vars(m).values()]
+registered = map(keras.saving.get_registered_name, filter(callable, objects))
+print(*sorted({{n for n in registered if n.startswith("keras_encryip>")}}))"""
+    assert run(code).split() == names
+
+
+def test_keras_is_found_as_ever() -> None:
+    """Its loader, its resources, and the finders are those of before."""
+    code = """import sys
+before = list(sys.meta_path)
+import keras_encryip
+assert len(sys.meta_path) == len(before) + 1
+import keras, importlib.resources
+assert sys.meta_path == before
+assert keras.__spec__.loader is keras.__loader__
+file = importlib.resources.files("keras") / "__init__.py"
+print(type(keras.__loader__).__name__, file.is_file())"""
+    assert run(code) == "SourceFileLoader True"
+
+
+def test_the_light_client_waits_without_keras() -> None:
+    code = """import sys, keras_encryip
+from keras_encryip.client import Decoder
+print([name for name in ("keras", "tensorflow", "keras_encryip.models") if name in sys.modules])"""
+    assert run(code) == "[]"
+
+
+FORBID = """import sys
+class Forbid:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {name!r}:
+            raise ModuleNotFoundError(name + " is not installed here", name=name)
+sys.meta_path.insert(0, Forbid())
+"""
+
+
+@pytest.mark.parametrize("order", ["package first", "keras first"])
+@pytest.mark.parametrize("missing", ["sklearn", "sqlalchemy", "scipy"])
+def test_keras_is_imported_where_the_owners_packages_are_missing(order: str, missing: str) -> None:
+    code = FORBID.format(name=missing) + ORDERS[order] + "\nprint(keras.__name__)"
+    assert run(code) == "keras"
+
+
+def test_without_keras_its_absence_is_said_as_ever() -> None:
+    code = FORBID.format(name="keras") + "import keras_encryip\nimport keras"
+    with pytest.raises(AssertionError, match=r"ModuleNotFoundError: keras is not installed here"):
+        run(code)
+
+
+def test_a_fault_of_ours_is_not_hidden(tmp_path: Path) -> None:
+    """A module of the package that is missing is an error, and not a missing extra."""
+    code = """import sys, keras_encryip
+sys.modules["keras_encryip.models"] = None
+import keras"""
+    with pytest.raises(AssertionError, match=r"import of keras_encryip\\.models halted"):
+        run(code)
