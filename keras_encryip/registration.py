@@ -8,7 +8,6 @@ at once where Keras is loaded already, and else right after somebody imports it.
 import contextlib
 import importlib
 import importlib.abc
-import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
@@ -36,26 +35,26 @@ def _register() -> None:
 
 
 class _KerasFinder(importlib.abc.MetaPathFinder):
-    """Notices the import of Keras, once, and leaves the finding to the others."""
+    """Notices the import of Keras, and leaves the finding to the others."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name != "keras":
             return None
-        with contextlib.suppress(ValueError):
-            sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        specs = (f.find_spec(name, path, target) for f in sys.meta_path if f is not self)
+        spec = next(filter(None, specs), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _KerasLoader(spec.loader)
+            spec.loader = _KerasLoader(spec.loader, self)
         return spec
 
 
 class _KerasLoader(importlib.abc.Loader):
-    """Loads Keras by its own loader, and registers then."""
+    """Loads Keras by its own loader, and registers then. A spec may be asked for, and not used."""
 
-    def __init__(self, loader: importlib.abc.Loader) -> None:
+    def __init__(self, loader: importlib.abc.Loader, finder: _KerasFinder) -> None:
         self._loader = loader
+        self._finder = finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
@@ -65,4 +64,6 @@ class _KerasLoader(importlib.abc.Loader):
             module.__spec__.loader = self._loader  # so that resources are found as ever
         module.__loader__ = self._loader
         self._loader.exec_module(module)
+        with contextlib.suppress(ValueError):
+            sys.meta_path.remove(self._finder)
         _register()

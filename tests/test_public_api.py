@@ -94,7 +94,7 @@ def test_documented_example(
     authority.issue("alice", "alice.keybundle", passphrase="…")
     authority.issue("bob", "bob.keybundle", passphrase="…")
     authority.revoke("bob")
-    ke.rotate_codebook(model)
+    ke.rotate_codebook("served/digits/1", "served/digits/3", authority=authority)
     ke.export_saved_model(model, "served/digits/2")
     confused = model.predict(xv, verbose=0)
 
@@ -106,14 +106,16 @@ def test_documented_example(
         assert decoded.shape == (len(xv), 10)
         assert (decoded.argmax(1) == yv).mean() > 0.85
         assert decoder.names(confused[:1]) == [f"digit {decoded[0].argmax()}"]
+    Decoder.open("served/digits/3", "alice.keybundle", passphrase="…")
     Decoder.open("served/digits/1", "bob.keybundle", passphrase="…")
-    with pytest.raises(ke.EncryipError, match="was revoked before this model version"):
-        Decoder.open("served/digits/2", "bob.keybundle", passphrase="…")
+    for version in ("2", "3"):
+        with pytest.raises(ke.EncryipError, match="was revoked before this model version"):
+            Decoder.open(f"served/digits/{version}", "bob.keybundle", passphrase="…")
     assert {p.name for p in tmp_path.iterdir()} == {
         "acme.authority",
         "alice.keybundle",
         "bob.keybundle",
         "served",
     }
-    assert {p.name for p in (tmp_path / "served" / "digits").iterdir()} == {"1", "2"}
+    assert {p.name for p in (tmp_path / "served" / "digits").iterdir()} == {"1", "2", "3"}
     authority.close()

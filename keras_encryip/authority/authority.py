@@ -146,9 +146,14 @@ class Authority(Secret):
                 public_key=row.public_key,
                 issuer=row.issuer,
             )
-        authority = cls(ledger, row.name, keys)
-        authority._check_consistency()
-        return authority
+        with ledger.reading() as connection:
+            table = inconsistency(connection, read_events(connection, keys.issuer))
+        if table:
+            raise LedgerError(
+                f"The {table} of {ledger.name!r} do not agree with its event log: "
+                "the file was changed by other means, or is damaged."
+            )
+        return cls(ledger, row.name, keys)
 
     def close(self) -> None:
         """Release the file. The object cannot be used afterwards."""
@@ -286,16 +291,6 @@ class Authority(Secret):
         """
         _check_text(subject, "subject")
         return self.user_store.revoke(subject)
-
-    def _check_consistency(self) -> None:
-        """The log is intact, and agrees with the tables."""
-        with self.ledger.reading() as connection:
-            table = inconsistency(connection, read_events(connection, self.issuer))
-        if table:
-            raise LedgerError(
-                f"The {table} of {self.ledger.name!r} do not agree with its event log: "
-                "the file was changed by other means, or is damaged."
-            )
 
 
 def _check_text(text: str, argument: str) -> None:

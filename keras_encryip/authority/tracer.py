@@ -17,7 +17,7 @@ from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.progress import progress_bar
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.model_record import ModelRecord
-from keras_encryip.labels.trace_set import TraceSet, plurality
+from keras_encryip.labels.trace_set import ordinary_answers, plurality
 from keras_encryip.tracing.alignment import match, read_reference, score_copies
 from keras_encryip.tracing.events import now_text
 from keras_encryip.tracing.fingerprint import kernels_digest, p_value
@@ -232,11 +232,11 @@ class Tracer:
                 progress=advance,
             )
         parts = np.split(answers, np.cumsum([len(traces.labels) for traces in sets])[:-1])
-        observed = [
-            plurality(traces, part, record.assignment.trace)
-            for traces, part in zip(sets, parts, strict=True)
-        ]
-        evidence = _service_ownership(record, sets, parts)
+        asked = list(zip(sets, parts, strict=True))
+        observed = [plurality(*pair, record.assignment.trace) for pair in asked]
+        reading = ordinary_answers(asked, record.assignment.classes)
+        evidence = ownership([reading], record.assignment.num_classes)
+        evidence["unanswered"] = int((answers == UNANSWERED).sum())
         codebooks = self._authority.model_store.codebooks_of(record.model_id)
         every = [observed] * len(codebooks)  # answers to an input: the same in every order
         exhibits = {"sets": sets, "answers": parts}
@@ -395,18 +395,3 @@ class Tracer:
 
 def _findings(**facts: Any) -> Findings:
     return Findings(at=now_text(), significance=SIGNIFICANCE, **facts)
-
-
-def _service_ownership(
-    record: ModelRecord, sets: Sequence[TraceSet], answers: Sequence[np.ndarray]
-) -> dict[str, Any]:
-    """Facts on whether a service runs the model, from its answers to the ownership inputs."""
-    classes = record.assignment.classes
-    said, meant = [], []
-    for traces, part in zip(sets, answers, strict=True):
-        ordinary = classes[traces.labels] >= 0
-        said.append(part[ordinary])
-        meant.append(classes[traces.labels[ordinary]])
-    reading = np.concatenate(said), np.concatenate(meant)
-    unanswered = sum(int((part == UNANSWERED).sum()) for part in answers)
-    return ownership([reading], record.assignment.num_classes) | {"unanswered": unanswered}

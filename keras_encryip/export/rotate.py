@@ -62,10 +62,11 @@ def rotate_codebook(
     >>> rotate_codebook(folder / "digits" / "1", folder / "digits" / "5", authority=authority)
     >>> decoder = Decoder.open(folder / "digits" / "5", folder / "alice.keybundle", "correct horse")
     """
-    if not isinstance(source, str | PathLike):
-        raise ArgumentError(
-            f"`source` must be an exported version folder. Received: {type(source).__name__}"
-        )
+    for name, path in (("source", source), ("directory", directory)):
+        if not isinstance(path, str | PathLike):
+            raise ArgumentError(
+                f"`{name}` must be the path of a version folder. Received: {type(path).__name__}"
+            )
     if not isinstance(authority, Authority):
         raise ArgumentError(
             "`authority` must be the Authority that exported `source`. "

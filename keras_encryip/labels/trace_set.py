@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -85,3 +86,20 @@ def plurality(traces: TraceSet, answers: np.ndarray, trace: np.ndarray) -> np.nd
         classes = answers[(traces.labels == label) & (answers >= 0)]
         most_frequent.append(np.bincount(classes).argmax() if classes.size else -1)
     return np.array(most_frequent, np.int64)
+
+
+def ordinary_answers(
+    asked: Iterable[tuple[TraceSet, np.ndarray]], classes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What was said to ownership inputs, and what every key holder reads there.
+
+    Args:
+        asked: trace sets with the answers to their inputs, int `[n]`.
+        classes: int `[N]`, `LabelAssignment.classes`.
+    """
+    said, meant = [], []
+    for traces, answers in asked:
+        ordinary = classes[traces.labels] >= 0
+        said.append(answers[ordinary])
+        meant.append(classes[traces.labels[ordinary]])
+    return np.concatenate(said), np.concatenate(meant)

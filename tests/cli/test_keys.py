@@ -1,4 +1,4 @@
-"""The user's part of the `encryip` command: a key pair, bundles made to it, the keyring.
+"""The user's part of the `encryip` command: a key pair, bundles made to it.
 
 The user's commands run where no framework and nothing of the owner's side can be imported.
 """
@@ -217,54 +217,3 @@ def test_nothing_is_issued_to_what_is_no_public_key(
     refused(run(RUN, *command, **OWNER), message)
     assert not out.exists()
     assert "xenia" not in owner("key", "list", place / "a.authority")
-
-
-# --- keyring -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "passphrase", "what"),
-    [("alice", USER["ENCRYIP_BUNDLE_PASSPHRASE"], "private key"), ("bob", "shared", "key bundle")],
-    ids=["private key", "passphrase"],
-)
-def test_remember_decode_and_forget(
-    place: Path, tmp_path: Path, name: str, passphrase: str, what: str
-) -> None:
-    keyring = {
-        "PYTHON_KEYRING_BACKEND": "keyrings.alt.file.PlaintextKeyring",
-        "XDG_DATA_HOME": str(tmp_path),
-    }
-    own = ("--private-key", place / "alice.private.pem") if name == "alice" else ()
-    bundle = place / f"{name}.keybundle"
-    wrong = {"ENCRYIP_BUNDLE_PASSPHRASE": "wrong"}
-    right = {"ENCRYIP_BUNDLE_PASSPHRASE": passphrase}
-    nothing = "The keyring holds no passphrase"
-
-    refused(user("key", "remember", bundle, *own, **keyring, **wrong), "passphrase does not open")
-    refused(decode(place, name, *own, "--keyring", **keyring), nothing)
-    told = ok(user("key", "remember", bundle, *own, **keyring, **right))
-    assert told == f"The keyring holds the passphrase of the {what}.\n"
-    expected = ["eel", "cat", "dog"]
-    assert ok(decode(place, name, *own, "--keyring", **keyring)).split() == expected
-    assert ok(decode(place, name, *own, ENCRYIP_KEYRING="1", **keyring)).split() == expected
-    # A passphrase that is given counts more; and without the option the keyring is not asked.
-    (tmp_path / "wrong.txt").write_text("wrong\n")
-    given = ("--bundle-passphrase-file", tmp_path / "wrong.txt")
-    refused(decode(place, name, *own, *given, "--keyring", **keyring), "passphrase does not open")
-    refused(decode(place, name, *own, **keyring, **wrong), "passphrase does not open")
-    ok(user("key", "forget", bundle, **keyring))
-    refused(decode(place, name, *own, "--keyring", **keyring), nothing)
-
-
-def test_remember_asks_for_the_private_key(place: Path) -> None:
-    finished = user("key", "remember", place / "alice.keybundle", **USER)
-    refused(finished, "Pass its private key with --private-key")
-
-
-def test_without_a_keyring_the_other_ways_are_named(place: Path) -> None:
-    none = {"PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring"}
-    ways = "Give the passphrase by a prompt, a file or the environment instead"
-    refused(decode(place, "bob", "--keyring", **none), ways)
-    code = "import sys; sys.modules['keyring'] = None\n" + RUN
-    command = ("key", "forget", place / "bob.keybundle")
-    refused(run(code, *command), r"pip install 'keras_encryip\[keyring\]'.*" + ways)
