@@ -870,7 +870,8 @@ def issued(world: World) -> list[tuple[int, str]]:
     return [(int.from_bytes(row.z, "big"), row.subject) for row in rows]
 
 
-def test_combined_keys_with_a_revoked_user(authority: ke.Authority, tmp_path: Path) -> None:
+def test_combined_keys_with_a_revoked_user(create: Any, tmp_path: Path) -> None:
+    authority = create(threshold=4)
     users = ("alice", "bob the second")
     for user in users:
         authority.issue(user, tmp_path / user, passphrase="p", scrypt_log2_n=14)
