@@ -15,12 +15,10 @@ import sqlalchemy as sa
 
 from keras_encryip.authority.schema import (
     LEDGER_VERSION,
-    UPGRADED_VERSION,
     authority_table,
     ledger_version,
     metadata,
     mistyped_column,
-    upgrade,
 )
 from keras_encryip.errors import ArgumentError, LedgerError, instead_of
 from keras_encryip.formats.atomic_files import make_new_file
@@ -89,9 +87,7 @@ class Ledger:
                     raise LedgerError(
                         f"The authority {str(path)!r} is damaged: only partly copied."
                     )
-            if (version := ledger_version(connection)) == UPGRADED_VERSION:
-                upgrade(connection)
-            elif version != LEDGER_VERSION:
+            if (version := ledger_version(connection)) != LEDGER_VERSION:
                 raise LedgerError(
                     f"{ledger.name!r} has ledger version {version or 'none'}; this release reads "
                     f"{LEDGER_VERSION}. Open it with the release that made it."

@@ -7,8 +7,6 @@ import sqlalchemy as sa
 from keras_encryip.crypto.encoding import decode_scalar
 
 LEDGER_VERSION: Final = 3
-UPGRADED_VERSION: Final = 2
-"""The version that is brought up to date when it is opened: it lacks a column."""
 
 _STORED: Final = {sa.Integer: "integer", sa.String: "text", sa.LargeBinary: "blob"}
 
@@ -110,14 +108,6 @@ def ledger_version(connection: sa.Connection) -> int | None:
         return LEDGER_VERSION
     version = connection.execute(sa.select(authority_table.c.ledger_version)).scalar()
     return None if version is None else int(version)
-
-
-def upgrade(connection: sa.Connection) -> None:
-    """From version 2, which knew one assignment for each model, in the caller's transaction."""
-    column = codebooks_table.c.sealed_assignment
-    kind = column.type.compile(connection.dialect)
-    connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} {kind}")
-    connection.execute(authority_table.update().values(ledger_version=LEDGER_VERSION))
 
 
 def mistyped_column(connection: sa.Connection) -> str | None:

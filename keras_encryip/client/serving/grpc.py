@@ -1,6 +1,5 @@
-"""TF Serving's gRPC API, over tensorflow-serving-api, which loads TensorFlow."""
+"""TF Serving's gRPC API, over tensorflow-serving-api."""
 
-import contextlib
 import math
 import os
 import urllib.parse
@@ -48,9 +47,8 @@ class GrpcTransport:
     ) -> None:
         with instead_of(ModuleNotFoundError, raises=lambda _: missing("tensorflow-serving-api")):
             import grpc
-            import tensorflow as tf
             from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
-        self._grpc, self._tf, self._messages = grpc, tf, predict_pb2
+        self._grpc, self._messages = grpc, predict_pb2
         self._url = address.geturl()
         self._model, self._version = model, version
         self._timeout = timeout
@@ -78,7 +76,7 @@ class GrpcTransport:
         if self._version is not None:
             request.model_spec.version.value = self._version
         for name, array in inputs.items():
-            request.inputs[name].CopyFrom(self._tf.make_tensor_proto(array))
+            _fill(request.inputs[name], array)
         with instead_of(self._grpc.RpcError, raises=self._problem):
             response = self._stub.Predict(request, timeout=self._timeout, metadata=self._metadata)
         return self._parse(response)
@@ -112,20 +110,47 @@ class GrpcTransport:
         name, tensor = ours[0], response.outputs[ours[0]]
         if name == "ciphertext_bytes":
             return list(tensor.string_val)
-        kind = self._tf.float32 if name == "confused" else self._tf.int32
-        shape = [dim.size for dim in tensor.tensor_shape.dim]
-        array = None
-        # A tensor may leave out equal values: its size on the wire does not bound it.
-        small = min(shape, default=-1) >= 0 and 4 * math.prod(shape) <= self._limit
-        if tensor.dtype == kind.as_datatype_enum and small:
-            with contextlib.suppress(ValueError, TypeError):
-                array = np.asarray(self._tf.make_ndarray(tensor))
+        floats = name == "confused"
+        array = _read(tensor, np.dtype("<f4" if floats else "<i4"), self._limit)
         if array is None:
             raise ServiceError(
-                f"The model server's output `{name}` is no {kind.name} tensor of the size it "
-                f"says, of at most {self._limit} bytes."
+                f"The model server's output `{name}` is no {'float32' if floats else 'int32'} "
+                f"tensor of the size it says, of at most {self._limit} bytes."
             )
         return array
+
+
+def _type(tensor: Any, dtype: np.dtype[Any]) -> int:
+    """The number that TensorFlow has for a dtype."""
+    name = "DT_FLOAT" if dtype == np.float32 else f"DT_{dtype.name.upper()}"
+    numbers = tensor.DESCRIPTOR.fields_by_name["dtype"].enum_type.values_by_name
+    return int(numbers[name].number)
+
+
+def _fill(tensor: Any, array: np.ndarray) -> None:
+    """Write an array into a `TensorProto`."""
+    tensor.dtype = _type(tensor, array.dtype)
+    for size in array.shape:
+        tensor.tensor_shape.dim.add(size=size)
+    tensor.tensor_content = array.astype(array.dtype.newbyteorder("<")).tobytes()
+
+
+def _read(tensor: Any, dtype: np.dtype[Any], limit: int) -> np.ndarray | None:
+    """The array in a `TensorProto`; `None` if it is of another type or size."""
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
+    # A tensor may leave out equal values: its size on the wire does not bound it.
+    small = min(shape, default=-1) >= 0 and dtype.itemsize * math.prod(shape) <= limit
+    if tensor.dtype != _type(tensor, dtype) or not small:
+        return None
+    count = math.prod(shape)
+    if tensor.tensor_content:
+        whole = len(tensor.tensor_content) == count * dtype.itemsize
+        return np.frombuffer(tensor.tensor_content, dtype).reshape(shape) if whole else None
+    listed = tensor.float_val if dtype.kind == "f" else tensor.int_val
+    values = np.array(listed or [0], dtype)
+    if len(values) > max(count, 1):
+        return None
+    return np.pad(values, (0, max(0, count - len(values))), "edge")[:count].reshape(shape)
 
 
 def _read_pem(path: str | os.PathLike[str]) -> bytes:
