@@ -97,10 +97,11 @@ class instead_of:
     """Raise an error of ours instead of foreign ones, which leave no trace on it.
 
     The words and locals of a foreign exception may hold a secret or a file's content, and
-    `raise … from None` would keep it as `__context__`.
+    `raise … from None` would keep it as `__context__`. Errors of ours pass, unless one of theirs is
+    named itself: many are a `ValueError`, too.
 
     Args:
-        caught: the foreign exceptions.
+        caught: the exceptions to replace.
         raises: makes the error from the exception; `reason` gives its words.
 
     Example:
@@ -118,7 +119,10 @@ class instead_of:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if not isinstance(error, self._caught):
+        kinds = self._caught
+        if isinstance(error, EncryipError):
+            kinds = tuple(kind for kind in kinds if issubclass(kind, EncryipError))
+        if not isinstance(error, kinds):
             return
         replacement = self._raises(error)
         del kind, error, traceback  # a traceback shows locals to some tools

@@ -6,7 +6,9 @@ import pytest
 
 from keras_encryip.errors import (
     ArgumentError,
+    EncryipError,
     FormatError,
+    LedgerError,
     SignatureError,
     instead_of,
     reason,
@@ -98,3 +100,17 @@ def test_without_an_error_nothing_happens() -> None:
 )
 def test_reason(error: Exception, words: str) -> None:
     assert reason(error) == words
+
+
+def test_errors_of_ours_pass_unless_named() -> None:
+    """`FormatError` is a `ValueError`, and says more than its replacement would."""
+
+    def plain(_: object) -> LedgerError:
+        return LedgerError("plain")
+
+    for caught in (ValueError, Exception):
+        with pytest.raises(FormatError, match="exact"), instead_of(caught, raises=plain):
+            raise FormatError("exact")
+    for caught in (FormatError, EncryipError):
+        with pytest.raises(LedgerError, match="plain"), instead_of(caught, raises=plain):
+            raise FormatError("exact")

@@ -4,6 +4,7 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from shutil import copyfileobj
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from keras_encryip.errors import DAMAGED, ArgumentError, FormatError
+from keras_encryip.errors import DAMAGED, ArgumentError, FormatError, instead_of
 
 MAX_BYTES: Final = 1 << 34
 """Of all arrays of a file together."""
@@ -55,13 +56,8 @@ def read_kernels(source: Any) -> list[np.ndarray]:
     """
     if isinstance(source, (str, PathLike)):
         path = Path(source)
-        try:
+        with instead_of(*DAMAGED, raises=partial(_unreadable, path)):
             kernels = _kernels(_read_folder(path) if path.is_dir() else _read_file(path))
-        except FormatError:
-            raise
-        except DAMAGED as error:
-            reason = getattr(error, "strerror", None) or "it is damaged"
-            raise FormatError(f"Cannot read weights from {str(path)!r}: {reason}.") from None
         if not kernels:
             raise FormatError(f"{str(path)!r} holds no array of numbers with at least 2 axes.")
         return kernels
@@ -130,7 +126,7 @@ def _read_folder(folder: Path) -> Iterator[np.ndarray]:
         )
     import tensorflow as tf
 
-    try:
+    with instead_of(tf.errors.OpError, raises=partial(_unreadable, folder)):
         checkpoint = tf.train.load_checkpoint(str(prefix))
         shapes = checkpoint.get_variable_to_shape_map()
         dtypes = checkpoint.get_variable_to_dtype_map()
@@ -143,8 +139,11 @@ def _read_folder(folder: Path) -> Iterator[np.ndarray]:
             if data not in seen:  # Keras keeps some variables under two names
                 seen.add(data)
                 yield array
-    except tf.errors.OpError:
-        raise FormatError(f"The variables of {str(folder)!r} are damaged.") from None
+
+
+def _unreadable(path: Path, error: Exception) -> FormatError:
+    problem = getattr(error, "strerror", None) or "it is damaged"
+    return FormatError(f"Cannot read weights from {str(path)!r}: {problem}.")
 
 
 def _read_file(path: Path) -> Iterator[np.ndarray]:
@@ -166,21 +165,18 @@ def _read_file(path: Path) -> Iterator[np.ndarray]:
 
 
 def _read_zip(file: BinaryIO, path: Path) -> Iterator[np.ndarray]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-            _check_size(sum(sizes.values()), path)
-            if _IN_KERAS_FILE in sizes:
-                with archive.open(_IN_KERAS_FILE) as packed, tempfile.TemporaryFile() as unpacked:
-                    copyfileobj(packed, unpacked)
-                    yield from _read_hdf5(unpacked, path)
-                return
-            for name in sizes:
-                if name.endswith(".npy"):
-                    with archive.open(name) as packed:
-                        yield np.lib.format.read_array(packed, allow_pickle=False)
-    except zipfile.BadZipFile:
-        raise FormatError(f"{str(path)!r} is a damaged zip file.") from None
+    with zipfile.ZipFile(file) as archive:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        _check_size(sum(sizes.values()), path)
+        if _IN_KERAS_FILE in sizes:
+            with archive.open(_IN_KERAS_FILE) as packed, tempfile.TemporaryFile() as unpacked:
+                copyfileobj(packed, unpacked)
+                yield from _read_hdf5(unpacked, path)
+            return
+        for name in sizes:
+            if name.endswith(".npy"):
+                with archive.open(name) as packed:
+                    yield np.lib.format.read_array(packed, allow_pickle=False)
 
 
 def _read_hdf5(file: Any, path: Path) -> Iterator[np.ndarray]:
