@@ -1,49 +1,75 @@
 """What `ProtectedModel.adapt` does: homophones and trace inputs from a look at the data."""
 
+from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_encryip.errors import ArgumentError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.models.data import batches, check_labels, class_indices
-from keras_encryip.models.homophones import STRATEGIES
+from keras_encryip.models.homophones import STRATEGIES, Homophones, RandomHomophones
 from keras_encryip.models.secrets import TrainingState
 from keras_encryip.models.trace_inputs import make_traces
+
+AUTOMATIC = "automatic"
+"""The strategy `"clustered"` where inputs and labels suit it, else `"random"`."""
+
+SAMPLES = 256
+"""Inputs of the owner's that are kept: an export measures on them."""
 
 _RESERVOIR = 512
 
 
 def needs_data(strategy: str, assignment: LabelAssignment, copies: int) -> bool:
     """Whether `fit_training_state` looks at the data at all."""
-    reads_inputs = STRATEGIES[strategy].reads_inputs(assignment.homophones, copies)
+    reads_inputs = kind_of(strategy).reads_inputs(assignment.homophones, copies)
     return reads_inputs or bool(assignment.trace.size)
 
 
+def kind_of(strategy: str) -> type[Homophones]:
+    """The class of a strategy; of the automatic one, what it is where inputs suit it."""
+    return STRATEGIES["clustered" if strategy == AUTOMATIC else strategy]
+
+
 def fit_training_state(
-    x: Any, y: Any, *, strategy: str, assignment: LabelAssignment, copies: int
+    x: Any,
+    y: Any,
+    *,
+    strategy: str,
+    assignment: LabelAssignment,
+    copies: int,
+    ignored: int | None = None,
+    look: Callable[[Any], None] = lambda inputs: None,
 ) -> TrainingState:
     """Read up to 20,000 samples once, and learn the training state from them.
 
     Args:
         x, y: training data, as for `ProtectedModel.adapt`; anything if not `needs_data`.
-        strategy: a key of `STRATEGIES`.
+        strategy: a key of `STRATEGIES`, or `AUTOMATIC`.
         assignment: the model's.
         copies: homophones that may stand for the same inputs.
+        ignored: a label that is of no class.
+        look: is shown the first batch.
     """
-    kind, num_classes = STRATEGIES[strategy], assignment.num_classes
-    reads_inputs = kind.reads_inputs(assignment.homophones, copies)
+    kind, num_classes = kind_of(strategy), assignment.num_classes
     features: list[np.ndarray] = []
     classes: list[np.ndarray] = []
     samples: list[np.ndarray] = []
     random = np.random.default_rng(0)
     if needs_data(strategy, assignment, copies):
-        for inputs, labels in batches(x, y):
+        for at, (inputs, labels) in enumerate(batches(x, y)):
             indices = np.asarray(class_indices(labels, num_classes))
-            check_labels(indices, num_classes)
-            if reads_inputs:
-                features.append(kind.features(inputs, indices))
-                classes.append(indices)
+            check_labels(indices, num_classes, ignored)
+            if at == 0:
+                look(inputs)
+                if strategy == AUTOMATIC and kind.unsuited(inputs, indices):
+                    kind = RandomHomophones
+            if kind.reads_inputs(assignment.homophones, copies):
+                known = slice(None) if ignored is None else indices != ignored
+                features.append(kind.features(inputs, indices)[known])
+                classes.append(indices[known])
             if assignment.trace.size:
                 _keep_some(samples, inputs, random)
         if not (classes or samples):
@@ -55,13 +81,21 @@ def fit_training_state(
         assignment.homophones,
         copies,
     )
-    traces = make_traces(np.stack(samples), assignment) if assignment.trace.size else None
-    return TrainingState(homophones, traces)
+    if not assignment.trace.size:
+        return TrainingState(homophones, None)
+    alike = [sample for sample in samples if sample.shape == samples[0].shape]
+    kept = np.stack(alike[:SAMPLES])
+    return TrainingState(homophones, make_traces(np.stack(alike), assignment), kept)
 
 
-def _keep_some(samples: list[np.ndarray], batch: np.ndarray, random: np.random.Generator) -> None:
-    """Keep a few hundred samples spread over all that is seen."""
-    for sample in batch:
+def _keep_some(samples: list[np.ndarray], batch: Any, random: np.random.Generator) -> None:
+    """Keep a few hundred samples spread over all that is seen, of single inputs."""
+    if isinstance(batch, (dict, list, tuple)):
+        raise ArgumentError(
+            "Trace inputs need a single input array. Received: inputs of type "
+            f"{type(batch).__name__}. Pass `trace_labels=0` to `protect`."
+        )
+    for sample in keras.ops.convert_to_numpy(batch):
         if len(samples) < _RESERVOIR:
             samples.append(sample)
         elif random.random() < 0.1:

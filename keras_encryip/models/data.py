@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_encryip.errors import ArgumentError
 
@@ -12,15 +13,15 @@ MAX_SAMPLES = 20_000
 _BATCH = 256
 
 
-def batches(x: Any, y: Any, *, limit: int = MAX_SAMPLES) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (inputs, labels) as numpy arrays, about `limit` samples in all.
+def batches(x: Any, y: Any, *, limit: int = MAX_SAMPLES) -> Iterator[tuple[Any, np.ndarray]]:
+    """Yield (inputs, labels), about `limit` samples in all; inputs may be a structure.
 
     Of larger arrays a fixed random choice is taken, so that sorted data is covered;
     a `tf.data.Dataset` or `PyDataset` is read from its beginning.
     """
     if isinstance(x, keras.utils.PyDataset):
         source: Iterator[Any] = (x[i] for i in range(len(x)))
-    elif hasattr(x, "as_numpy_iterator"):
+    elif y is None and (hasattr(x, "element_spec") or type(x).__module__.startswith("torch.")):
         source = iter(x)
     elif y is None:
         raise ArgumentError(
@@ -32,33 +33,57 @@ def batches(x: Any, y: Any, *, limit: int = MAX_SAMPLES) -> Iterator[tuple[np.nd
         source = _array_batches(x, y, limit)
     seen = 0
     for batch in source:
+        batch = keras.tree.map_structure(_of_one_replica, batch)
         inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        labels = single(labels)
         if labels is None:
             raise ArgumentError("The training data has no labels.")
-        if isinstance(inputs, (dict, list, tuple)):
-            raise ArgumentError(
-                "Clustered homophones and trace inputs need a single input array. Received: "
-                f"inputs of type {type(inputs).__name__}. Pass `strategy='random'` and "
-                "`trace_labels=0` to `protect`."
-            )
-        yield keras.ops.convert_to_numpy(inputs), keras.ops.convert_to_numpy(labels)
+        labels = keras.ops.convert_to_numpy(labels)
+        yield keras.tree.map_structure(dense, inputs), labels
         seen += len(labels)
         if seen >= limit:
             return
 
 
+def _of_one_replica(value: Any) -> Any:
+    """The first replica's part of what a strategy distributed."""
+    return value.values[0] if type(value).__name__ == "PerReplica" else value
+
+
+def dense(value: Any) -> Any:
+    """A batch of one input as a numpy array; ragged inputs as they are."""
+    if hasattr(value, "toarray"):  # scipy
+        return value.toarray()
+    if isinstance(value, tf.SparseTensor):
+        return tf.sparse.to_dense(value).numpy()
+    return value if isinstance(value, tf.RaggedTensor) else keras.ops.convert_to_numpy(value)
+
+
 def _array_batches(x: Any, y: Any, limit: int) -> Iterator[tuple[Any, Any]]:
-    if isinstance(x, (dict, list, tuple)):
-        yield x, np.asarray(y)[:1]
-        return
-    count = len(x)
-    if len(y) != count:
-        raise ArgumentError(f"`x` and `y` have different lengths. Received: {count} and {len(y)}")
-    order = np.sort(np.random.default_rng(0).permutation(count)[:limit])
-    x, y = keras.ops.convert_to_numpy(x), keras.ops.convert_to_numpy(y)
+    flat = keras.tree.flatten(x)
+    y = keras.ops.convert_to_numpy(single(y))
+    counts = sorted({int(part.shape[0]) if hasattr(part, "shape") else len(part) for part in flat})
+    if counts != [len(y)]:
+        raise ArgumentError(
+            f"`x` and `y` have different lengths. Received: {counts[0]} and {len(y)}"
+        )
+    order = np.sort(np.random.default_rng(0).permutation(len(y))[:limit])
+    flat = [_rows_of(part) for part in flat]
     for start in range(0, len(order), _BATCH):
         rows = order[start : start + _BATCH]
-        yield x[rows], y[rows]
+        yield keras.tree.pack_sequence_as(x, [part[rows] for part in flat]), y[rows]
+
+
+def _rows_of(part: Any) -> Any:
+    """What rows can be taken of by their numbers."""
+    if hasattr(part, "tocsr"):
+        return part.tocsr()
+    return dense(part)
+
+
+def single(value: Any) -> Any:
+    """The value of a dictionary with one entry, which names the one output; others as they are."""
+    return next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else value
 
 
 def class_indices(labels: Any, num_classes: int, *, ndim: int | None = None) -> Any:
@@ -79,12 +104,14 @@ def class_indices(labels: Any, num_classes: int, *, ndim: int | None = None) -> 
     return ops.cast(labels, "int32")
 
 
-def check_labels(labels: np.ndarray, num_classes: int) -> None:
-    """Refuse labels outside 0 … K−1.
+def check_labels(labels: np.ndarray, num_classes: int, ignored: int | None = None) -> None:
+    """Refuse labels outside 0 … K−1, but for the one that the loss ignores.
 
     Raises:
         ArgumentError: names the offending value.
     """
+    if ignored is not None:
+        labels = labels[labels != ignored]
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         raise ArgumentError(
             f"Labels must be in 0 … {num_classes - 1} for {num_classes} classes. "

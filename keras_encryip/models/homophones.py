@@ -38,12 +38,20 @@ class Homophones(ABC):
         return False
 
     @classmethod
-    def features(cls, inputs: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    def unsuited(cls, inputs: Any, classes: np.ndarray) -> str | None:
+        """What the strategy needs instead of such inputs and labels; `None` if it can have them."""
+        return None
+
+    @classmethod
+    def features(cls, inputs: Any, classes: np.ndarray) -> np.ndarray:
         """What `fit` is to keep of a batch, float32 `[b, d]`.
 
         Raises:
             ArgumentError: the strategy is not made for such inputs or labels.
         """
+        wanted = cls.unsuited(inputs, classes)
+        if wanted is not None:
+            raise ArgumentError(f"{wanted} Pass `strategy='random'` to `protect`.")
         return np.asarray(flatten(inputs))
 
     @classmethod
@@ -140,22 +148,24 @@ class ClusteredHomophones(Homophones):
         return homophones > copies  # else there is one cluster
 
     @classmethod
-    def features(cls, inputs: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        wanted = None
-        if np.issubdtype(inputs.dtype, np.integer) and inputs.ndim < 3:
-            looks = f"integers of shape {inputs.shape[1:]} look like token ids or categories"
-            wanted = f"inputs with a geometry, and {looks}"
-        elif inputs.dtype.kind in "OSU":
-            wanted = "inputs that are numbers"
-        elif inputs.ndim < 2 or classes.ndim != 1:
-            wanted = "one label per input with features"
-        if wanted is not None:
-            raise ArgumentError(
-                f"Clustered homophones need {wanted}. Pass `strategy='random'` to `protect` (and "
-                f"`trace_labels=0`). Received: inputs of shape {inputs.shape} and dtype "
-                f"{inputs.dtype}, labels of shape {classes.shape}"
+    def unsuited(cls, inputs: Any, classes: np.ndarray) -> str | None:
+        if isinstance(inputs, (dict, list, tuple)) or not hasattr(inputs, "dtype"):
+            wanted, looks = "a single input", f"inputs of type {type(inputs).__name__}"
+        else:
+            looks = (
+                f"inputs of shape {tuple(inputs.shape)} and dtype {inputs.dtype}, "
+                f"labels of shape {classes.shape}"
             )
-        return super().features(inputs, classes)
+            kind = getattr(inputs.dtype, "kind", "f")
+            if kind in "iu" and len(inputs.shape) < 3:
+                wanted = "inputs with a geometry, and these look like token ids or categories"
+            elif kind in "OSU":
+                wanted = "inputs that are numbers"
+            elif len(inputs.shape) < 2 or classes.ndim != 1:
+                wanted = "one label per input with features"
+            else:
+                return None
+        return f"Clustered homophones need {wanted}. Received: {looks}."
 
     @classmethod
     def fit(

@@ -1,7 +1,7 @@
 """`protect` turns any Keras classifier into a `ProtectedModel`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 import msgspec
@@ -11,12 +11,18 @@ from keras_encryip.errors import ArgumentError, instead_of
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
 from keras_encryip.labels.model_record import ModelOwner
-from keras_encryip.models.backbone import as_teacher, is_trained, split_classifier
-from keras_encryip.models.head import copy_head
+from keras_encryip.models.adapt import AUTOMATIC
+from keras_encryip.models.backbone import Graft, graft
+from keras_encryip.models.head import SIGMOID, copy_head, layer_name
+from keras_encryip.models.homophones import STRATEGIES
+from keras_encryip.models.own_steps import with_own_steps
 from keras_encryip.models.protected_model import ProtectedModel
-from keras_encryip.models.secrets import check_owner
+from keras_encryip.models.secrets import UnlockedSecrets, check_owner
+from keras_encryip.models.start import check_start
+from keras_encryip.models.teacher import Teacher, as_teacher, teacher_of
 
 _MAX_DEFAULT_LABELS = 2048
+_TRACE_LABELS = 64
 _NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.>-]*")  # of a root scope
 
 
@@ -27,37 +33,40 @@ def protect(
     name: str,
     class_names: Sequence[str] | None = None,
     homophones: int | None = None,
-    trace_labels: int = 64,
-    strategy: str = "clustered",
+    trace_labels: int | None = None,
+    strategy: str = AUTOMATIC,
     copies: int = 2,
     teacher: keras.Model | bool | None = None,
-    confusion_weight: float | None = None,
+    confusion_weight: float = 0.1,
     teacher_weight: float = 0.7,
     temperature: float = 2.0,
     notes: str = "",
 ) -> ProtectedModel:
     """Protect a classifier, trained or not.
 
-    The classifier is cloned; its last `Dense(K)` becomes a softmax over N = K·h + T
-    confused labels. A trained classifier's head is copied to its homophones, so that
-    decoded outputs equal the original's at first, and it becomes the teacher: fit
+    The protected model uses the classifier's own layers, so the two share weights from then on.
+    Its last layer becomes a softmax over N = K·h + T confused labels, and each class's column is
+    copied to its homophones: decoded outputs equal the classifier's, and the same variables learn.
+    Both are compared at every call. A trained classifier becomes the teacher, as it is now: fit
     some more epochs before you export.
 
     Args:
-        classifier: Sequential, functional, or a built subclass, ending in `Dense(K)`
-            with a softmax or without activation. Left untouched.
+        classifier: Sequential (built or not), functional, or a built model of any class. It ends
+            in a layer that is linear in its features (`Dense`, a convolution of size 1,
+            `TimeDistributed(Dense)`, `EinsumDense`) with K ≥ 2 units and a softmax or no
+            activation, or with one unit and a sigmoid.
         authority: keeps the label assignment.
         name: the model's name, which key bundles can be limited to.
         class_names: K names, sealed for key holders; by default `"0"`, `"1"`, …
-        homophones: h ≥ 1; by default as many as keep N ≤ 2,048, within 2 … 64.
-        trace_labels: T ≥ 0, rounded up to whole blocks.
+        homophones: h ≥ 1; by default as many as keep N ≤ 2,048, within 1 … 64.
+        trace_labels: T ≥ 0, rounded up to whole blocks; by default 64 where the classifier takes
+            a single input of numbers, else 0.
         strategy: a key of `homophones.STRATEGIES`: `"clustered"` (homophones follow the inputs),
-            or `"random"` for inputs without a useful geometry, such as token ids.
+            or `"random"`; by default `"clustered"` where inputs have a geometry and one label.
         copies: homophones per cluster, drawn at random.
         teacher: by default the classifier itself if it looks trained; `True`, `False`,
             or another trained classifier.
-        confusion_weight: by default 0.1, or 1.0 with a teacher. More hides the classes
-            better from who labels samples, and costs accuracy.
+        confusion_weight: ≥ 0, of the term that sets homophones apart.
         teacher_weight: κ, the share of distillation in the loss, 0 … 1.
         temperature: τ of the distillation, > 0.
         notes: sealed for key holders.
@@ -66,60 +75,127 @@ def protect(
         An unlocked, uncompiled `ProtectedModel`.
 
     Raises:
-        ArgumentError: names the argument and the fix.
+        ArgumentError: names the argument or the layer, and the fix. Nothing is kept then.
 
     Example:
     >>> model = protect(classifier, authority, name="digits", trace_labels=16)
     >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     >>> history = model.fit(x, y, verbose=0)
     """
-    # Arguments are checked before the ledger gets a new model.
+    # Arguments are checked, and the model compared, before the ledger gets a new model.
     check_owner(authority)
-    trace_labels = check_count("trace_labels", trace_labels, 0)
     copies = check_count("copies", copies, 1)
-    split = split_classifier(classifier)
-    metadata = _metadata(name, class_names, split.num_classes, notes)
-    if homophones is None:
-        homophones = default_homophones(split.num_classes, trace_labels, copies)
-    homophones = check_count("homophones", homophones, 1)
-    trained = is_trained(classifier, split)
-    source = _distilled_from(teacher, classifier, trained)
-    guide = None if source is None else as_teacher(source, split.num_classes)
-    assignment = LabelAssignment.draw(split.num_classes, homophones, trace_labels)
-    if confusion_weight is None:
-        confusion_weight = 0.1 if guide is None else 1.0
-    model = ProtectedModel(
-        split.backbone,
-        split.num_classes,
+    if isinstance(classifier, ProtectedModel):
+        raise ArgumentError(
+            f"`classifier` {classifier.name!r} is protected already. Protect the classifier that "
+            "it was made of, or go on training this one."
+        )
+    found = graft(classifier)
+    metadata = _metadata(name, class_names, found.head.num_classes, notes)
+    guide = _teacher(teacher, found)
+    trace_labels = _trace_labels(trace_labels, found)
+    homophones = _homophones(homophones, trace_labels, copies, found)
+    assignment = LabelAssignment.draw(found.head.num_classes, homophones, trace_labels)
+    dtypes = None if found.inputs is None else [t.dtype for t in keras.tree.flatten(found.inputs)]
+    use_bias = found.head.use_bias or bool(assignment.trace.size)
+    model: ProtectedModel = with_own_steps(ProtectedModel, found.backbone)(
+        found.backbone,
+        found.head.num_classes,
         assignment.num_labels,
         codebook="",
-        strategy=strategy,
+        strategy=_strategy(strategy, found),
         copies=min(copies, homophones),
         confusion_weight=confusion_weight,
         teacher_weight=teacher_weight,
         temperature=temperature,
-        use_bias=split.use_bias or bool(assignment.trace.size),
+        binary=found.head.outputs == SIGMOID,
+        head={"use_bias": use_bias, **found.head.settings(homophones)},
+        dtypes=dtypes,
         name=name,
     )
+    start = UnlockedSecrets(assignment.classes, found.head.num_classes)
+    start.original = found
+    if found.inputs is not None:
+        model.build(keras.tree.map_structure(lambda t: tuple(t.shape), found.inputs))
+        copy_head(model.confused_labels, found.head, assignment)
+        check_start(model, start)
     codebook = authority.model_store.add_model(metadata, assignment)
     model.codebook = codebook.to_bytes().decode("ascii")
-    if split.input_shape is not None:
-        model.build(split.input_shape)
-        if split.kernel is not None and (homophones == 1 or trained or teacher is True):
-            copy_head(model.confused_labels, split, assignment)
     model.unlock(authority=authority)
     model._unlocked().teacher = guide
+    model._unlocked().original = found
     return model
 
 
 def default_homophones(num_classes: int, trace_labels: int, copies: int) -> int:
-    """h: as many whole clusters as keep N ≤ 2,048, within 2 … 64.
+    """h: as many whole clusters as keep N ≤ 2,048, within 1 … 64.
 
     >>> [default_homophones(k, 64, 2) for k in (10, 100, 5000)]
-    [64, 18, 2]
+    [64, 18, 1]
     """
-    fit = max(2, min(64, (_MAX_DEFAULT_LABELS - trace_labels) // num_classes))
+    fit = max(1, min(64, (_MAX_DEFAULT_LABELS - trace_labels) // num_classes))
     return max(fit - fit % copies, min(fit, copies))
+
+
+def _homophones(homophones: int | None, trace_labels: int, copies: int, found: Graft) -> int:
+    """h, by `protect`'s argument."""
+    frozen = not found.head.trainable
+    if homophones is None:
+        return 1 if frozen else default_homophones(found.head.num_classes, trace_labels, copies)
+    homophones = check_count("homophones", homophones, 1)
+    if frozen and homophones > 1:
+        raise ArgumentError(
+            f"The last layer of `classifier`, {layer_name(found.head.layer)}, is frozen, so that "
+            "homophones would stay copies of each other. Pass `homophones=1`, or make it trainable."
+        )
+    return homophones
+
+
+def _trace_labels(trace_labels: int | None, found: Graft) -> int:
+    """T, by `protect`'s argument."""
+    reason = None
+    inputs = [] if found.inputs is None else keras.tree.flatten(found.inputs)
+    if not found.head.trainable:
+        reason = f"the last layer, {layer_name(found.head.layer)}, is frozen"
+    elif found.inputs is not None and not isinstance(found.inputs, keras.KerasTensor):
+        if len(inputs) > 1 or isinstance(found.inputs, dict):
+            reason = f"it takes {len(inputs)} inputs in a {type(found.inputs).__name__}"
+    elif inputs and inputs[0].dtype == "string":
+        reason = "it takes strings"
+    elif inputs and len(inputs[0].shape) < 2:
+        reason = "its inputs have no features"
+    if reason is None and found.is_stateful:
+        reason = "it goes on from batch to batch (`stateful=True`)"
+    if trace_labels is None:
+        return 0 if reason else _TRACE_LABELS
+    trace_labels = check_count("trace_labels", trace_labels, 0)
+    if reason and trace_labels:
+        raise ArgumentError(
+            f"Trace labels cannot be taught to `classifier` {found.classifier.name!r}: {reason}. "
+            f"Pass `trace_labels=0`. Received: trace_labels={trace_labels}"
+        )
+    return trace_labels
+
+
+def _strategy(strategy: str, found: Graft) -> str:
+    """Which homophones, by `protect`'s argument; what does not fit is refused here."""
+    if strategy not in (AUTOMATIC, *STRATEGIES) or found.inputs is None:
+        return strategy
+    inputs = keras.tree.flatten(found.inputs)
+    axes = tuple(inputs[0].shape)[1:]
+    several = len(inputs) > 1 or isinstance(found.inputs, dict)
+    per_input = found.rank > 2
+    ids = "int" in inputs[0].dtype and len(axes) < 2
+    fixed = not (several or per_input or ids or None in axes or inputs[0].dtype == "string")
+    if strategy == AUTOMATIC:
+        return AUTOMATIC if fixed else "random"
+    if not fixed and STRATEGIES[strategy] is STRATEGIES["clustered"]:
+        raise ArgumentError(
+            "Clustered homophones need a single input of a fixed shape that has a geometry, and "
+            f"one label for it. Received: inputs of shape {axes}, dtype {inputs[0].dtype}, "
+            f"{len(inputs)} in all. Pass `strategy='random'`."
+        )
+    return strategy
 
 
 def _metadata(
@@ -130,6 +206,15 @@ def _metadata(
         raise ArgumentError(
             "`name` must consist of letters, digits and _ . > -, because TensorFlow cannot export "
             f"others. Received: name={name!r}"
+        )
+    if class_names is not None and (
+        isinstance(class_names, (str, bytes, Mapping))
+        or not isinstance(class_names, Iterable)
+        or isinstance(class_names, (set, frozenset))
+    ):
+        raise ArgumentError(
+            "`class_names` must be a list of names, one per class, in the order of the outputs. "
+            f"Received: {type(class_names).__name__}"
         )
     names = [str(n) for n in (range(num_classes) if class_names is None else class_names)]
     if len(names) != num_classes:
@@ -147,10 +232,10 @@ def _metadata(
         return msgspec.convert(msgspec.to_builtins(metadata), ModelMetadata)
 
 
-def _distilled_from(
-    teacher: keras.Model | bool | None, classifier: keras.Model, trained: bool
-) -> keras.Model | None:
-    """The classifier to distil from, by `protect`'s argument."""
+def _teacher(teacher: keras.Model | bool | None, found: Graft) -> Teacher | None:
+    """What to distil from, by `protect`'s argument."""
     if teacher is None:
-        teacher = trained
-    return classifier if teacher is True else teacher or None
+        teacher = found.is_trained
+    if teacher is True:
+        return teacher_of(found, found.head.num_classes)
+    return None if teacher is False else as_teacher(teacher, found.head.num_classes)

@@ -1,5 +1,6 @@
 """The Keras model that answers in confused labels."""
 
+import inspect
 import math
 from os import PathLike
 from typing import Any, Self
@@ -10,27 +11,33 @@ from keras import ops
 
 from keras_encryip.client.checks import check_count
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.errors import ArgumentError, LockedModelError
+from keras_encryip.errors import ArgumentError, LockedModelError, WrongModelError
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.model_record import ModelOwner
-from keras_encryip.labels.trace_set import TraceSet
-from keras_encryip.models.adapt import fit_training_state, needs_data
-from keras_encryip.models.backbone import as_teacher
-from keras_encryip.models.data import check_labels, check_same_kind, class_indices
+from keras_encryip.models.adapt import AUTOMATIC, fit_training_state, needs_data
+from keras_encryip.models.backbone import features_shape, freeze, frozen
+from keras_encryip.models.conventions import check_compiled, ignored_class, of_one_output
+from keras_encryip.models.data import batches, check_labels, class_indices, single
 from keras_encryip.models.head import ConfusedLabels
 from keras_encryip.models.homophones import STRATEGIES
-from keras_encryip.models.losses import ConfusedLabelCrossentropy, Distillation, per_replica
+from keras_encryip.models.own_steps import with_own_steps
 from keras_encryip.models.secrets import UnlockedSecrets, check_owner
-
-TRACE_SHARE = 32
-MIN_TRACES = 4
-"""A training batch of b inputs is joined by b / 32 trace inputs, at least 4."""
-
-TRACE_TERMS = ((0.1, 1.0), (0.1, 8.0))
-"""(weight, temperature) of the trace terms. The first learns the labels soon; the softened second
-goes on widening their margins for long, and these survive fine-tuning."""
+from keras_encryip.models.start import check_start, start_head
+from keras_encryip.models.step import (
+    Running,
+    Step,
+    call_with_traces,
+    check_taught,
+    guarded,
+    mask_of,
+    plain,
+    running,
+    with_mask,
+    with_terms,
+)
+from keras_encryip.models.teacher import as_teacher
 
 
 @keras.saving.register_keras_serializable(package="keras_encryip")
@@ -51,17 +58,22 @@ class ProtectedModel(keras.Model):
         num_classes: K.
         num_labels: N.
         codebook: the codebook's canonical JSON. Public.
-        strategy: how homophones are chosen, a key of `homophones.STRATEGIES`.
+        strategy: how homophones are chosen, a key of `homophones.STRATEGIES`, or `"automatic"`.
         copies: homophones per cluster.
         confusion_weight: weight of the confused-label term, ≥ 0.
         teacher_weight: κ, 0 … 1; used only with a teacher.
         temperature: τ > 0 of the distillation.
-        use_bias: whether the head has a bias.
+        binary: whether losses and metrics see one probability, of class 1, `(batch, 1)`.
+        head: further arguments of the `ConfusedLabels` layer.
+        dtypes: of the inputs, flat; float32 by default.
+        frozen: which parts of the backbone do not learn, as `backbone.frozen` says.
         **kwargs: as `keras.Model`.
 
     Nothing secret is an argument, a weight, or an attribute that Keras looks at: a
     loaded model is *locked*, predicts confused labels, and refuses to train or
     evaluate until `unlock`.
+
+    Weights know the codebook that they were trained for: others are refused.
     """
 
     def __init__(
@@ -71,15 +83,18 @@ class ProtectedModel(keras.Model):
         num_labels: int,
         codebook: str,
         *,
-        strategy: str = "clustered",
+        strategy: str = AUTOMATIC,
         copies: int = 2,
         confusion_weight: float = 0.1,
         teacher_weight: float = 0.7,
         temperature: float = 2.0,
-        use_bias: bool = True,
+        binary: bool = False,
+        head: dict[str, Any] | None = None,
+        dtypes: list[str] | None = None,
+        frozen: dict[str, list[int]] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        keras.Model.__init__(self, **kwargs)
         _check_settings(strategy, confusion_weight, teacher_weight, temperature)
         self.backbone = backbone
         self.num_classes = num_classes
@@ -90,40 +105,53 @@ class ProtectedModel(keras.Model):
         self.confusion_weight = confusion_weight
         self.teacher_weight = teacher_weight
         self.temperature = temperature
-        self.use_bias = use_bias
-        self.confused_labels = ConfusedLabels(num_labels, use_bias=use_bias, name="confused_labels")
+        self.binary = binary
+        self.head = dict(head or {})
+        self.dtypes = dtypes
+        self._frozen = frozen
+        self.confused_labels = ConfusedLabels(num_labels, name="confused_labels", **self.head)
         self._seed_generator = keras.random.SeedGenerator()
         self._secrets: UnlockedSecrets | None = None
+        self._running = Running()
 
     # --- the model -------------------------------------------------------------
 
     def build(self, input_shape: Any) -> None:
-        inputs = keras.tree.map_shape_structure(keras.KerasTensor, input_shape)
-        self.confused_labels.build(self.backbone(inputs).shape)
+        self.confused_labels.build(features_shape(self.backbone, input_shape, self.dtypes))
         self.built = True
+        if self._frozen is not None:
+            freeze(self.backbone, self._frozen)
+        if self._secrets is not None and self._secrets.original is not None:
+            start_head(self, self._secrets, input_shape)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        traces = None if self._secrets is None else self._secrets.traces
-        if training and traces is not None:
-            return self._call_with_traces(inputs, traces)
-        return self.confused_labels(self.backbone(inputs, training=training))
+        step = self._running.step
+        if step is None:
+            confused = self.confused_labels(self.backbone(inputs, training=training))
+            return confused if training is False else guarded(confused)
+        if training and step.training:
+            confused, step.trace_loss = call_with_traces(self, inputs, self._unlocked())
+        else:
+            confused = self.confused_labels(self.backbone(inputs, training=training))
+        step.inputs, step.confused = inputs, confused
+        return self._shown(confused)
 
-    def _call_with_traces(self, inputs: Any, traces: TraceSet) -> Any:
-        """Trace inputs join the batch, so that BatchNormalization sees one batch."""
-        check_same_kind(traces.inputs.dtype, inputs.dtype)
-        batch = ops.shape(inputs)[0]
-        count = ops.maximum(batch // TRACE_SHARE, MIN_TRACES)
-        chosen = keras.random.randint((count,), 0, len(traces.labels), seed=self._seed_generator)
-        added = ops.take(ops.convert_to_tensor(traces.inputs), chosen, axis=0)
-        joined = ops.concatenate([inputs, ops.cast(added, inputs.dtype)], axis=0)
-        logits = self.confused_labels.logits(self.backbone(joined, training=True))
-        targets = ops.take(ops.convert_to_tensor(traces.labels), chosen)
-        for weight, temperature in TRACE_TERMS:
-            term = keras.losses.sparse_categorical_crossentropy(
-                targets, logits[batch:] / temperature, from_logits=True
-            )
-            self.add_loss(weight * ops.mean(term))
-        return ops.softmax(logits[:batch])
+    def _shown(self, confused: Any) -> Any:
+        """What losses and metrics see of confused labels."""
+        decoded = self._unlocked().decode(confused)
+        return with_mask(decoded[..., 1:] if self.binary else decoded, mask_of(confused))
+
+    def train_step(self, data: Any) -> Any:
+        """As `keras.Model.train_step`, or that of the classifier's class; the model decodes."""
+        with running(self._running, training=True) as step:
+            logs = super().train_step(_with_one_label(data))
+        check_taught(self, step)
+        return logs
+
+    def test_step(self, data: Any) -> Any:
+        """As `keras.Model.test_step`, or that of the classifier's class; the model decodes."""
+        with running(self._running, training=False):
+            return super().test_step(_with_one_label(data))
 
     def compute_loss(
         self,
@@ -133,32 +161,51 @@ class ProtectedModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        secrets = self._unlocked()
-        decoded = secrets.decode(y_pred)
-        loss = super().compute_loss(
-            x=x, y=y, y_pred=decoded, sample_weight=sample_weight, training=training
-        )
-        if not training or secrets.training is None:
-            return loss
-        if secrets.teacher is not None:
-            unregularised = loss - per_replica(sum(self.losses)) if self.losses else loss
-            distillation = Distillation(self.temperature)(
-                secrets.teach(x), decoded, sample_weight=sample_weight
-            )
-            loss = loss + self.teacher_weight * (distillation - unregularised)
-        if self.confusion_weight:
-            classes = class_indices(y, self.num_classes, ndim=len(y_pred.shape))
-            targets = secrets.targets(x, classes, self._seed_generator)
-            confusion = ConfusedLabelCrossentropy()(targets, y_pred, sample_weight=sample_weight)
-            loss = loss + self.confusion_weight * confusion
-        return loss
+        """The user's loss of decoded probabilities; in training, with terms of ours.
 
-    def compute_metrics(
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
-    ) -> dict[str, Any]:
-        decoded = self._unlocked().decode(y_pred)
-        metrics: dict[str, Any] = super().compute_metrics(x, y, decoded, sample_weight)
-        return metrics
+        Outside of a training step, `y_pred` are the confused labels that the model gave for `x`.
+        """
+        secrets, step = self._unlocked(), self._running.step
+        if step is None:
+            step = Step(training, x, plain(y_pred))
+            y_pred = self._shown(step.confused)
+        given = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
+        loss = self._own_loss(given, training)
+        if not (training and step.training) or secrets.training is None:
+            step.taught = True
+            return loss
+        decoded = secrets.decode(step.confused) if self.binary else y_pred
+        return with_terms(self, secrets, step, loss, y, decoded, sample_weight)
+
+    def _own_loss(self, given: dict[str, Any], training: bool) -> Any:
+        """As the classifier's class computes it."""
+        method = super().compute_loss
+        parameters = inspect.signature(method).parameters.values()
+        names = {p.name for p in parameters}
+        if "training" in names or any(p.kind is p.VAR_KEYWORD for p in parameters):
+            given["training"] = training
+        return method(**given)
+
+    @property
+    def ignored_class(self) -> int | None:
+        """The label that the loss ignores, if it ignores one."""
+        return ignored_class(getattr(self, "loss", None))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.compile`, with losses and metrics of probabilities.
+
+        Raises:
+            ArgumentError: one is made for scores, `from_logits=True`.
+        """
+        given, named = of_one_output(args, kwargs)
+        super().compile(*given, **named)
+        check_compiled(self)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """As `keras.Model.compile_from_config`, which leaves out models with a `compile`."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built and getattr(self, "optimizer", None) is not None:
+            self.optimizer.build(self.trainable_variables)
 
     # --- training --------------------------------------------------------------
 
@@ -180,16 +227,32 @@ class ProtectedModel(keras.Model):
         """
         secrets = self._unlocked()
         secrets.training = fit_training_state(
-            x, y, strategy=self.strategy, assignment=secrets.assignment(), copies=self.copies
+            x,
+            y,
+            strategy=self.strategy,
+            assignment=secrets.assignment(),
+            copies=self.copies,
+            ignored=self.ignored_class,
+            look=self._look,
         )
         secrets.save_training()
         self._forget_traces()
 
+    def _look(self, inputs: Any) -> None:
+        """Compare with the classifier on real inputs, once, before they are trained on."""
+        if self._secrets is not None and self._secrets.original is not None:
+            if not self.built:
+                self(inputs, training=False)
+            check_start(self, self._secrets, inputs)
+            self._secrets.original = None
+
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`, on decoded probabilities."""
-        secrets = self._ready()
+        secrets = self._unlocked()
+        y = single(y)
         if isinstance(y, np.ndarray):
-            check_labels(np.asarray(class_indices(y, self.num_classes)), self.num_classes)
+            labels = np.asarray(class_indices(y, self.num_classes))
+            check_labels(labels, self.num_classes, self.ignored_class)
         if secrets.awaits_adapt():
             split = kwargs.get("validation_split") or 0.0
             if split and y is not None:  # as Keras splits: the last samples are held out
@@ -197,23 +260,25 @@ class ProtectedModel(keras.Model):
                 self.adapt(keras.tree.map_structure(lambda a: a[:rows], x), y[:rows])
             else:
                 self.adapt(x, y)
+        elif secrets.original is not None and (y is not None or hasattr(x, "element_spec")):
+            self._look(next(batches(x, y))[0])
         return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`, on decoded probabilities."""
-        self._ready()
-        return super().evaluate(x, y, *args, **kwargs)
+        self._unlocked()
+        return super().evaluate(x, single(y), *args, **kwargs)
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`, on decoded probabilities; call `adapt` first."""
-        if self._ready().awaits_adapt():
+        if self._unlocked().awaits_adapt():
             raise ArgumentError("Call `adapt(x, y)` on a sample before `train_on_batch`.")
-        return super().train_on_batch(x, y, *args, **kwargs)
+        return super().train_on_batch(x, single(y), *args, **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.test_on_batch`, on decoded probabilities."""
-        self._ready()
-        return super().test_on_batch(x, y, *args, **kwargs)
+        self._unlocked()
+        return super().test_on_batch(x, single(y), *args, **kwargs)
 
     # --- locking ---------------------------------------------------------------
 
@@ -252,6 +317,8 @@ class ProtectedModel(keras.Model):
             secrets = self._secrets_of(check_owner(authority), codebook.codebook_id)
         if teacher is not None:
             secrets.teacher = as_teacher(teacher, self.num_classes)
+        if self._secrets is not None:
+            secrets.original = self._secrets.original
         self._secrets = secrets
         self._forget_traces()
         return self
@@ -291,25 +358,44 @@ class ProtectedModel(keras.Model):
             )
         return self._secrets
 
-    def _ready(self) -> UnlockedSecrets:
-        """Unlocked, and compiled with losses that take probabilities."""
-        secrets = self._unlocked()
-        for loss in keras.tree.flatten(getattr(self, "loss", None)):
-            if getattr(loss, "from_logits", False) or getattr(loss, "_fn_kwargs", {}).get(
-                "from_logits"
-            ):
-                raise ArgumentError(
-                    "A protected model decodes to probabilities: compile it with "
-                    f"`from_logits=False`. Received: loss={loss.name!r} with from_logits=True"
-                )
-        return secrets
-
     def _forget_traces(self) -> None:
         """Traced train and test functions hold the old secrets as constants."""
         self.train_function = None
         self.test_function = None
 
     # --- saving ----------------------------------------------------------------
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        codebook = Codebook.from_bytes(self.codebook.encode("ascii"))
+        store["codebook"] = np.frombuffer(codebook.codebook_id, np.uint8)
+
+    def load_own_variables(self, store: Any) -> None:
+        found = {key: store[key] for key in store.keys()}  # noqa: SIM118 (no mapping)
+        written = found.pop("codebook", None)  # weights of 0.3 have none
+        codebook = Codebook.from_bytes(self.codebook.encode("ascii")).codebook_id
+        if written is not None and bytes(np.asarray(written, np.uint8)) != codebook:
+            raise WrongModelError(
+                f"These weights were trained for codebook {bytes(np.asarray(written)).hex()}, and "
+                f"model {self.name!r} has codebook {codebook.hex()}: their confused labels stand "
+                "for other classes. Load the whole model, keras.models.load_model('….keras'), "
+                "instead of weights into a model that was protected anew."
+            )
+        super().load_own_variables(found)
+
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.load_weights`; weights of another codebook are refused.
+
+        Raises:
+            ValueError: they are; the model stays as it was.
+        """
+        before = [ops.convert_to_numpy(variable) for variable in self.variables]
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        except Exception:
+            for variable, value in zip(self.variables, before, strict=True):
+                variable.assign(value)
+            raise
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -323,26 +409,46 @@ class ProtectedModel(keras.Model):
             "confusion_weight": self.confusion_weight,
             "teacher_weight": self.teacher_weight,
             "temperature": self.temperature,
-            "use_bias": self.use_bias,
+            "binary": self.binary,
+            "head": keras.saving.serialize_keras_object(self.head),
+            "dtypes": self.dtypes,
+            "frozen": frozen(self.backbone),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         config = dict(config)
         config.pop("neutrality_weight", None)  # files of 0.3 have it, usually 0.0
+        use_bias = config.pop("use_bias", True)  # these, too
+        config["head"] = {
+            "use_bias": use_bias,
+            **keras.saving.deserialize_keras_object(
+                config.get("head") or {}, custom_objects=custom_objects
+            ),
+        }
         backbone = keras.saving.deserialize_keras_object(
             config.pop("backbone"), custom_objects=custom_objects
         )
-        return cls(backbone, **config)
+        return with_own_steps(cls, backbone)(backbone, **config)
+
+
+def _with_one_label(data: Any) -> Any:
+    """A batch whose labels are not in a dictionary of one output."""
+    if not isinstance(data, (tuple, list)):
+        return data
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if not isinstance(y, dict):
+        return data
+    return keras.utils.pack_x_y_sample_weight(x, single(y), sample_weight)
 
 
 def _check_settings(
     strategy: str, confusion_weight: float, teacher_weight: float, temperature: float
 ) -> None:
-    if strategy not in STRATEGIES:
+    known = (AUTOMATIC, *STRATEGIES)
+    if strategy not in known:
         raise ArgumentError(
-            f"`strategy` must be {' or '.join(map(repr, STRATEGIES))}. "
-            f"Received: strategy={strategy!r}"
+            f"`strategy` must be {' or '.join(map(repr, known))}. Received: strategy={strategy!r}"
         )
     if not 0 <= confusion_weight < math.inf:
         raise ArgumentError(

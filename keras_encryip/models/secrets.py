@@ -1,10 +1,12 @@
 """What a protected model knows while it is unlocked: never seen by Keras, never saved."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_encryip.crypto.secret import Secret
@@ -12,13 +14,14 @@ from keras_encryip.errors import ArgumentError, FormatError, LockedModelError
 from keras_encryip.labels.assignment import TRACE, LabelAssignment
 from keras_encryip.labels.model_record import ModelOwner, ModelRecord
 from keras_encryip.labels.trace_set import TraceSet
-from keras_encryip.models.backbone import SplitClassifier
+from keras_encryip.models.backbone import Graft
 from keras_encryip.models.homophones import (
     STRATEGIES,
     ClusteredHomophones,
     Homophones,
     RandomHomophones,
 )
+from keras_encryip.models.teacher import Teacher
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,15 +31,19 @@ class TrainingState:
     Attributes:
         homophones: what a strategy learned.
         traces: the trace inputs, or `None` without trace labels.
+        samples: some of the owner's inputs, `[n, …]`, or `None` without trace labels.
     """
 
     homophones: Homophones
     traces: TraceSet | None
+    samples: np.ndarray | None = None
 
     def secret_bytes(self) -> bytes:
         """The homophones for sealing, an `.npz`; the trace set is kept apart. Secret."""
         strategy = {kind: name for name, kind in STRATEGIES.items()}[type(self.homophones)]
         arrays: dict[str, Any] = {"strategy": np.array(strategy), **self.homophones.to_arrays()}
+        if self.samples is not None:
+            arrays["samples"] = self.samples
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # numbers and a name, so nothing is pickled
         return buffer.getvalue()
@@ -46,6 +53,7 @@ class TrainingState:
         """Read what `secret_bytes` wrote, in this release or in 0.3."""
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = dict(file)
+        samples = arrays.pop("samples", None)
         if "strategy" not in arrays:  # of 0.3: clusters, or without components a uniform draw
             clustered = arrays["components"].size
             uniform = RandomHomophones(int(arrays["sizes"][0, 0]))
@@ -56,7 +64,7 @@ class TrainingState:
                 f"The training state was learned with strategy {strategy!r}, which this program "
                 f"does not have; it has {', '.join(map(repr, STRATEGIES))}."
             )
-        return cls(STRATEGIES[strategy].from_arrays(arrays), traces)
+        return cls(STRATEGIES[strategy].from_arrays(arrays), traces, samples)
 
 
 class UnlockedSecrets(Secret):
@@ -71,10 +79,11 @@ class UnlockedSecrets(Secret):
         record: the ledger's `ModelRecord`, or `None` when unlocked with a key bundle.
         owner: who keeps the record, or `None` when unlocked with a key bundle.
         training: `TrainingState`, or `None` until `adapt`.
-        teacher: a frozen `SplitClassifier`, or `None`.
+        teacher: what is distilled from, or `None`.
+        original: the classifier until the first look at its owner's data, or `None`.
     """
 
-    __slots__ = ("num_classes", "owner", "record", "table", "teacher", "training")
+    __slots__ = ("num_classes", "original", "owner", "record", "table", "teacher", "training")
 
     def __init__(
         self,
@@ -90,7 +99,8 @@ class UnlockedSecrets(Secret):
         self.training: TrainingState | None = None
         if record is not None and record.training is not None:
             self.training = TrainingState.from_secret_bytes(record.training, record.traces)
-        self.teacher: SplitClassifier | None = None
+        self.teacher: Teacher | None = None
+        self.original: Graft | None = None
 
     @property
     def traces(self) -> TraceSet | None:
@@ -107,14 +117,11 @@ class UnlockedSecrets(Secret):
         A trace label means another class to every user, so its probability is
         spread evenly: the mean over users.
         """
-        shape = ops.shape(confused)
-        columns = ops.transpose(ops.reshape(confused, (-1, len(self.table))))
-        real = np.where(self.table == TRACE, self.num_classes, self.table)
-        sums = ops.segment_sum(columns, real, num_segments=self.num_classes + 1)
-        decoded = ops.transpose(sums[:-1])
-        if np.any(self.table == TRACE):
-            decoded = decoded + ops.expand_dims(sums[-1], -1) / self.num_classes
-        return ops.reshape(decoded, (*shape[:-1], self.num_classes))
+        return _sums_of(self.table, self.num_classes)(ops.convert_to_tensor(confused))
+
+    def separates(self) -> bool:
+        """Whether homophones of a class are to come apart: there are several, and a state."""
+        return self.training is not None and self.assignment().homophones > 1
 
     def targets(self, inputs: Any, classes: Any, seed: Any) -> Any:
         """The confused label each sample is taught to come out as: int32, shape of `classes`."""
@@ -141,10 +148,42 @@ class UnlockedSecrets(Secret):
             state = self.training.secret_bytes()
             self.owner.model_store.save_training(self.record.model_id, state, self.training.traces)
 
-    def teach(self, inputs: Any) -> Any:
-        """The class probabilities of `teacher`, which must be set, without gradient."""
-        assert self.teacher is not None
-        return ops.stop_gradient(ops.softmax(self.teacher.logits(inputs)))
+
+def _sums_of(table: np.ndarray, num_classes: int) -> Callable[[Any], Any]:
+    """The sums of probabilities over each class, and their gradient, which is a plain lookup.
+
+    Args:
+        table: as `UnlockedSecrets.table`.
+        num_classes: K.
+    """
+    real = np.flatnonzero(table != TRACE)
+    order = real[np.argsort(table[real], kind="stable")]
+    counts = np.bincount(table[real], minlength=num_classes)
+    most = int(counts.max())
+    columns = np.full((num_classes, most), len(table))  # a column of zeros, where there are fewer
+    columns[np.arange(most) < counts[:, None]] = order
+    padded = bool((counts < most).any())
+    trace = np.flatnonzero(table == TRACE)
+    back = np.where(table == TRACE, num_classes, table)
+
+    @tf.custom_gradient
+    def sums(confused: Any) -> Any:
+        zeros = [tf.zeros_like(confused[..., :1])] if padded else []
+        decoded = tf.gather(tf.concat([confused, *zeros], -1), columns.ravel(), axis=-1)
+        if most > 1:
+            shape = tf.concat([tf.shape(confused)[:-1], columns.shape], 0)
+            decoded = tf.reduce_sum(tf.reshape(decoded, shape), -1)
+        if trace.size:
+            shared = tf.reduce_sum(tf.gather(confused, trace, axis=-1), -1, keepdims=True)
+            decoded = decoded + shared / num_classes
+
+        def gradient(upstream: Any) -> Any:
+            mean = [tf.reduce_mean(upstream, -1, keepdims=True)] if trace.size else []
+            return tf.gather(tf.concat([upstream, *mean], -1), back, axis=-1)
+
+        return tf.ensure_shape(decoded, [*confused.shape[:-1], num_classes]), gradient
+
+    return sums
 
 
 def check_owner(authority: Any) -> ModelOwner:

@@ -1,0 +1,81 @@
+"""Classifiers that train in a way of their own: the protected model goes on with it."""
+
+import functools
+import inspect
+from typing import Any
+
+import keras
+
+from keras_encryip.models.headless import Headless
+
+_STEPS = (
+    "train_step",
+    "test_step",
+    "predict_step",
+    "compute_loss",
+    "compute_metrics",
+    "metrics",
+    "compile",
+    "fit",
+    "evaluate",
+    "predict",
+    "train_on_batch",
+    "test_on_batch",
+    "predict_on_batch",
+)
+
+
+def has_own_steps(kind: type) -> bool:
+    """Whether a class of classifiers trains or predicts in a way of its own."""
+    own = [c for c in kind.__mro__ if c.__module__.partition(".")[0] not in ("keras", "builtins")]
+    return any(name in vars(c) for c in own for name in _STEPS)
+
+
+def with_own_steps(kind: Any, backbone: keras.layers.Layer) -> Any:
+    """The class of protected models whose training goes on by the classifier's class.
+
+    It is a subclass of both, so that `super()` in the classifier's methods finds Keras's. What
+    these methods want of the classifier, its attributes, they get from the classifier.
+
+    Args:
+        kind: `ProtectedModel`.
+        backbone: of the model.
+    """
+    if not isinstance(backbone, Headless) or not has_own_steps(type(backbone.classifier)):
+        return kind
+    of_classifier = type(backbone.classifier)
+    graphs = [c for c in of_classifier.__mro__ if c.__module__.startswith("keras.")]
+    known = set(dir(keras.Model))
+    as_model = {
+        name: inspect.getattr_static(keras.Model, name)
+        for c in graphs
+        if not issubclass(keras.Model, c)
+        for name in vars(c)
+        if name in known and name not in ("__dict__", "__weakref__", "__class__", "__new__")
+    }
+    of_ours = {n: v for c in kind.__mro__[:1] for n, v in vars(c).items() if n in as_model}
+    namespace = {
+        **as_model,
+        **of_ours,
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+        "__getattr__": _of_classifier,
+    }
+    return type(kind.__name__, (kind, of_classifier), namespace)
+
+
+def _of_classifier(self: Any, name: str) -> Any:
+    """An attribute that only the classifier has, and not every Keras model."""
+    backbone = vars(self).get("backbone")
+    if backbone is None or name.startswith("__") or name in _of_keras():
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    return getattr(backbone.classifier, name)
+
+
+@functools.cache
+def _of_keras() -> frozenset[str]:
+    """The attributes that Keras itself gives to a model that is built and compiled."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return frozenset(vars(model)) | {"history", "_functional"}

@@ -1,0 +1,65 @@
+"""The start of a protected model: it answers exactly as the classifier does."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_encryip.errors import ArgumentError
+from keras_encryip.models.backbone import Graft, graft
+from keras_encryip.models.head import copy_head, layer_name, probabilities
+from keras_encryip.models.probe import answer_to_probe, check_same
+from keras_encryip.models.secrets import UnlockedSecrets
+
+
+def start_head(model: Any, secrets: UnlockedSecrets, input_shape: Any) -> None:
+    """The head of a model whose classifier was not built until now starts as copies, too."""
+    found = secrets.original
+    if found is None or found.head.kernel is not None:
+        return
+    with tf.init_scope():  # Keras builds models inside of graphs
+        if not found.classifier.built:
+            found.classifier.build(input_shape)
+        built = graft(found.classifier)
+        copy_head(model.confused_labels, built.head, secrets.assignment())
+        secrets.original = Graft(built.classifier, model.backbone, built.head, built.inputs)
+
+
+def check_start(model: Any, secrets: UnlockedSecrets, inputs: Any = None) -> None:
+    """Compare a model, before its first step, with the classifier that it was made of.
+
+    Args:
+        inputs: real ones; by default random ones.
+
+    Raises:
+        ArgumentError: it answers in another way, or learns other variables; names the layer.
+    """
+    found = secrets.original
+    if found is None or found.head.kernel is None:
+        return
+    classifier, head = found.classifier, found.head
+    if inputs is None:
+        _, inputs, outputs = answer_to_probe(classifier, found.inputs)
+    else:
+        outputs = classifier(inputs, training=False)
+    check_same(
+        secrets.decode(model(inputs, training=False)),
+        probabilities(outputs, head.outputs),
+        f"Without {layer_name(head.layer)}, the protected model",
+        rounded=found.is_rounded,
+    )
+    _check_trainable(classifier, found)
+
+
+def _check_trainable(classifier: keras.Model, found: Graft) -> None:
+    """The same variables learn, but for the head's."""
+    of_head = {id(v) for v in getattr(found.head.layer, "variables", [])}
+    before = {id(v): v for v in classifier.trainable_variables if id(v) not in of_head}
+    after = {id(v): v for v in found.backbone.trainable_variables if id(v) not in of_head}
+    for key in before.keys() ^ after.keys():
+        variable = {**before, **after}[key]
+        raise ArgumentError(
+            f"The protected model would {'not ' if key in before else ''}train variable "
+            f"{variable.path!r}, which `classifier` {classifier.name!r} does"
+            f"{'' if key in before else ' not'}. Make its layer an attribute of the classifier."
+        )

@@ -1,0 +1,202 @@
+"""One training or test step of a protected model, and the terms that it adds to the loss."""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_encryip.errors import ArgumentError
+from keras_encryip.models.data import check_same_kind, class_indices
+from keras_encryip.models.losses import ConfusedLabelCrossentropy, Distillation, per_replica
+from keras_encryip.models.secrets import UnlockedSecrets
+
+TRACE_SHARE = 32
+MIN_TRACES = 4
+"""With a training batch of b inputs go b / 32 trace inputs, at least 4."""
+
+TRACE_TERMS = ((0.1, 1.0), (0.1, 8.0))
+"""(weight, temperature) of the trace terms. The first learns the labels soon; the softened second
+goes on widening their margins for long, and these survive fine-tuning."""
+
+
+@dataclass(eq=False)
+class Step:
+    """What a model was asked in a step, and what it answered.
+
+    Attributes:
+        training: whether it is a training step.
+        inputs: of the last call.
+        confused: its answer, `[b, …, N]`.
+        trace_loss: of the trace inputs that went along, or `None`.
+        taught: whether the loss was computed with the terms of this module.
+    """
+
+    training: bool
+    inputs: Any = None
+    confused: Any = None
+    trace_loss: Any = None
+    taught: bool = field(default=False)
+
+
+class Running(threading.local):
+    """The step of this thread: replicas of a strategy train in threads of their own."""
+
+    step: Step | None = None
+
+
+@contextmanager
+def running(current: Running, training: bool) -> Iterator[Step]:
+    """A step, meanwhile: the model decodes, and remembers what it was asked."""
+    before, current.step = current.step, Step(training)
+    try:
+        yield current.step
+    finally:
+        current.step = before
+
+
+def call_with_traces(model: Any, inputs: Any, secrets: UnlockedSecrets) -> tuple[Any, Any]:
+    """(confused labels of inputs, loss of some trace inputs) in training.
+
+    Trace inputs take a pass of their own, as in inference: BatchNormalization does not see them.
+    """
+    features = model.backbone(inputs, training=True)
+    traces = secrets.traces
+    if traces is None:
+        return model.confused_labels(features), None
+    check_same_kind(traces.inputs.dtype, inputs.dtype)
+    batch = ops.shape(inputs)[0]
+    count = ops.maximum(batch // TRACE_SHARE, MIN_TRACES)
+    chosen = keras.random.randint((count,), 0, len(traces.labels), seed=model._seed_generator)
+    added = ops.take(ops.convert_to_tensor(traces.inputs), chosen, axis=0)
+    of_traces = model.backbone(added, training=False)
+    width = features.shape[-1]
+    rows = ops.concatenate(
+        [ops.reshape(features, (-1, width)), ops.reshape(of_traces, (-1, width))], axis=0
+    )
+    logits = model.confused_labels.logits(rows)  # one product for both: one gradient of the kernel
+    split = ops.size(features) // width
+    confused = ops.reshape(
+        ops.softmax(logits[:split]), (*ops.shape(features)[:-1], model.num_labels)
+    )
+    confused = with_mask(confused, mask_of(features))
+    trace_logits = ops.reshape(logits[split:], (*ops.shape(of_traces)[:-1], model.num_labels))
+    targets = ops.take(ops.convert_to_tensor(traces.labels), chosen)
+    targets = ops.reshape(targets, (-1, *[1] * (len(trace_logits.shape) - 2)))
+    targets = ops.broadcast_to(targets, ops.shape(trace_logits)[:-1])
+    loss: Any = 0.0
+    for weight, temperature in TRACE_TERMS:
+        term = keras.losses.sparse_categorical_crossentropy(
+            targets, trace_logits / temperature, from_logits=True
+        )
+        loss = loss + weight * ops.mean(term)
+    return confused, loss
+
+
+def with_terms(
+    model: Any,
+    secrets: UnlockedSecrets,
+    step: Step,
+    loss: Any,
+    labels: Any,
+    decoded: Any,
+    sample_weight: Any,
+) -> Any:
+    """The user's loss, with what a protected model learns besides.
+
+    Args:
+        loss: the user's, with penalties and `add_loss`.
+        labels: as the user gave them.
+        decoded: class probabilities `[b, …, K]`.
+    """
+    step.taught = True
+    confused = step.confused
+    mask = mask_of(confused)
+    classes = class_indices(labels, model.num_classes, ndim=len(confused.shape))
+    if model.ignored_class is not None:
+        valid = ops.not_equal(classes, model.ignored_class)
+        classes = ops.where(valid, classes, 0)
+        mask = valid if mask is None else ops.logical_and(valid, ops.cast(mask, "bool"))
+    total = loss
+    if secrets.teacher is not None:
+        own = [ops.cast(each, loss.dtype) for each in model.losses]
+        data_loss = loss - per_replica(sum(ops.sum(each) for each in own)) if own else loss
+        distillation = Distillation(model.temperature)(
+            secrets.teacher.probabilities(step.inputs),
+            with_mask(decoded, mask),
+            sample_weight=sample_weight,
+        )
+        total = total + model.teacher_weight * (ops.cast(distillation, loss.dtype) - data_loss)
+    if model.confusion_weight and secrets.separates():
+        targets = secrets.targets(step.inputs, classes, model._seed_generator)
+        confusion = ConfusedLabelCrossentropy()(
+            targets, with_mask(confused, mask), sample_weight=sample_weight
+        )
+        total = total + model.confusion_weight * ops.cast(confusion, loss.dtype)
+    if step.trace_loss is not None:
+        total = total + ops.cast(per_replica(step.trace_loss), loss.dtype)
+    return total
+
+
+def check_taught(model: Any, step: Step) -> None:
+    """Refuse a training step that does not teach the confused labels.
+
+    Raises:
+        ArgumentError: the classifier's own `train_step` computes its loss in another way.
+    """
+    if not step.taught:
+        raise ArgumentError(
+            f"The `train_step` of {model.name!r}'s classifier must compute its loss by "
+            "`self.compute_loss(x=x, y=y, y_pred=self(x, training=True))`: the confused labels "
+            "are learned there."
+        )
+
+
+def guarded(confused: Any) -> Any:
+    """The same; whoever takes a gradient through it is warned.
+
+    Class labels mean nothing to confused labels, and a loop over both trains on nonsense.
+    `plain` takes the guard off.
+    """
+    found = _guarded(confused)
+    found._unguarded = confused
+    return with_mask(found, mask_of(confused))
+
+
+def plain(confused: Any) -> Any:
+    """Confused labels without their guard, for a loss that decodes them."""
+    return getattr(confused, "_unguarded", confused)
+
+
+@tf.custom_gradient
+def _guarded(confused: Any) -> Any:
+
+    def gradient(upstream: Any) -> Any:
+        warnings.warn(
+            "A gradient is taken through the confused labels of a protected model: with class "
+            "labels this trains on nonsense. Train the protected model itself by `fit` or "
+            "`train_on_batch`, which decode; do not put it inside another model.",
+            stacklevel=2,
+        )
+        return upstream
+
+    return tf.identity(confused), gradient
+
+
+def mask_of(tensor: Any) -> Any:
+    """Keras's mask of a tensor, if it has one."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def with_mask(tensor: Any, mask: Any) -> Any:
+    """The same values under another mask."""
+    if mask is None:
+        return tensor
+    tensor = tf.identity(tensor)
+    tensor._keras_mask = mask
+    return tensor
