@@ -216,11 +216,13 @@ def _made_by(tensor: Any) -> tuple[Any, int, list[Any], Any]:
     """(operation, which of its outputs, its inputs, what it does with the first) of a tensor."""
     operation, at, index = tensor._keras_history
     node = operation._inbound_nodes[at]
-    inputs = node.input_tensors
+    positional = keras.tree.flatten(node.arguments.args)
+    inputs = [t for t in positional if isinstance(t, keras.KerasTensor)] or node.input_tensors
 
     def call(value: Any, **more: Any) -> Any:
         args, kwargs = node.arguments.fill_in({id(inputs[0]): value})
-        return operation(*args, **{**kwargs, **more})
+        known = {k: v for k, v in kwargs.items() if not isinstance(v, keras.KerasTensor)}
+        return operation(*args, **{**known, **more})  # a mask is not known
 
     return operation, index, inputs, call
 

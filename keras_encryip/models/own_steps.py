@@ -62,7 +62,10 @@ def with_own_steps(kind: Any, backbone: keras.layers.Layer) -> Any:
         "__doc__": kind.__doc__,
         "__getattr__": _of_classifier,
     }
-    return type(kind.__name__, (kind, of_classifier), namespace)
+    made = type(kind.__name__, (kind, of_classifier), namespace)
+    for each in (made, kind):  # it is saved under the name of `kind`, whose `from_config` makes it
+        keras.saving.register_keras_serializable(package="keras_encryip")(each)
+    return made
 
 
 def _of_classifier(self: Any, name: str) -> Any:
