@@ -16,13 +16,11 @@ SOFTMAX, SIGMOID, LOGITS = "softmax", "sigmoid", "logits"
 
 _TRACE_BIAS = -16.0
 _ROWS = 512
-_HEADS = (
+_PRODUCTS = ("Matmul", "Einsum", "Dot", "Tensordot")
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_LAYERS = (
     keras.layers.Dense,
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
     keras.layers.EinsumDense,
-    keras.layers.TimeDistributed,
     *([keras.layers.ReversibleEmbedding] if hasattr(keras.layers, "ReversibleEmbedding") else []),
 )
 
@@ -157,7 +155,12 @@ def is_head(operation: Any) -> bool:
     """Whether a layer may be a classifier's head: linear in its features."""
     if isinstance(operation, keras.layers.TimeDistributed):
         return is_head(operation.layer)
-    return isinstance(operation, _HEADS)
+    if isinstance(operation, _CONVOLUTIONS):
+        sizes = (*operation.kernel_size, *operation.strides, operation.groups)
+        return set(sizes) == {1} and operation.data_format == "channels_last"
+    if not isinstance(operation, keras.layers.Layer):  # a product with a table of the user's
+        return type(operation).__name__ in _PRODUCTS
+    return isinstance(operation, _LAYERS)
 
 
 def read_head(

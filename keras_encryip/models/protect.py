@@ -14,6 +14,7 @@ from keras_encryip.labels.model_record import ModelOwner
 from keras_encryip.models.adapt import AUTOMATIC
 from keras_encryip.models.backbone import Graft, graft
 from keras_encryip.models.head import SIGMOID, copy_head, layer_name
+from keras_encryip.models.headless import all_layers
 from keras_encryip.models.homophones import STRATEGIES
 from keras_encryip.models.own_steps import with_own_steps
 from keras_encryip.models.protected_model import ProtectedModel
@@ -85,11 +86,7 @@ def protect(
     # Arguments are checked, and the model compared, before the ledger gets a new model.
     check_owner(authority)
     copies = check_count("copies", copies, 1)
-    if isinstance(classifier, ProtectedModel):
-        raise ArgumentError(
-            f"`classifier` {classifier.name!r} is protected already. Protect the classifier that "
-            "it was made of, or go on training this one."
-        )
+    _check_unprotected(classifier)
     found = graft(classifier)
     metadata = _metadata(name, class_names, found.head.num_classes, notes)
     guide = _teacher(teacher, found)
@@ -125,6 +122,16 @@ def protect(
     model._unlocked().teacher = guide
     model._unlocked().original = found
     return model
+
+
+def _check_unprotected(classifier: keras.Model) -> None:
+    parts = [classifier, *(all_layers(classifier) if isinstance(classifier, keras.Model) else [])]
+    for part in parts:
+        if isinstance(part, ProtectedModel):
+            raise ArgumentError(
+                f"`classifier` {classifier.name!r} is, or holds, a protected model, "
+                f"{part.name!r}. Protect the classifier that it was made of, or go on training it."
+            )
 
 
 def default_homophones(num_classes: int, trace_labels: int, copies: int) -> int:

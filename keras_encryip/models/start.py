@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_encryip.errors import ArgumentError
 from keras_encryip.models.backbone import Graft, graft
+from keras_encryip.models.by_class import unsteady_layer
 from keras_encryip.models.head import copy_head, layer_name, probabilities
 from keras_encryip.models.probe import answer_to_probe, check_same
 from keras_encryip.models.secrets import UnlockedSecrets
@@ -42,13 +43,24 @@ def check_start(model: Any, secrets: UnlockedSecrets, inputs: Any = None) -> Non
         _, inputs, outputs = answer_to_probe(classifier, found.inputs)
     else:
         outputs = classifier(inputs, training=False)
-    check_same(
-        secrets.decode(model(inputs, training=False)),
-        probabilities(outputs, head.outputs),
-        f"Without {layer_name(head.layer)}, the protected model",
-        rounded=found.is_rounded,
+    try:
+        check_same(
+            secrets.decode(model(inputs, training=False)),
+            probabilities(outputs, head.outputs),
+            f"Without {layer_name(head.layer)}, the protected model",
+            rounded=found.is_rounded,
+        )
+    except ArgumentError:
+        unsteady = unsteady_layer(classifier, inputs)
+        if unsteady is None:
+            raise
+    else:
+        _check_trainable(classifier, found)
+        return
+    raise ArgumentError(
+        f"{layer_name(unsteady)} of `classifier` {classifier.name!r} gives other outputs for the "
+        "same inputs, also in inference: nothing can be compared. Let it do so in training only."
     )
-    _check_trainable(classifier, found)
 
 
 def _check_trainable(classifier: keras.Model, found: Graft) -> None:
