@@ -18,7 +18,7 @@ import keras_encryip as ke
 import tests.models.custom_layers  # noqa: F401  (registers its classes)
 
 
-def outcome(model: ke.ProtectedModel, x: Any, folder: Path) -> dict[str, Any]:
+def outcome(model: ke.ProtectedModel, x: Any) -> dict[str, Any]:
     """What must not change: predictions, dropout's and noise's draws, what is trainable."""
     noisy = [np.asarray(model(x, training=True)) for _ in range(2)]
     return {
@@ -44,10 +44,15 @@ def reload_one(folder: Path, name: str, x: Any, authority: ke.Authority) -> dict
         model = keras.models.load_model(folder / f"{name}.keras", safe_mode=False)
     else:
         model = keras.models.load_model(folder / f"{name}.keras")
-    found = {"locked": model.is_locked(), **outcome(model, x, folder)}
+    found = {"locked": model.is_locked(), **outcome(model, x)}
     model.unlock(authority=authority)
-    found["decoded"] = model.decode(model.predict(x, verbose=0))
-    found["exported"] = exported(model, x, folder / name, folder / "alice.keybundle")
+    found["decoded"] = model.decode(found["confused"])
+    try:
+        found["exported"] = exported(model, x, folder / name, folder / "alice.keybundle")
+    except ke.EncryipError as error:
+        if name != "frozen-head":
+            raise
+        found["exported"] = str(error)
     return found
 
 

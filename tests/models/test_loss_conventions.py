@@ -187,6 +187,19 @@ def test_losses_are_as_plain_keras(name: str, shared_authority: ke.Authority) ->
     same_by_evaluate(soft, shared_authority, IMAGES, y, lambda: {"loss": make()})
 
 
+def test_sure_and_wrong_costs_as_in_plain_keras(shared_authority: ke.Authority) -> None:
+    """Plain Keras reads the scores behind a softmax: its loss has no ceiling at -log(1e-7)."""
+
+    def make() -> keras.Model:
+        model = soft()
+        model.get_layer("head").kernel.assign(model.get_layer("head").kernel * 80)
+        return model
+
+    worst = np.argmin(ops.convert_to_numpy(make()(IMAGES)), axis=1)
+    compiling = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
+    same_by_evaluate(make, shared_authority, IMAGES, worst, lambda: compiling, rel=1e-3)
+
+
 @pytest.mark.parametrize("reduction", ["none", None, "sum"])
 def test_reduction_trains_as_plain_keras(reduction: Any, shared_authority: ke.Authority) -> None:
     """One step of SGD moves the hidden layer as it moves the plain classifier's."""
