@@ -25,7 +25,7 @@ from tests.models.classifiers import (
     randomise,
 )
 from tests.models.custom_layers import FrozenInside, K, Subclass
-from tests.models.reload_in_fresh_process import exported, outcome
+from tests.models.reload_in_fresh_process import exported, in_training, outcome
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"homophones": 2, "trace_labels": 0, "strategy": "random", "confusion_weight": 1.0}
@@ -143,12 +143,12 @@ def test_draws_are_the_layers_own(shared_authority: ke.Authority) -> None:
     states = [v for v in classifier.variables if "seed" in v.path]
     model = ke.protect(classifier, shared_authority, name="seeds", **OPTIONS).lock()
     before = [ops.convert_to_numpy(v) for v in states]
-    first = ops.convert_to_numpy(model(IMAGES, training=True))
+    first = in_training(model, IMAGES)
     assert all((ops.convert_to_numpy(v) != old).any()
                for v, old in zip(states, before, strict=True))  # fmt: skip
     for variable, old in zip(states, before, strict=True):
         variable.assign(old)
-    np.testing.assert_allclose(model(IMAGES, training=True), first, atol=1e-6)
+    np.testing.assert_allclose(in_training(model, IMAGES), first, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["attribute-not-in-config", "subclass-attribute-set"])
