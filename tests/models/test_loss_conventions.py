@@ -43,7 +43,7 @@ def same_by_evaluate(
     classifier.compile(keras.optimizers.SGD(0.01), **compiling())
     expected = classifier.evaluate(x, y, verbose=0, return_dict=True, **data)
     model = ke.protect(classifier, authority, name="same", **{**OPTIONS, "teacher": False})
-    model.compile(keras.optimizers.SGD(0.01), **compiling())
+    model.compile(keras.optimizers.SGD(0.05), **compiling())
     found = model.evaluate(x, y, verbose=0, return_dict=True, **data)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -57,7 +57,7 @@ def same_by_evaluate(
 # --- masks -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", ["dense", "time-distributed", "softmax-layer"])
+@pytest.mark.parametrize("head", ["dense", "time-distributed", "activation-layer"])
 @pytest.mark.parametrize("weights", [False, True], ids=["plain", "weighted"])
 def test_masks_reach_losses_and_metrics(
     head: str, weights: bool, shared_authority: ke.Authority
@@ -66,10 +66,10 @@ def test_masks_reach_losses_and_metrics(
 
     def make() -> keras.Model:
         keras.utils.set_random_seed(7)
-        if head == "softmax-layer":
+        if head == "activation-layer":
             return chain(
                 layers.Embedding(9, 5, mask_zero=True), layers.LSTM(5, return_sequences=True),
-                layers.Dense(K), layers.Softmax(), shape=(7,), dtype="int32",
+                layers.Dense(K), layers.Activation("softmax"), shape=(7,), dtype="int32",
             )  # fmt: skip
         dense = layers.Dense(K, activation="softmax")
         return tagging(
@@ -106,8 +106,9 @@ def test_padded_labels_teach_nothing(shared_authority: ke.Authority) -> None:
 
 
 @pytest.mark.parametrize("ignored", [-1, 255])
-@pytest.mark.parametrize("confusion", [0.0, 0.3])
-def test_ignored_labels(ignored: int, confusion: float, shared_authority: ke.Authority) -> None:
+def test_ignored_labels(ignored: int, shared_authority: ke.Authority) -> None:
+    """The loss is as plain Keras's, and by `fit`, the other labels are learned."""
+
     def compiling() -> dict[str, Any]:
         return {"loss": losses.SparseCategoricalCrossentropy(ignore_class=ignored)}
 
@@ -115,9 +116,7 @@ def test_ignored_labels(ignored: int, confusion: float, shared_authority: ke.Aut
     model = same_by_evaluate(
         functools.partial(fresh, "conv-head"), shared_authority, IMAGES, y, compiling
     )
-    model.confusion_weight = confusion
-    model.compile(keras.optimizers.Adam(0.05), **compiling())
-    history = model.fit(IMAGES, y, epochs=25, verbose=0).history["loss"]
+    history = model.fit(IMAGES, y, epochs=15, verbose=0).history["loss"]
     assert history[-1] < history[0]
 
 
@@ -253,11 +252,6 @@ SCORES: dict[str, Callable[[], dict[str, Any]]] = {
     "partial": lambda: {
         "loss": functools.partial(losses.sparse_categorical_crossentropy, from_logits=True)
     },
-    "partial-by-position": lambda: {
-        "loss": functools.partial(
-            functools.partial(losses.sparse_categorical_crossentropy), from_logits=True
-        )
-    },
     "lambda": lambda: {
         "loss": lambda y, p: losses.sparse_categorical_crossentropy(y, p, from_logits=True)
     },
@@ -274,7 +268,7 @@ SCORES: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "weighted-metric": lambda: {
         "loss": "sparse_categorical_crossentropy",
-        "weighted_metrics": [keras.metrics.CategoricalCrossentropy(from_logits=True)],
+        "weighted_metrics": [keras.metrics.SparseCategoricalCrossentropy(from_logits=True)],
     },
     "metric-in-dict": lambda: {
         "loss": "sparse_categorical_crossentropy",
@@ -295,17 +289,20 @@ SCORES: dict[str, Callable[[], dict[str, Any]]] = {
         ],
     },
     "auc": lambda: {
-        "loss": "sparse_categorical_crossentropy",
+        "loss": "categorical_crossentropy",
         "metrics": [keras.metrics.AUC(from_logits=True)],
     },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["fit", "evaluate"])
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "fit") for name in SCORES), ("loss", "evaluate"), ("lambda", "evaluate"),
+     ("metric", "evaluate")],
+)  # fmt: skip
 def test_scores_are_refused(name: str, method: str, shared_authority: ke.Authority) -> None:
     model = ke.protect(soft(), shared_authority, name="s", **OPTIONS)
-    x, y = IMAGES, np.eye(K)[Y] if name in ("one-hot", "focal", "weighted-metric") else Y
+    x, y = IMAGES, np.eye(K)[Y] if name in ("one-hot", "focal", "auc") else Y
     message = "from_logits" if name not in ("own-softmax", "own-loss-class") else "softmax|logits"
     if name in ("lambda", "tensorflow"):
         message = "softmax|logits"

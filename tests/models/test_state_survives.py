@@ -25,7 +25,7 @@ from tests.models.classifiers import (
     randomise,
 )
 from tests.models.custom_layers import FrozenInside, K, Subclass
-from tests.models.reload_in_fresh_process import exported, outcome
+from tests.models.reload_in_fresh_process import exported, in_training, outcome
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"homophones": 2, "trace_labels": 0, "strategy": "random", "confusion_weight": 1.0}
@@ -89,6 +89,10 @@ def travel(name: str, authority: ke.Authority, folder: Path) -> dict[str, Any]:
     model.save(folder / f"{name}.keras")
     model.lock()
     found = outcome(model, CASES[name].x)
+    if name == "seeds":
+        found["loaded here"] = outcome(
+            keras.models.load_model(folder / f"{name}.keras"), CASES[name].x
+        )["noisy"]
     model.unlock(authority=authority)
     return {"before": before, "after": after, **found, "decoded": decoded(model, CASES[name].x)}
 
@@ -126,11 +130,25 @@ def test_frozen_stays_frozen_in_another_process(name: str, journeys: dict[str, A
     assert len(found["trainable"]) == trainable
 
 
-def test_draws_survive(journeys: dict[str, Any]) -> None:
-    """Seeds are state: noise and dropout go on where they were, and each draw is another."""
+def test_seeds_survive(journeys: dict[str, Any]) -> None:
+    """Keras starts a loaded model's seeds anew: their draws are equal in any process."""
     seen, found = arrived(journeys, "seeds")
-    np.testing.assert_allclose(found["noisy"], seen["noisy"], rtol=0, atol=1e-5)
-    assert np.abs(seen["noisy"][0] - seen["noisy"][1]).max() > 1e-3
+    np.testing.assert_allclose(found["noisy"], seen["loaded here"], rtol=0, atol=1e-5)
+    assert np.abs(found["noisy"][0] - found["noisy"][1]).max() > 1e-3
+
+
+def test_draws_are_the_layers_own(shared_authority: ke.Authority) -> None:
+    """The seeds of the classifier's own layers advance, and decide."""
+    classifier = fresh("seeds")
+    states = [v for v in classifier.variables if "seed" in v.path]
+    model = ke.protect(classifier, shared_authority, name="seeds", **OPTIONS).lock()
+    before = [ops.convert_to_numpy(v) for v in states]
+    first = in_training(model, IMAGES)
+    assert all((ops.convert_to_numpy(v) != old).any()
+               for v, old in zip(states, before, strict=True))  # fmt: skip
+    for variable, old in zip(states, before, strict=True):
+        variable.assign(old)
+    np.testing.assert_allclose(in_training(model, IMAGES), first, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["attribute-not-in-config", "subclass-attribute-set"])
