@@ -58,6 +58,10 @@ class LockedModelError(EncryipError):
     """A protected model was asked to train or evaluate before `unlock(...)`."""
 
 
+class BackendError(EncryipError, ImportError):
+    """Keras runs on another backend than TensorFlow, on which no model can be protected."""
+
+
 class LedgerError(EncryipError):
     """The authority's file is missing, busy, damaged, or refuses the change."""
 

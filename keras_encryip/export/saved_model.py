@@ -244,14 +244,11 @@ def _write(
 
 def _input_signature(model: ProtectedModel) -> Any:
     """TensorSpecs with an open batch axis, named `inputs` or by the dictionary's keys."""
-    backbone = model.backbone
-    if getattr(backbone, "inputs", None):
-        single = isinstance(backbone, keras.Sequential)
-        structure = backbone.inputs[0] if single else backbone.input
-        specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), structure)
-    else:
-        shape = model.get_build_config()["input_shape"]
-        specs = keras.tree.map_shape_structure(lambda s: tf.TensorSpec(s, "float32"), shape)
+    shape = model.get_build_config()["input_shape"]
+    specs = keras.tree.map_shape_structure(lambda s: tf.TensorSpec(s, "float32"), shape)
+    if model.dtypes:
+        flat = zip(keras.tree.flatten(specs), model.dtypes, strict=True)
+        specs = keras.tree.pack_sequence_as(specs, [tf.TensorSpec(s.shape, d) for s, d in flat])
     if isinstance(specs, dict):
         return {k: tf.TensorSpec(s.shape, s.dtype, name=k) for k, s in specs.items()}
     if isinstance(specs, (list, tuple)):

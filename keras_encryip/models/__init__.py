@@ -5,6 +5,7 @@
 `UnlockedSecrets`. The owner is known as a `ModelOwner` only: nothing here imports the ledger.
 """
 
+from keras_encryip.models import backend as backend  # first: it may refuse
 from keras_encryip.models.protect import protect
 from keras_encryip.models.protected_model import ProtectedModel
 

@@ -42,6 +42,7 @@ def fit_training_state(
     copies: int,
     ignored: int | None = None,
     look: Callable[[Any], None] = lambda inputs: None,
+    prepare: Callable[..., Any] | None = None,
 ) -> TrainingState:
     """Read up to 20,000 samples once, and learn the training state from them.
 
@@ -52,6 +53,7 @@ def fit_training_state(
         copies: homophones that may stand for the same inputs.
         ignored: a label that is of no class.
         look: is shown the first batch.
+        prepare: as for `batches`.
     """
     kind, num_classes = kind_of(strategy), assignment.num_classes
     features: list[np.ndarray] = []
@@ -59,7 +61,7 @@ def fit_training_state(
     samples: list[np.ndarray] = []
     random = np.random.default_rng(0)
     if needs_data(strategy, assignment, copies):
-        for at, (inputs, labels) in enumerate(batches(x, y)):
+        for at, (inputs, labels) in enumerate(batches(x, y, prepare)):
             indices = np.asarray(class_indices(labels, num_classes))
             check_labels(indices, num_classes, ignored)
             if at == 0:

@@ -1,6 +1,6 @@
 """A bounded look at training data, in any form that `fit` accepts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -13,11 +13,17 @@ MAX_SAMPLES = 20_000
 _BATCH = 256
 
 
-def batches(x: Any, y: Any, *, limit: int = MAX_SAMPLES) -> Iterator[tuple[Any, np.ndarray]]:
+def batches(
+    x: Any, y: Any, prepare: Callable[..., Any] | None = None, *, limit: int = MAX_SAMPLES
+) -> Iterator[tuple[Any, np.ndarray]]:
     """Yield (inputs, labels), about `limit` samples in all; inputs may be a structure.
 
     Of larger arrays a fixed random choice is taken, so that sorted data is covered;
     a `tf.data.Dataset` or `PyDataset` is read from its beginning.
+
+    Args:
+        x, y: as for `fit`.
+        prepare: what a task of KerasHub does with a batch before its network sees it.
     """
     if isinstance(x, keras.utils.PyDataset):
         source: Iterator[Any] = (x[i] for i in range(len(x)))
@@ -34,6 +40,8 @@ def batches(x: Any, y: Any, *, limit: int = MAX_SAMPLES) -> Iterator[tuple[Any, 
     seen = 0
     for batch in source:
         batch = keras.tree.map_structure(_of_one_replica, batch)
+        if prepare is not None:
+            batch = prepare(*batch)
         inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
         labels = single(labels)
         if labels is None:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 from os import PathLike
 from typing import Any, Self
 
@@ -32,8 +33,9 @@ from keras_encryip.models.step import (
     check_taught,
     guarded,
     mask_of,
-    plain,
     running,
+    scores_of,
+    shown,
     with_mask,
     with_terms,
 )
@@ -129,17 +131,14 @@ class ProtectedModel(keras.Model):
         if step is None:
             confused = self.confused_labels(self.backbone(inputs, training=training))
             return confused if training is False else guarded(confused)
-        if training and step.training:
-            confused, step.trace_loss = call_with_traces(self, inputs, self._unlocked())
+        secrets = self._unlocked()
+        if training and step.training and secrets.traces is not None:
+            step.scores, step.trace_loss = call_with_traces(self, inputs, secrets.traces)
         else:
-            confused = self.confused_labels(self.backbone(inputs, training=training))
-        step.inputs, step.confused = inputs, confused
-        return self._shown(confused)
-
-    def _shown(self, confused: Any) -> Any:
-        """What losses and metrics see of confused labels."""
-        decoded = self._unlocked().decode(confused)
-        return with_mask(decoded[..., 1:] if self.binary else decoded, mask_of(confused))
+            features = self.backbone(inputs, training=training)
+            step.scores = with_mask(self.confused_labels.logits(features), mask_of(features))
+        step.inputs = inputs
+        return shown(secrets, step.scores, self.binary)
 
     def train_step(self, data: Any) -> Any:
         """As `keras.Model.train_step`, or that of the classifier's class; the model decodes."""
@@ -167,15 +166,14 @@ class ProtectedModel(keras.Model):
         """
         secrets, step = self._unlocked(), self._running.step
         if step is None:
-            step = Step(training, x, plain(y_pred))
-            y_pred = self._shown(step.confused)
+            step = Step(training, x, scores_of(y_pred))
+            y_pred = shown(secrets, step.scores, self.binary)
         given = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
         loss = self._own_loss(given, training)
         if not (training and step.training) or secrets.training is None:
             step.taught = True
             return loss
-        decoded = secrets.decode(step.confused) if self.binary else y_pred
-        return with_terms(self, secrets, step, loss, y, decoded, sample_weight)
+        return with_terms(self, secrets, step, loss, y, sample_weight)
 
     def _own_loss(self, given: dict[str, Any], training: bool) -> Any:
         """As the classifier's class computes it."""
@@ -234,6 +232,7 @@ class ProtectedModel(keras.Model):
             copies=self.copies,
             ignored=self.ignored_class,
             look=self._look,
+            prepare=getattr(self, "preprocess_samples", None),
         )
         secrets.save_training()
         self._forget_traces()
@@ -261,8 +260,17 @@ class ProtectedModel(keras.Model):
             else:
                 self.adapt(x, y)
         elif secrets.original is not None and (y is not None or hasattr(x, "element_spec")):
-            self._look(next(batches(x, y))[0])
+            self._look(next(batches(x, y, getattr(self, "preprocess_samples", None)))[0])
         return super().fit(x, y, *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`: confused labels. `decode` reads them.
+
+        `keras.wrappers.SKLearnClassifier`, which wants classes, gets class probabilities.
+        """
+        confused = super().predict(x, *args, **kwargs)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        return self.decode(confused) if caller.startswith("keras.src.wrappers") else confused
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`, on decoded probabilities."""

@@ -21,6 +21,7 @@ from keras_encryip.models.homophones import (
     Homophones,
     RandomHomophones,
 )
+from keras_encryip.models.losses import TINY
 from keras_encryip.models.teacher import Teacher
 
 
@@ -111,13 +112,19 @@ class UnlockedSecrets(Secret):
         """Whether the owner is to learn the training state before the model can train."""
         return self.record is not None and self.training is None
 
-    def decode(self, confused: Any) -> Any:
-        """Class probabilities `[..., K]` from confused labels `[..., N]`, in graph.
+    def class_scores(self, scores: Any) -> Any:
+        """Scores of the classes `[..., K]` from those of confused labels `[..., N]`, in graph.
 
-        A trace label means another class to every user, so its probability is
-        spread evenly: the mean over users.
+        A softmax of the one gives the sums over homophones of a softmax of the other:
+        `log Σ exp(scores)` over each class. A trace label means another class to every user, so
+        its probability is spread evenly: the mean over users.
         """
-        return _sums_of(self.table, self.num_classes)(ops.convert_to_tensor(confused))
+        return _class_scores(self.table, self.num_classes)(ops.convert_to_tensor(scores))
+
+    def decode(self, confused: Any) -> Any:
+        """Class probabilities `[..., K]` from confused labels `[..., N]`, in graph."""
+        confused = ops.convert_to_tensor(confused)
+        return ops.softmax(self.class_scores(ops.log(ops.maximum(confused, TINY))))
 
     def separates(self) -> bool:
         """Whether homophones of a class are to come apart: there are several, and a state."""
@@ -149,41 +156,41 @@ class UnlockedSecrets(Secret):
             self.owner.model_store.save_training(self.record.model_id, state, self.training.traces)
 
 
-def _sums_of(table: np.ndarray, num_classes: int) -> Callable[[Any], Any]:
-    """The sums of probabilities over each class, and their gradient, which is a plain lookup.
-
-    Args:
-        table: as `UnlockedSecrets.table`.
-        num_classes: K.
-    """
+def _class_scores(table: np.ndarray, num_classes: int) -> Callable[[Any], Any]:
+    """`UnlockedSecrets.class_scores` for a table."""
     real = np.flatnonzero(table != TRACE)
+    trace = np.flatnonzero(table == TRACE)
     order = real[np.argsort(table[real], kind="stable")]
     counts = np.bincount(table[real], minlength=num_classes)
     most = int(counts.max())
-    columns = np.full((num_classes, most), len(table))  # a column of zeros, where there are fewer
+    even = bool((counts == most).all())
+    columns = np.full((num_classes, most), len(table))  # one of nothing, where there are fewer
     columns[np.arange(most) < counts[:, None]] = order
-    padded = bool((counts < most).any())
-    trace = np.flatnonzero(table == TRACE)
-    back = np.where(table == TRACE, num_classes, table)
+    taken = np.concatenate([columns.ravel(), trace])
+    back = np.argsort(taken, kind="stable")[: len(table)]  # where each label went
 
     @tf.custom_gradient
-    def sums(confused: Any) -> Any:
-        zeros = [tf.zeros_like(confused[..., :1])] if padded else []
-        decoded = tf.gather(tf.concat([confused, *zeros], -1), columns.ravel(), axis=-1)
-        if most > 1:
-            shape = tf.concat([tf.shape(confused)[:-1], columns.shape], 0)
-            decoded = tf.reduce_sum(tf.reshape(decoded, shape), -1)
-        if trace.size:
-            shared = tf.reduce_sum(tf.gather(confused, trace, axis=-1), -1, keepdims=True)
-            decoded = decoded + shared / num_classes
-
+    def permuted(scores: Any) -> Any:
         def gradient(upstream: Any) -> Any:
-            mean = [tf.reduce_mean(upstream, -1, keepdims=True)] if trace.size else []
-            return tf.gather(tf.concat([upstream, *mean], -1), back, axis=-1)
+            return tf.gather(upstream, back, axis=-1)
 
-        return tf.ensure_shape(decoded, [*confused.shape[:-1], num_classes]), gradient
+        if not even:
+            scores = tf.concat([scores, tf.fill(tf.shape(scores[..., :1]), scores.dtype.min)], -1)
+        return tf.gather(scores, taken, axis=-1), gradient
 
-    return sums
+    def class_scores(scores: Any) -> Any:
+        found = permuted(scores)
+        classes = found[..., : num_classes * most]
+        if most > 1:
+            shape = tf.concat([tf.shape(scores)[:-1], [num_classes, most]], 0)
+            classes = tf.reduce_logsumexp(tf.reshape(classes, shape), -1)
+        if trace.size:
+            shared = tf.reduce_logsumexp(found[..., num_classes * most :], -1, keepdims=True)
+            shared = shared - np.log(num_classes)
+            classes = classes + tf.nn.softplus(shared - classes)  # log(exp(a) + exp(b))
+        return tf.ensure_shape(classes, [*scores.shape[:-1], num_classes])
+
+    return class_scores
 
 
 def check_owner(authority: Any) -> ModelOwner:

@@ -12,8 +12,9 @@ import tensorflow as tf
 from keras import ops
 
 from keras_encryip.errors import ArgumentError
+from keras_encryip.labels.trace_set import TraceSet
 from keras_encryip.models.data import check_same_kind, class_indices
-from keras_encryip.models.losses import ConfusedLabelCrossentropy, Distillation, per_replica
+from keras_encryip.models.losses import TINY, ConfusedLabelCrossentropy, Distillation, per_replica
 from keras_encryip.models.secrets import UnlockedSecrets
 
 TRACE_SHARE = 32
@@ -32,14 +33,14 @@ class Step:
     Attributes:
         training: whether it is a training step.
         inputs: of the last call.
-        confused: its answer, `[b, …, N]`.
+        scores: its answer, `[b, …, N]`: confused labels before their softmax.
         trace_loss: of the trace inputs that went along, or `None`.
         taught: whether the loss was computed with the terms of this module.
     """
 
     training: bool
     inputs: Any = None
-    confused: Any = None
+    scores: Any = None
     trace_loss: Any = None
     taught: bool = field(default=False)
 
@@ -60,18 +61,14 @@ def running(current: Running, training: bool) -> Iterator[Step]:
         current.step = before
 
 
-def call_with_traces(model: Any, inputs: Any, secrets: UnlockedSecrets) -> tuple[Any, Any]:
-    """(confused labels of inputs, loss of some trace inputs) in training.
+def call_with_traces(model: Any, inputs: Any, traces: TraceSet) -> tuple[Any, Any]:
+    """(scores of the confused labels of inputs, loss of some trace inputs) in training.
 
     Trace inputs take a pass of their own, as in inference: BatchNormalization does not see them.
     """
     features = model.backbone(inputs, training=True)
-    traces = secrets.traces
-    if traces is None:
-        return model.confused_labels(features), None
     check_same_kind(traces.inputs.dtype, inputs.dtype)
-    batch = ops.shape(inputs)[0]
-    count = ops.maximum(batch // TRACE_SHARE, MIN_TRACES)
+    count = ops.maximum(ops.shape(inputs)[0] // TRACE_SHARE, MIN_TRACES)
     chosen = keras.random.randint((count,), 0, len(traces.labels), seed=model._seed_generator)
     added = ops.take(ops.convert_to_tensor(traces.inputs), chosen, axis=0)
     of_traces = model.backbone(added, training=False)
@@ -79,23 +76,39 @@ def call_with_traces(model: Any, inputs: Any, secrets: UnlockedSecrets) -> tuple
     rows = ops.concatenate(
         [ops.reshape(features, (-1, width)), ops.reshape(of_traces, (-1, width))], axis=0
     )
-    logits = model.confused_labels.logits(rows)  # one product for both: one gradient of the kernel
+    found = model.confused_labels.logits(rows)  # one product for both: one gradient of the kernel
     split = ops.size(features) // width
-    confused = ops.reshape(
-        ops.softmax(logits[:split]), (*ops.shape(features)[:-1], model.num_labels)
-    )
-    confused = with_mask(confused, mask_of(features))
-    trace_logits = ops.reshape(logits[split:], (*ops.shape(of_traces)[:-1], model.num_labels))
+    scores = ops.reshape(found[:split], (*ops.shape(features)[:-1], model.num_labels))
+    trace_scores = ops.reshape(found[split:], (*ops.shape(of_traces)[:-1], model.num_labels))
     targets = ops.take(ops.convert_to_tensor(traces.labels), chosen)
-    targets = ops.reshape(targets, (-1, *[1] * (len(trace_logits.shape) - 2)))
-    targets = ops.broadcast_to(targets, ops.shape(trace_logits)[:-1])
+    targets = ops.reshape(targets, (-1, *[1] * (len(trace_scores.shape) - 2)))
+    targets = ops.broadcast_to(targets, ops.shape(trace_scores)[:-1])
     loss: Any = 0.0
     for weight, temperature in TRACE_TERMS:
         term = keras.losses.sparse_categorical_crossentropy(
-            targets, trace_logits / temperature, from_logits=True
+            targets, trace_scores / temperature, from_logits=True
         )
         loss = loss + weight * ops.mean(term)
-    return confused, loss
+    return with_mask(scores, mask_of(features)), loss
+
+
+def shown(secrets: UnlockedSecrets, scores: Any, binary: bool) -> Any:
+    """What losses and metrics see: class probabilities, with Keras's marks.
+
+    Keras's crossentropies read the scores of a softmax or sigmoid where they find them, since
+    a probability near 0 has no digits left.
+
+    Args:
+        scores: of confused labels, `[b, …, N]`.
+        binary: whether they see one probability, of class 1.
+    """
+    classes = secrets.class_scores(scores)
+    if binary:
+        classes = classes[..., 1:] - classes[..., :1]
+    found = ops.sigmoid(classes) if binary else ops.softmax(classes)
+    found = with_mask(found, mask_of(scores))
+    found._keras_logits = classes
+    return found
 
 
 def with_terms(
@@ -104,7 +117,6 @@ def with_terms(
     step: Step,
     loss: Any,
     labels: Any,
-    decoded: Any,
     sample_weight: Any,
 ) -> Any:
     """The user's loss, with what a protected model learns besides.
@@ -112,12 +124,10 @@ def with_terms(
     Args:
         loss: the user's, with penalties and `add_loss`.
         labels: as the user gave them.
-        decoded: class probabilities `[b, …, K]`.
     """
     step.taught = True
-    confused = step.confused
-    mask = mask_of(confused)
-    classes = class_indices(labels, model.num_classes, ndim=len(confused.shape))
+    mask = mask_of(step.scores)
+    classes = class_indices(labels, model.num_classes, ndim=len(step.scores.shape))
     if model.ignored_class is not None:
         valid = ops.not_equal(classes, model.ignored_class)
         classes = ops.where(valid, classes, 0)
@@ -128,14 +138,14 @@ def with_terms(
         data_loss = loss - per_replica(sum(ops.sum(each) for each in own)) if own else loss
         distillation = Distillation(model.temperature)(
             secrets.teacher.probabilities(step.inputs),
-            with_mask(decoded, mask),
+            with_mask(ops.softmax(secrets.class_scores(step.scores)), mask),
             sample_weight=sample_weight,
         )
         total = total + model.teacher_weight * (ops.cast(distillation, loss.dtype) - data_loss)
     if model.confusion_weight and secrets.separates():
         targets = secrets.targets(step.inputs, classes, model._seed_generator)
         confusion = ConfusedLabelCrossentropy()(
-            targets, with_mask(confused, mask), sample_weight=sample_weight
+            targets, with_mask(step.scores, mask), sample_weight=sample_weight
         )
         total = total + model.confusion_weight * ops.cast(confusion, loss.dtype)
     if step.trace_loss is not None:
@@ -161,16 +171,17 @@ def guarded(confused: Any) -> Any:
     """The same; whoever takes a gradient through it is warned.
 
     Class labels mean nothing to confused labels, and a loop over both trains on nonsense.
-    `plain` takes the guard off.
+    `scores_of` takes the guard off.
     """
     found = _guarded(confused)
     found._unguarded = confused
     return with_mask(found, mask_of(confused))
 
 
-def plain(confused: Any) -> Any:
-    """Confused labels without their guard, for a loss that decodes them."""
-    return getattr(confused, "_unguarded", confused)
+def scores_of(confused: Any) -> Any:
+    """Scores of confused labels that a model gave, without their guard."""
+    confused = getattr(confused, "_unguarded", ops.convert_to_tensor(confused))
+    return with_mask(ops.log(ops.maximum(confused, TINY)), mask_of(confused))
 
 
 @tf.custom_gradient
