@@ -33,6 +33,7 @@ MISREAD: Final = 0.005
 
 _SPREAD_SAMPLE: Final = 2048
 _EQUAL: Final = 1e-5
+_CHUNK: Final = 1 << 21
 _KEYS: Final = 64
 _PESSIMISTIC: Final = 0.25
 _BATCH: Final = 32
@@ -89,10 +90,11 @@ def exact_copies(
     copies = np.zeros(assignment.labels.shape, bool)
     if assignment.homophones == 1:
         return copies
-    for k, labels in enumerate(assignment.labels):
-        points = columns[labels].astype(np.float64)
-        distances = _distances(points)
-        copies[k] = distances.min(1) <= _EQUAL * np.linalg.norm(points, axis=1)
+    size = max(1, _CHUNK // (assignment.homophones * columns.shape[1]))
+    for start in range(0, len(copies), size):
+        points = columns[assignment.labels[start : start + size]].astype(np.float64)
+        nearest = _distances(points).min(-1)
+        copies[start : start + size] = nearest <= _EQUAL * np.linalg.norm(points, axis=-1)
     return copies
 
 
@@ -143,11 +145,13 @@ def _columns(kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
 
 
 def _distances(points: np.ndarray) -> np.ndarray:
-    """Between all pairs, and infinity from each point to itself."""
-    squares = (points**2).sum(1)
-    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0))
-    np.fill_diagonal(distances, np.inf)
-    return distances
+    """`[…, n, n]` between all pairs of `[…, n, d]`, and infinity from each point to itself."""
+    squares = (points**2).sum(-1)
+    products = points @ points.swapaxes(-1, -2)
+    distances = np.sqrt(np.maximum(squares[..., None] + squares[..., None, :] - 2 * products, 0))
+    itself = np.arange(points.shape[-2])
+    distances[..., itself, itself] = np.inf
+    return np.asarray(distances)
 
 
 def check_traces(model: ProtectedModel, unlocked: UnlockedSecrets) -> None:
