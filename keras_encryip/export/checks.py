@@ -13,9 +13,9 @@ from keras_encryip.errors import ExportError
 from keras_encryip.formats.responses import open_responses
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook
+from keras_encryip.labels.trace_set import TraceSet, plurality
 from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.models.secrets import UnlockedSecrets
-from keras_encryip.models.trace_inputs import learned_traces
 from keras_encryip.tracing.statistics import least_hits
 
 MIN_COLUMN_SPREAD: Final = 0.003
@@ -28,8 +28,15 @@ EXACT: Final = 1e-4
 ROUNDED: Final = 5e-2
 """How much of the probability may lie elsewhere, in 32 and in 16 bits: `difference`."""
 
+MISREAD: Final = 0.005
+"""The export warns if some key reads more of the real inputs as another class than it should."""
+
 _SPREAD_SAMPLE: Final = 2048
-_TRACE_BATCH: Final = 32
+_EQUAL: Final = 1e-5
+_CHUNK: Final = 1 << 21
+_KEYS: Final = 64
+_PESSIMISTIC: Final = 0.25
+_BATCH: Final = 32
 _OPEN_DIMENSION: Final = 4
 
 
@@ -37,7 +44,7 @@ _OPEN_DIMENSION: Final = 4
 
 
 def check_spread(model: ProtectedModel, assignment: LabelAssignment) -> None:
-    """Refuse a head that consists of copies.
+    """Refuse a head that consists of copies, and warn of copies that training did not reach.
 
     Raises:
         ExportError: it would show which confused labels stand for the same class.
@@ -45,7 +52,8 @@ def check_spread(model: ProtectedModel, assignment: LabelAssignment) -> None:
     head = model.confused_labels
     kernel = keras.ops.convert_to_numpy(head.kernel)
     bias = keras.ops.convert_to_numpy(head.bias) if head.use_bias else None
-    spread = column_spread(kernel, bias, assignment)
+    copies = exact_copies(kernel, bias, assignment)
+    spread = 0.0 if copies.all() else column_spread(kernel, bias, assignment, ~copies)
     if spread < MIN_COLUMN_SPREAD:
         raise ExportError(
             f"The head of model {model.name!r} still consists of copies (column spread "
@@ -53,10 +61,48 @@ def check_spread(model: ProtectedModel, assignment: LabelAssignment) -> None:
             "stand for the same class. Train it with `fit` and a `confusion_weight` above 0, for "
             "some epochs, before exporting."
         )
+    if copies.any():
+        classes = int(copies.any(1).sum())
+        warnings.warn(
+            f"In the head of model {model.name!r}, {copies.sum():,} of {copies.size:,} confused "
+            f"labels are still exact copies: no training sample reached them, in {classes:,} of "
+            f"{len(copies):,} classes. Whoever reads the weights can tell which of these labels "
+            "belong together, though not which class they are. Train with samples of every class "
+            "before exporting, or use fewer homophones.",
+            stacklevel=3,
+        )
+
+
+def exact_copies(
+    kernel: np.ndarray, bias: np.ndarray | None, assignment: LabelAssignment
+) -> np.ndarray:
+    """Which real labels have the same column as another label of their class.
+
+    Args:
+        kernel: `[features, N]`.
+        bias: `[N]` or `None`.
+        assignment: tells which columns belong together.
+
+    Returns:
+        bool `[K, h]`.
+    """
+    columns = _columns(kernel, bias)
+    copies = np.zeros(assignment.labels.shape, bool)
+    if assignment.homophones == 1:
+        return copies
+    size = max(1, _CHUNK // (assignment.homophones * columns.shape[1]))
+    for start in range(0, len(copies), size):
+        points = columns[assignment.labels[start : start + size]].astype(np.float64)
+        nearest = _distances(points).min(-1)
+        copies[start : start + size] = nearest <= _EQUAL * np.linalg.norm(points, axis=-1)
+    return copies
 
 
 def column_spread(
-    kernel: np.ndarray, bias: np.ndarray | None, assignment: LabelAssignment
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+    assignment: LabelAssignment,
+    counted: np.ndarray | None = None,
 ) -> float:
     """How far apart the homophones of a class lie in the head, against other classes.
 
@@ -69,26 +115,43 @@ def column_spread(
         kernel: `[features, N]`.
         bias: `[N]` or `None`.
         assignment: tells which columns belong together.
+        counted: bool `[K, h]`, the labels to take the median over; by default all.
 
     Returns:
         A ratio ≥ 0; infinity with one homophone per class.
     """
     if assignment.homophones == 1:
         return float("inf")
-    columns = kernel.T if bias is None else np.column_stack([kernel.T, bias])
+    counted = np.ones(assignment.labels.shape, bool) if counted is None else counted
+    columns = _columns(kernel, bias)
     random = np.random.default_rng(0)
+    # Classes with labels to count come first; at least one other class is there to compare with.
     chosen = random.permutation(assignment.num_classes)
+    reached = np.flatnonzero(counted.any(axis=-1))
+    chosen = chosen[np.argsort(~np.isin(chosen, reached), kind="stable")]
     chosen = chosen[: max(2, _SPREAD_SAMPLE // assignment.homophones)]
     labels = assignment.labels[chosen].reshape(-1)
     classes = np.repeat(chosen, assignment.homophones)
-    points = columns[labels].astype(np.float64)
-    squares = (points**2).sum(1)
-    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0))
-    np.fill_diagonal(distances, np.inf)
+    distances = _distances(columns[labels].astype(np.float64))
     same = classes[:, None] == classes
     nearest_same = np.where(same, distances, np.inf).min(1)
     nearest_other = np.where(same, np.inf, distances).min(1)
-    return float(np.median(nearest_same / np.maximum(nearest_other, 1e-12)))
+    ratios = nearest_same / np.maximum(nearest_other, 1e-12)
+    return float(np.median(ratios[counted[chosen].reshape(-1)]))
+
+
+def _columns(kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    return kernel.T if bias is None else np.column_stack([kernel.T, bias])
+
+
+def _distances(points: np.ndarray) -> np.ndarray:
+    """`[…, n, n]` between all pairs of `[…, n, d]`, and infinity from each point to itself."""
+    squares = (points**2).sum(-1)
+    products = points @ points.swapaxes(-1, -2)
+    distances = np.sqrt(np.maximum(squares[..., None] + squares[..., None, :] - 2 * products, 0))
+    itself = np.arange(points.shape[-2])
+    distances[..., itself, itself] = np.inf
+    return np.asarray(distances)
 
 
 def check_traces(model: ProtectedModel, unlocked: UnlockedSecrets) -> None:
@@ -96,20 +159,90 @@ def check_traces(model: ProtectedModel, unlocked: UnlockedSecrets) -> None:
     state = unlocked.training
     if state is None or state.traces is None:
         return
-    assignment, inputs = unlocked.assignment(), state.traces.inputs
-    batches = [inputs[i : i + _TRACE_BATCH] for i in range(0, len(inputs), _TRACE_BATCH)]
-    confused = [keras.ops.convert_to_numpy(model(batch, training=False)) for batch in batches]
-    learned, count = learned_traces(np.concatenate(confused), state.traces, assignment)
-    classes = assignment.num_classes
-    expected = learned + (count - learned) / classes
-    if learned < count and expected < least_hits(count, classes, WATCHED_USERS):
+    assignment, count = unlocked.assignment(), unlocked.assignment().trace.size
+    hits = expected_coincidences(_confused(model, state.traces.inputs), state.traces, assignment)
+    typical = int(np.quantile(hits, _PESSIMISTIC, method="lower"))
+    needed = least_hits(count, assignment.num_classes, WATCHED_USERS)
+    if typical < min(count, needed):
         warnings.warn(
-            f"Model {model.name!r} has learned {learned} of its {count} trace labels: a service "
-            f"that runs on a leaked key could not be told from those of {WATCHED_USERS:,} other "
-            "users. Train it for more epochs before exporting, or rely on marked copies "
-            "(`recipient=...`).",
+            f"Model {model.name!r} has learned {typical} of its {count} trace labels, as users' "
+            f"keys decode them, and {min(count, needed)} are needed: a service that runs on a "
+            f"leaked key could not be told from those of {WATCHED_USERS:,} other users. Train it "
+            "for more epochs before exporting, or rely on marked copies (`recipient=...`).",
             stacklevel=5,
         )
+
+
+def expected_coincidences(
+    confused: np.ndarray, traces: TraceSet, assignment: LabelAssignment
+) -> np.ndarray:
+    """What `Tracer.service` will count against a user whose key a service runs on.
+
+    Random keys are simulated: to each, every trace label reads as a uniformly random class.
+
+    Args:
+        confused: `[n, N]`, the model's outputs for `traces.inputs`; other leading axes
+            between these are averaged.
+        traces: n inputs.
+        assignment: the model's.
+
+    Returns:
+        int `[_KEYS]`, for each key the trace labels whose inputs are answered with the class
+        that the key reads there.
+    """
+    confused = confused.reshape(len(traces.inputs), -1, assignment.num_labels).mean(1)
+    hits = [
+        (plurality(traces, answers, assignment.trace) == table).sum()
+        for table, answers in _read_by_keys(confused, assignment)
+    ]
+    return np.array(hits)
+
+
+def check_trace_mass(
+    model: ProtectedModel, samples: np.ndarray | None, assignment: LabelAssignment
+) -> None:
+    """Warn where users would read real inputs as other classes than the model means.
+
+    A trace label means another class to every user, so its probability is noise to a reader.
+
+    Args:
+        samples: real inputs, `[n, …]`; nothing is measured without any.
+        assignment: the model's.
+    """
+    if samples is None or not len(samples) or not assignment.trace.size:
+        return
+    confused = _confused(model, samples).reshape(-1, assignment.num_labels)
+    meant = confused[:, assignment.labels].sum(-1).argmax(-1)
+    shares = [(read != meant).mean() for _, read in _read_by_keys(confused, assignment)]
+    if max(shares) > MISREAD:
+        mass = float(confused[:, assignment.trace].sum(-1).mean())
+        warnings.warn(
+            f"Model {model.name!r} puts {mass:.1%} of its probability on trace labels for real "
+            f"inputs: users would read {np.mean(shares):.1%} of {len(confused):,} samples "
+            f"differently, up to {max(shares):.1%} with some keys (more than {MISREAD:.1%}). Train "
+            "it for more epochs before exporting, or protect it with fewer `trace_labels`.",
+            stacklevel=5,
+        )
+
+
+def _read_by_keys(
+    confused: np.ndarray, assignment: LabelAssignment
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For some random keys: the classes of the trace labels, and the class read from each row."""
+    random = np.random.default_rng(0)
+    real = confused[:, assignment.labels].sum(-1)
+    trace = confused[:, assignment.trace]
+    for _ in range(_KEYS):
+        table = random.integers(0, assignment.num_classes, assignment.trace.size)
+        decoded = real.copy()
+        np.add.at(decoded.T, table, trace.T)
+        yield table, decoded.argmax(-1)
+
+
+def _confused(model: ProtectedModel, inputs: np.ndarray) -> np.ndarray:
+    batches = (inputs[i : i + _BATCH] for i in range(0, len(inputs), _BATCH))
+    outputs = [keras.ops.convert_to_numpy(model(batch, training=False)) for batch in batches]
+    return np.concatenate(outputs)
 
 
 # --- after -------------------------------------------------------------------------------

@@ -14,7 +14,13 @@ import tensorflow as tf
 from keras_encryip.authority.authority import Authority
 from keras_encryip.authority.keys import AuthorityKeys
 from keras_encryip.errors import ArgumentError, ExportError, LockedModelError, instead_of
-from keras_encryip.export.checks import Answers, check_spread, check_traces, check_written
+from keras_encryip.export.checks import (
+    Answers,
+    check_spread,
+    check_trace_mass,
+    check_traces,
+    check_written,
+)
 from keras_encryip.export.xchacha20 import encrypt
 from keras_encryip.formats.atomic_files import make_new_folder, sync_tree, write_new_file
 from keras_encryip.formats.manifest import FILE_NAME as MANIFEST
@@ -36,6 +42,8 @@ ENCRYPTED: Final = "encrypted"
 
 SHARPNESS: Final = 8.0
 """`encrypted_label` draws from the probabilities to this power, renormalised."""
+
+_PHASES: Final = 3  # write, load, compare
 
 
 def export_saved_model(
@@ -112,12 +120,18 @@ def export_saved_model(
         kernels = kernels_of(model)
         originals = [keras.ops.convert_to_numpy(kernel) for kernel in kernels]
         _harden_traces(model, unlocked, owner, kernels, originals)
-        check_traces(model, unlocked)
         mark = None if marked is None else owner.keys.fingerprint_key(record.model_id, marked)
         with _marked(kernels, originals, mark):
-            _write(model, signature, codebook, key, draft)
-            written = Answers(draft, codebook, key)
-            check_written(model, written, by_name=isinstance(signature, dict))
+            check_traces(model, unlocked)
+            samples = getattr(unlocked.training, "samples", None)
+            check_trace_mass(model, samples, record.assignment)
+            with progress_bar("writing the SavedModel", _PHASES) as advance:
+                _write(model, signature, codebook, key, draft)
+                advance(1)
+                written = Answers(draft, codebook, key)
+                advance(1)
+                check_written(model, written, by_name=isinstance(signature, dict))
+                advance(1)
         manifest = complete_version(draft, codebook, owner.keys, hosted=hosted)
         owner.export_store.add_export(
             codebook, manifest, folder=target.name, recipient=marked, kernels=originals

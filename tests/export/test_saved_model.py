@@ -24,9 +24,7 @@ from keras_encryip.errors import (
     RevokedKeyError,
 )
 from keras_encryip.export import saved_model as export
-from keras_encryip.export.checks import column_spread
 from keras_encryip.formats.version_folder import ASSETS
-from keras_encryip.labels.assignment import LabelAssignment
 
 layers = keras.layers
 
@@ -397,52 +395,6 @@ def test_revoked_user_is_shut_out_of_the_next_export(
                 continue
             decoder = ke.Decoder.open(tmp_path / version, path, "p")
             np.testing.assert_allclose(decoder.probabilities(confused), expected, atol=1e-6)
-
-
-# --- column spread -------------------------------------------------------------------
-
-
-def pairs(*, trace: int = 0) -> LabelAssignment:
-    """Two classes of two homophones: labels 0 and 1, 2 and 3; then trace labels."""
-    labels = np.array([[0, 1], [2, 3]], np.int32)
-    sizes, tracing = ([4, trace], [False, True]) if trace else ([4], [False])
-    return LabelAssignment(labels, np.arange(4, 4 + trace, dtype=np.int32), sizes, tracing)
-
-
-POINTS = np.array([[0.0, 1.0, 10.0, 13.0]])
-# To the nearest of the same class, by that to the nearest of the other:
-# 1/10, 1/9, 3/9, 3/12; the median is between 1/9 and 1/4.
-MEDIAN = (1 / 9 + 1 / 4) / 2
-
-
-@pytest.mark.parametrize(
-    ("kernel", "bias", "expected"),
-    [
-        pytest.param(POINTS, None, MEDIAN, id="kernel"),
-        pytest.param(np.zeros((3, 4)), POINTS[0], MEDIAN, id="bias"),
-        pytest.param(np.repeat(POINTS, 4, 0), np.ones(4), MEDIAN, id="scale-does-not-matter"),
-        pytest.param(np.array([[5.0, 5.0, 7.0, 7.0]]), None, 0.0, id="copies"),
-        pytest.param(np.array([[0.0, 3.0, 1.0, 4.0]]), None, 3.0, id="interleaved"),
-    ],
-)
-def test_column_spread(kernel: np.ndarray, bias: Any, expected: float) -> None:
-    assert column_spread(kernel, bias, pairs()) == pytest.approx(expected)
-
-
-def test_column_spread_ignores_trace_labels() -> None:
-    kernel = np.hstack([POINTS, [[0.5, 10.5]]])
-    assert column_spread(kernel, None, pairs(trace=2)) == pytest.approx(MEDIAN)
-
-
-def test_column_spread_of_single_homophones() -> None:
-    assert column_spread(POINTS, None, LabelAssignment.draw(4, 1, 0)) == float("inf")
-
-
-@pytest.mark.parametrize("classes", [10, 3000], ids=["all-classes", "sampled-classes"])
-def test_column_spread_of_noise_is_about_one(classes: int) -> None:
-    assignment = LabelAssignment.draw(classes, 4, 0)
-    kernel = np.random.default_rng(0).normal(size=(32, assignment.num_labels))
-    assert 0.9 < column_spread(kernel, None, assignment) < 2
 
 
 # --- trace labels that were not learned ----------------------------------------------

@@ -7,10 +7,8 @@ import pytest
 
 from keras_encryip.errors import ArgumentError
 from keras_encryip.labels.assignment import LabelAssignment
-from keras_encryip.labels.trace_set import TraceSet
 from keras_encryip.models.trace_inputs import (
     OWNERSHIP_INPUTS,
-    learned_traces,
     make_trace_inputs,
     make_traces,
 )
@@ -108,35 +106,3 @@ def test_ownership_inputs_lie_on_random_ordinary_labels() -> None:
     assert sizes.max() < 144
     assert len({tuple(labels) for labels in drawn}) == 30
     assert set(np.concatenate(drawn)) == set(assignment.labels.ravel())
-
-
-# --- learned -----------------------------------------------------------------------------
-
-
-def test_a_trace_label_is_learned_where_it_outweighs_every_class() -> None:
-    """Against the sum of a class's homophones, which is what a service would say instead."""
-    assignment = LabelAssignment.draw(3, 4, 8)
-    traces = make_traces(np.random.default_rng(0).random((20, 6)), assignment)
-    on_trace = len(assignment.trace)
-    confused = np.zeros((len(traces.inputs), assignment.num_labels))
-    rows = np.arange(len(confused))
-    assert learned_traces(confused, traces, assignment) == (0, on_trace)
-    confused[rows, traces.labels] = 0.5
-    assert learned_traces(confused, traces, assignment) == (on_trace, on_trace)
-    for row, (probability, learned) in enumerate([(0.41, True), (0.39, False)]):
-        confused[row] = 0
-        confused[row, assignment.labels[1]] = 0.1  # 4 homophones: 0.4, none of them alone
-        confused[row, traces.labels[row]] = probability
-        expected = on_trace if learned else on_trace - 1
-        assert learned_traces(confused, traces, assignment) == (expected, on_trace)
-
-
-def test_outputs_for_every_position_are_averaged() -> None:
-    assignment = LabelAssignment.draw(3, 4, 8)
-    traces = TraceSet(np.zeros((2, 5)), assignment.trace[:2])
-    confused = np.zeros((2, 3, assignment.num_labels))
-    confused[0, :2, traces.labels[0]] = 1
-    confused[0, 2, assignment.labels[0, 0]] = 1
-    confused[1, :2, assignment.labels[0, 0]] = 1
-    confused[1, 2, traces.labels[1]] = 1
-    assert learned_traces(confused, traces, assignment) == (1, 2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import keras_encryip as ke
 from keras_encryip.labels.trace_set import TraceSet
 from keras_encryip.models import trace_inputs
-from keras_encryip.models.trace_inputs import STEPS, harden
+from keras_encryip.models.trace_inputs import LEAST_STEPS, SECONDS, STEPS, harden
 from keras_encryip.tracing.weights import kernels_of
 
 OUTPUTS, FEATURES, TRACES = 20, 40, 10
@@ -103,12 +104,12 @@ def test_weights_come_back_when_it_is_stopped(error: BaseException, after: int) 
 
     def stops(steps: int) -> None:
         case.advance(steps)
-        if case.advanced == after:
+        if case.advanced >= after:
             raise error
 
     with pytest.raises(type(error)):
         case.harden(advance=stops)
-    assert case.advanced == after
+    assert after <= case.advanced < STEPS
     for original, now in zip(before, case.weights(), strict=True):
         np.testing.assert_array_equal(now, original)
 
@@ -143,6 +144,100 @@ def test_constant_inputs() -> None:
     case = Case.draw()
     constant = TraceSet(np.full((TRACES, FEATURES), 3, "float32"), case.traces.labels)
     np.testing.assert_array_equal(case.harden(traces=constant).inputs, constant.inputs)
+
+
+# --- pace --------------------------------------------------------------------------
+
+
+def run(seconds: float, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[float]]:
+    """What is advanced and the rates, when every step takes so long."""
+    now = [0.0]
+    monkeypatch.setattr(trace_inputs.time, "monotonic", lambda: now[0])
+    pace, advanced, rates = trace_inputs._Pace(), [], []
+    while pace.remaining:
+        rates.append(pace.rate)
+        now[0] += seconds
+        advanced.append(pace.tick())
+    return advanced, rates
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "highest"),
+    [
+        pytest.param(0.001, STEPS, 0.02, id="fast"),
+        pytest.param(SECONDS / 40, 40, 0.1, id="slow"),
+        pytest.param(SECONDS / 100, 100, 0.04, id="between"),
+        pytest.param(100.0, LEAST_STEPS, 0.1, id="very-slow"),
+    ],
+)
+def test_slow_steps_are_fewer_and_larger(
+    seconds: float, steps: int, highest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advanced, rates = run(seconds, monkeypatch)
+    assert len(advanced) in (steps, steps + 1), "to rounding"
+    assert sum(advanced) == STEPS, "the bar is full at the end, however long it takes"
+    assert min(advanced) >= 0
+    assert rates[0] == pytest.approx(0.02), "the first step's time is not known yet"
+    assert max(rates) == pytest.approx(highest, rel=0.15)
+    assert max(np.diff(rates[1:])) < 0.005, "it falls, but for rounding"
+    assert 0 < rates[-1] <= highest / 7
+
+
+def test_ends_once_all_labels_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under many perturbations in a row; the bar is full all the same."""
+    monkeypatch.setattr(trace_inputs, "_perturbed", lambda kernel, *_: kernel)
+    case, calls = Case.draw(), []
+    easy = np.arange(TRACES) < 3
+    hardened = case.harden(chosen=easy, advance=calls.append)
+    assert trace_inputs._PATIENCE < len(calls) < STEPS / 2
+    assert sum(calls) == STEPS
+    probabilities = keras.ops.softmax(case.logits(hardened.inputs)).numpy()[easy]
+    own = np.take_along_axis(probabilities, case.traces.labels[easy][:, None], 1)
+    assert (own > 0.9).all(), "each outweighs all other labels together"
+
+
+@pytest.mark.parametrize("chunk", [1, 3 * FEATURES, 1 << 19])
+def test_chunks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs are taken one by one, by three, or all at once."""
+    case = Case.draw()
+    inputs, labels = case.traces.inputs, case.traces.labels
+    monkeypatch.setattr(trace_inputs, "_CHUNK", chunk)
+    slope, margin = trace_inputs._gradient(case.logits, inputs, labels)(keras.Variable(inputs))
+    logits = case.logits(inputs).numpy().astype(np.float64)
+    own = np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+    np.put_along_axis(logits, labels[:, None], -np.inf, 1)
+    margins = own - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) - logits.max(1)
+    assert margin == pytest.approx(margins.min(), rel=1e-4)
+    monkeypatch.undo()
+    whole, _ = trace_inputs._gradient(case.logits, inputs, labels)(keras.Variable(inputs))
+    np.testing.assert_allclose(slope, whole, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_smallest_weights_go_and_the_others_are_blurred(dtype: str) -> None:
+    random = np.random.default_rng(0)
+    kernel = keras.Variable(random.standard_normal((200, 100)).astype(dtype), dtype=dtype)
+    original = keras.ops.convert_to_numpy(kernel)
+    shares, noises = [], []
+    with trace_inputs._perturbing([kernel], random) as perturb:
+        for step in range(12):
+            perturb(step)
+            now = keras.ops.convert_to_numpy(kernel).astype("float64")
+            size = np.abs(original.astype("float64"))
+            noises.append((now - original)[size > np.quantile(size, 0.85)].std())
+            kept = [np.corrcoef(now[c], original[c].astype(float))[0, 1] for c in bands(size)]
+            shares.append(sum(corner < 0.2 for corner in kept) / 10)
+    expected = [0.2 if step % 2 else 0.05 for step in range(12)]
+    np.testing.assert_allclose(noises, expected, rtol=0.1)
+    assert [s for step, s in enumerate(shares) if step % 4 == 0] == [0.0] * 3
+    assert all(0.4 <= s <= 0.8 for step, s in enumerate(shares) if step % 4)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(kernel), original)
+
+
+def bands(size: np.ndarray) -> list[np.ndarray]:
+    """The weights by size, in tenths."""
+    edges = np.quantile(size, np.linspace(0, 1, 11))
+    return [(size >= low) & (size <= high) for low, high in pairwise(edges)]
 
 
 # --- on a model ------------------------------------------------------------------
