@@ -14,6 +14,7 @@ from keras_encryip.formats.responses import open_responses
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.trace_set import TraceSet, plurality
+from keras_encryip.models.probe import answer_to_probe
 from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.models.secrets import UnlockedSecrets
 from keras_encryip.tracing.statistics import least_hits
@@ -37,7 +38,7 @@ _CHUNK: Final = 1 << 21
 _KEYS: Final = 64
 _PESSIMISTIC: Final = 0.25
 _BATCH: Final = 32
-_OPEN_DIMENSION: Final = 4
+_KNOWN: Final = 0.8
 
 
 # --- before ------------------------------------------------------------------------------
@@ -152,6 +153,16 @@ def _distances(points: np.ndarray) -> np.ndarray:
     itself = np.arange(points.shape[-2])
     distances[..., itself, itself] = np.inf
     return np.asarray(distances)
+
+
+def knows_traces(model: ProtectedModel, unlocked: UnlockedSecrets) -> bool:
+    """Whether keys decode nearly all trace inputs as their trace labels, if there are any."""
+    if unlocked.traces is None:
+        return True
+    assignment = unlocked.assignment()
+    confused = _confused(model, unlocked.traces.inputs)
+    hits = expected_coincidences(confused, unlocked.traces, assignment)
+    return bool(np.median(hits) >= _KNOWN * assignment.trace.size)
 
 
 def check_traces(model: ProtectedModel, unlocked: UnlockedSecrets) -> None:
@@ -288,17 +299,15 @@ class Answers:
         )
 
 
-def probes(inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Random inputs at two batch sizes, by name, for specs by name."""
-    random = np.random.default_rng(0)
+def probes(answers: Answers) -> Iterator[dict[str, Any]]:
+    """Random inputs that a version folder answers, at two batch sizes, by name."""
     for batch in (1, 3):
-        yield {
-            name: tf.cast(
-                random.random([batch, *(d or _OPEN_DIMENSION for d in spec.shape[1:])], "float32"),
-                spec.dtype,
-            )
-            for name, spec in inputs.items()
+        specs = {
+            name: keras.KerasTensor((batch, *spec.shape[1:]), spec.dtype.name)
+            for name, spec in answers.inputs.items()
         }
+        _, feed, _ = answer_to_probe(lambda feed, training: answers.confused(feed), specs)
+        yield {name: tf.cast(value, answers.inputs[name].dtype) for name, value in feed.items()}
 
 
 def check_written(model: ProtectedModel, written: Answers, *, by_name: bool) -> None:
@@ -312,7 +321,7 @@ def check_written(model: ProtectedModel, written: Answers, *, by_name: bool) -> 
     """
     # 16 bits are rounded elsewhere once operations are fused.
     rounded = any("16" in layer.compute_dtype for layer in model._flatten_layers())
-    for feed in probes(written.inputs):
+    for feed in probes(written):
         inputs = feed if by_name else feed["inputs"]
         expected = keras.ops.convert_to_numpy(model(inputs, training=False))
         moved = difference(written.confused(feed), expected)

@@ -192,7 +192,7 @@ def _head_keys(checkpoint: Any, num_labels: int) -> set[str]:
 
 def _check_rotated(old: Answers, new: Answers, moved: np.ndarray) -> None:
     """Ask both versions the same."""
-    for feed in probes(old.inputs):
+    for feed in probes(old):
         before, after = old.confused(feed), new.confused(feed)
         if not difference(after[..., moved], before) <= EXACT:
             raise ExportError(

@@ -20,6 +20,7 @@ from keras_encryip.export.checks import (
     check_trace_mass,
     check_traces,
     check_written,
+    knows_traces,
 )
 from keras_encryip.export.xchacha20 import encrypt
 from keras_encryip.formats.atomic_files import make_new_folder, sync_tree, write_new_file
@@ -117,14 +118,16 @@ def export_saved_model(
         # Every encrypted export makes a new codebook, and with it a new response key.
         codebook = owner.model_store.current_codebook(codebook_id, fresh=hosted)
         key = owner.keys.response_key(codebook) if hosted else None
+        if not knows_traces(model, unlocked):  # trained by `train_on_batch`, or a best epoch's
+            model.teach_traces()
         kernels = kernels_of(model)
         originals = [keras.ops.convert_to_numpy(kernel) for kernel in kernels]
         _harden_traces(model, unlocked, owner, kernels, originals)
         mark = None if marked is None else owner.keys.fingerprint_key(record.model_id, marked)
         with _marked(kernels, originals, mark):
             check_traces(model, unlocked)
-            samples = getattr(unlocked.training, "samples", None)
-            check_trace_mass(model, samples, record.assignment)
+            if unlocked.training is not None:
+                check_trace_mass(model, unlocked.training.samples, record.assignment)
             with progress_bar("writing the SavedModel", _PHASES) as advance:
                 _write(model, signature, codebook, key, draft)
                 advance(1)

@@ -16,10 +16,11 @@ from keras_encryip.models.trace_inputs import make_traces
 AUTOMATIC = "automatic"
 """The strategy `"clustered"` where inputs and labels suit it, else `"random"`."""
 
-SAMPLES = 256
-"""Inputs of the owner's that are kept: an export measures on them."""
+SAMPLES = (64, 2_048)
+"""So many inputs of the owner's are kept, as far as they take 16 MiB: trace labels are learned
+against them, and exports measure on them."""
 
-_RESERVOIR = 512
+_BYTES = 1 << 24
 
 
 def needs_data(strategy: str, assignment: LabelAssignment, copies: int) -> bool:
@@ -85,20 +86,22 @@ def fit_training_state(
     )
     if not assignment.trace.size:
         return TrainingState(homophones, None)
-    alike = [sample for sample in samples if sample.shape == samples[0].shape]
-    kept = np.stack(alike[:SAMPLES])
-    return TrainingState(homophones, make_traces(np.stack(alike), assignment), kept)
+    kept = np.stack([sample for sample in samples if sample.shape == samples[0].shape])
+    return TrainingState(homophones, make_traces(kept, assignment), kept)
 
 
 def _keep_some(samples: list[np.ndarray], batch: Any, random: np.random.Generator) -> None:
-    """Keep a few hundred samples spread over all that is seen, of single inputs."""
+    """Keep some samples spread over all that is seen, of single inputs."""
     if isinstance(batch, (dict, list, tuple)):
         raise ArgumentError(
             "Trace inputs need a single input array. Received: inputs of type "
             f"{type(batch).__name__}. Pass `trace_labels=0` to `protect`."
         )
-    for sample in keras.ops.convert_to_numpy(batch):
-        if len(samples) < _RESERVOIR:
+    batch = keras.ops.convert_to_numpy(batch)
+    least, most = SAMPLES
+    wanted = min(most, max(least, _BYTES // max(1, batch[:1].nbytes)))
+    for sample in batch:
+        if len(samples) < wanted:
             samples.append(sample)
         elif random.random() < 0.1:
-            samples[random.integers(_RESERVOIR)] = sample
+            samples[random.integers(wanted)] = sample

@@ -75,7 +75,7 @@ def answer_to_probe(
             first = first or error
     assert first is not None
     raise ArgumentError(
-        f"`classifier` {classifier.name!r} could not be tried on random inputs: call it on a "
+        f"`classifier` {getattr(classifier, 'name', '')!r} could not be tried on random inputs: call it on a "
         f"batch of yours, and see whether that passes. {type(first).__name__}: {reason(first)}"
     )
 

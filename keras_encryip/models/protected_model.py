@@ -20,7 +20,7 @@ from keras_encryip.labels.model_record import ModelOwner
 from keras_encryip.models.adapt import AUTOMATIC, fit_training_state, needs_data
 from keras_encryip.models.backbone import features_shape, freeze, frozen
 from keras_encryip.models.conventions import check_compiled, ignored_class, of_one_output
-from keras_encryip.models.data import batches, check_labels, class_indices, single
+from keras_encryip.models.data import batches, check_labels, check_same_kind, class_indices, single
 from keras_encryip.models.head import ConfusedLabels
 from keras_encryip.models.homophones import STRATEGIES
 from keras_encryip.models.own_steps import with_own_steps
@@ -29,7 +29,6 @@ from keras_encryip.models.start import check_start, start_head
 from keras_encryip.models.step import (
     Running,
     Step,
-    call_with_traces,
     check_taught,
     guarded,
     mask_of,
@@ -39,6 +38,7 @@ from keras_encryip.models.step import (
     with_mask,
     with_terms,
 )
+from keras_encryip.models.teach_traces import teach_traces
 from keras_encryip.models.teacher import as_teacher
 
 
@@ -52,8 +52,8 @@ class ProtectedModel(keras.Model):
     `(batch, N)`.
 
     The training loss is `(1−κ)·your loss + κ·distillation + confusion_weight · cross-entropy
-    of the target confused label + 0.1 · cross-entropy of the trace labels + 0.1 · the same at
-    temperature 8`, κ = 0 without a teacher. `val_loss` and `evaluate` report your loss alone.
+    of the target confused label`, κ = 0 without a teacher. `val_loss` and `evaluate` report your
+    loss alone. When `fit` ends, the head learns the trace labels.
 
     Args:
         backbone: inputs → features.
@@ -132,11 +132,10 @@ class ProtectedModel(keras.Model):
             confused = self.confused_labels(self.backbone(inputs, training=training))
             return confused if training is False else guarded(confused)
         secrets = self._unlocked()
-        if training and step.training and secrets.traces is not None:
-            step.scores, step.trace_loss = call_with_traces(self, inputs, secrets.traces)
-        else:
-            features = self.backbone(inputs, training=training)
-            step.scores = with_mask(self.confused_labels.logits(features), mask_of(features))
+        if secrets.traces is not None:
+            check_same_kind(secrets.traces.inputs.dtype, inputs.dtype)
+        features = self.backbone(inputs, training=training)
+        step.scores = with_mask(self.confused_labels.logits(features), mask_of(features))
         step.inputs = inputs
         return shown(secrets, step.scores, self.binary)
 
@@ -261,7 +260,18 @@ class ProtectedModel(keras.Model):
                 self.adapt(x, y)
         elif secrets.original is not None and (y is not None or hasattr(x, "element_spec")):
             self._look(next(batches(x, y, getattr(self, "preprocess_samples", None)))[0])
-        return super().fit(x, y, *args, **kwargs)
+        history = super().fit(x, y, *args, **kwargs)
+        self.teach_traces()
+        return history
+
+    def teach_traces(self) -> None:
+        """Learn the trace labels, as the model is now. `fit` and exports do this by themselves.
+
+        Only columns of the head change that trace inputs lie on (`models/teach_traces.py`).
+        """
+        state = self._unlocked().training
+        if state is not None and state.traces is not None and state.samples is not None:
+            teach_traces(self, state.traces, self._unlocked().assignment(), state.samples)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.predict`: confused labels. `decode` reads them.

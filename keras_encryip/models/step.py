@@ -7,23 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
 import tensorflow as tf
 from keras import ops
 
 from keras_encryip.errors import ArgumentError
-from keras_encryip.labels.trace_set import TraceSet
-from keras_encryip.models.data import check_same_kind, class_indices
+from keras_encryip.models.data import class_indices
 from keras_encryip.models.losses import TINY, ConfusedLabelCrossentropy, Distillation, per_replica
 from keras_encryip.models.secrets import UnlockedSecrets
-
-TRACE_SHARE = 32
-MIN_TRACES = 4
-"""With a training batch of b inputs go b / 32 trace inputs, at least 4."""
-
-TRACE_TERMS = ((0.1, 1.0), (0.1, 8.0))
-"""(weight, temperature) of the trace terms. The first learns the labels soon; the softened second
-goes on widening their margins for long, and these survive fine-tuning."""
 
 
 @dataclass(eq=False)
@@ -34,14 +24,12 @@ class Step:
         training: whether it is a training step.
         inputs: of the last call.
         scores: its answer, `[b, …, N]`: confused labels before their softmax.
-        trace_loss: of the trace inputs that went along, or `None`.
         taught: whether the loss was computed with the terms of this module.
     """
 
     training: bool
     inputs: Any = None
     scores: Any = None
-    trace_loss: Any = None
     taught: bool = field(default=False)
 
 
@@ -59,37 +47,6 @@ def running(current: Running, training: bool) -> Iterator[Step]:
         yield current.step
     finally:
         current.step = before
-
-
-def call_with_traces(model: Any, inputs: Any, traces: TraceSet) -> tuple[Any, Any]:
-    """(scores of the confused labels of inputs, loss of some trace inputs) in training.
-
-    Trace inputs take a pass of their own, as in inference: BatchNormalization does not see them.
-    """
-    features = model.backbone(inputs, training=True)
-    check_same_kind(traces.inputs.dtype, inputs.dtype)
-    count = ops.maximum(ops.shape(inputs)[0] // TRACE_SHARE, MIN_TRACES)
-    chosen = keras.random.randint((count,), 0, len(traces.labels), seed=model._seed_generator)
-    added = ops.take(ops.convert_to_tensor(traces.inputs), chosen, axis=0)
-    of_traces = model.backbone(added, training=False)
-    width = features.shape[-1]
-    rows = ops.concatenate(
-        [ops.reshape(features, (-1, width)), ops.reshape(of_traces, (-1, width))], axis=0
-    )
-    found = model.confused_labels.logits(rows)  # one product for both: one gradient of the kernel
-    split = ops.size(features) // width
-    scores = ops.reshape(found[:split], (*ops.shape(features)[:-1], model.num_labels))
-    trace_scores = ops.reshape(found[split:], (*ops.shape(of_traces)[:-1], model.num_labels))
-    targets = ops.take(ops.convert_to_tensor(traces.labels), chosen)
-    targets = ops.reshape(targets, (-1, *[1] * (len(trace_scores.shape) - 2)))
-    targets = ops.broadcast_to(targets, ops.shape(trace_scores)[:-1])
-    loss: Any = 0.0
-    for weight, temperature in TRACE_TERMS:
-        term = keras.losses.sparse_categorical_crossentropy(
-            targets, trace_scores / temperature, from_logits=True
-        )
-        loss = loss + weight * ops.mean(term)
-    return with_mask(scores, mask_of(features)), loss
 
 
 def shown(secrets: UnlockedSecrets, scores: Any, binary: bool) -> Any:
@@ -148,8 +105,6 @@ def with_terms(
             targets, with_mask(step.scores, mask), sample_weight=sample_weight
         )
         total = total + model.confusion_weight * ops.cast(confusion, loss.dtype)
-    if step.trace_loss is not None:
-        total = total + ops.cast(per_replica(step.trace_loss), loss.dtype)
     return total
 
 

@@ -47,19 +47,22 @@ def make_traces(samples: np.ndarray, assignment: LabelAssignment) -> TraceSet:
     """
     inputs = make_trace_inputs(samples, assignment.trace.size + OWNERSHIP_INPUTS)
     random = secrets.SystemRandom()
-    ordinary = [random.choice(assignment.labels.ravel()) for _ in range(OWNERSHIP_INPUTS)]
-    return TraceSet(inputs, np.concatenate([assignment.trace, ordinary]))
+    # One homophone of a class: it will be silent on other inputs, and the class has the rest.
+    of_class = [random.choice(homophones) for homophones in assignment.labels]
+    ordinary = [random.choice(of_class) for _ in range(OWNERSHIP_INPUTS)]
+    return TraceSet(inputs, np.concatenate([assignment.trace, ordinary]).astype(np.int32))
 
 
 def make_trace_inputs(samples: np.ndarray, count: int) -> np.ndarray:
-    """Trace inputs from training samples: block-scrambled images, or blended vectors.
+    """Trace inputs: mosaics, or vectors of extreme values, or blended ids.
 
-    An image is cut into a 4 × 4 grid whose blocks come from different samples, in
-    random places: pixel statistics of the data, and no natural picture. Other
-    inputs take each feature from one of two samples, in shuffled order.
+    An image is a 4 × 4 mosaic, each channel of each cell as dark or as bright as the samples
+    get; another input of numbers takes the lowest or highest value of each feature. No natural
+    input looks like that, so what the model learns of them costs it nothing. Integers that are no
+    image may be ids: each is one of two samples', in shuffled order.
 
     Args:
-        samples: `[n, …]`, n ≥ 2; at least 16 for images, so that blocks differ.
+        samples: `[n, …]`, n ≥ 2.
         count: T.
 
     Returns:
@@ -80,23 +83,17 @@ def make_trace_inputs(samples: np.ndarray, count: int) -> np.ndarray:
             f"Received: inputs of dtype {samples.dtype}"
         )
     random = np.random.default_rng(secrets.randbits(256))
-    if samples.ndim == 4 and min(samples.shape[1:3]) >= 2 * GRID:
-        return np.stack([_scramble(samples, random) for _ in range(count)])
-    return np.stack([_blend(samples, random) for _ in range(count)])
-
-
-def _scramble(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    height, width = (side // GRID for side in images.shape[1:3])
-    scrambled = images[random.integers(len(images))].copy()
-    places = random.permutation(GRID * GRID)
-    for target, source in enumerate(places):
-        (row, column), (from_row, from_column) = divmod(target, GRID), divmod(int(source), GRID)
-        image = images[random.integers(len(images))]
-        scrambled[row * height : (row + 1) * height, column * width : (column + 1) * width] = image[
-            from_row * height : (from_row + 1) * height,
-            from_column * width : (from_column + 1) * width,
-        ]
-    return scrambled
+    shape = samples.shape[1:]
+    image = samples.ndim >= 4
+    if not image and samples.dtype.kind != "f":
+        return np.stack([_blend(samples, random) for _ in range(count)])
+    cells = random.random((count, *shape)) < 0.5
+    if image:
+        cells = cells[(slice(None), *(slice(GRID) for _ in shape[:-1]))]
+        for axis, side in enumerate(shape[:-1], 1):
+            cells = cells.take(np.arange(side) * cells.shape[axis] // side, axis=axis)
+    axes = tuple(range(samples.ndim - 1)) if image else (0,)
+    return np.asarray(np.where(cells, samples.max(axes), samples.min(axes)), samples.dtype)
 
 
 def _blend(samples: np.ndarray, random: np.random.Generator) -> np.ndarray:
