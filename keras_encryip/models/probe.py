@@ -74,9 +74,10 @@ def answer_to_probe(
         except Exception as error:  # of anybody's layers
             first = first or error
     assert first is not None
+    name = getattr(classifier, "name", "")
     raise ArgumentError(
-        f"`classifier` {getattr(classifier, 'name', '')!r} could not be tried on random inputs: call it on a "
-        f"batch of yours, and see whether that passes. {type(first).__name__}: {reason(first)}"
+        f"`classifier` {name!r} could not be tried on random inputs: call it on a batch of yours, "
+        f"and see whether that passes. {type(first).__name__}: {reason(first)}"
     )
 
 
