@@ -55,6 +55,13 @@ class Protected(Trained):
     authority: ke.Authority
 
 
+def copy_of(model: keras.Model) -> keras.Model:
+    """A model with weights of its own: a protected model shares its classifier's."""
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
 class Trainings:
     """What the suites of one seed train, when the first of them asks for it.
 
@@ -114,8 +121,7 @@ class Trainings:
         def make() -> Trained:
             start = self.started
             keras.utils.set_random_seed(self.seed)
-            model = keras.models.clone_model(start.model)
-            model.set_weights(start.model.get_weights())
+            model = copy_of(start.model)
             return Trained(model, start.seconds + self._train(model, first=False))
 
         return self.once("twin", make)
@@ -128,7 +134,7 @@ class Trainings:
         """A model protected in a way, trained for both cycles in all. Not kept."""
         start = None if way.scratch else self.started
         keras.utils.set_random_seed(self.seed)
-        classifier = start.model if start else self.build()
+        classifier = copy_of(start.model) if start else self.build()
         seconds = start.seconds if start else 0.0
         authority = self._stack.enter_context(
             ke.Authority.create(

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +34,7 @@ from keras_encryip.labels.codebook import FILE_NAME as CODEBOOK
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.model_record import ModelRecord
 from keras_encryip.models.protected_model import ProtectedModel
-from keras_encryip.models.secrets import TrainingState, UnlockedSecrets
+from keras_encryip.models.secrets import UnlockedSecrets
 from keras_encryip.models.trace_inputs import STEPS, harden
 from keras_encryip.tracing.fingerprint import embed
 from keras_encryip.tracing.weights import kernels_of
@@ -200,7 +201,7 @@ def _harden_traces(
     with progress_bar("hardening trace inputs", STEPS) as advance:
         traces = harden(logits, kernels, state.traces, tracing, advance, secrets.randbits(64))
     if traces is not state.traces:
-        unlocked.training = TrainingState(state.homophones, traces)
+        unlocked.training = replace(state, traces=traces)
         unlocked.save_training()
         model._forget_traces()
 
