@@ -75,8 +75,8 @@ def export_saved_model(
         directory: the version folder, e.g. `"served/digits/1"`. Must not exist; it
             appears whole or not at all.
         recipient: subject of an active user. Every kernel of the copy is then marked with
-            that user's noise, of 3 % of its standard deviation, which `Tracer.weights`
-            finds again; docs/tracing.md has what that costs in accuracy. Give every copy that
+            that user's noise, of 1 % of its standard deviation (less in small kernels), which
+            `Tracer.weights` finds again; docs/tracing.md has what that costs. Give every copy that
             leaves the house a recipient: the difference to an unmarked copy is the mark.
         responses: `"confused"`, or `"encrypted"` under a key of this export, which all users
             but the revoked ones can derive from its codebook.

@@ -1,9 +1,10 @@
 """Weights personalised for a recipient, and the evidence that found weights are theirs.
 
-Every weight W of a kernel becomes W + strength · std(W) · n: the n of one recipient come
-from a stream cipher under their key, have variance 1, and are independent of everybody
-else's. Correlating a suspect's deviation from the original with a recipient's noise sums
-a little evidence from every weight (Cox et al., IEEE Trans. Image Process. 6(12), 1997).
+Every weight W of a kernel becomes W + s · std(W) · n, where s is the kernel's `strengths`: the
+n of one recipient come from a stream cipher under their key, have variance 1, and are
+independent of everybody else's. Correlating a suspect's deviation from the original with a
+recipient's noise sums a little evidence from every weight (Cox et al., IEEE Trans. Image
+Process. 6(12), 1997).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +20,14 @@ from keras_encryip.errors import ArgumentError
 
 KEY_BYTES: Final = 32
 
-FINGERPRINT_STRENGTH: Final = 0.03
-"""Standard deviation of a recipient's noise, as a fraction of the kernel's own."""
+FINGERPRINT_STRENGTH: Final = 0.01
+"""Standard deviation of a recipient's noise, as a fraction of the kernel's own, in large kernels.
+
+0.03 before release 0.4. Copies of that time are traced as before: `whiten` only weights by it."""
 
 MAX_STRENGTH: Final = 1.0
 
+_LARGE: Final = 1 << 15
 _CHUNK: Final = 1 << 15
 _CLIP: Final = 3.0
 _MAX_ZEROS: Final = 0.01
@@ -79,15 +83,35 @@ def noise(key: bytes, kernel: int, size: int) -> np.ndarray:
     return values
 
 
+def strengths(sizes: Sequence[int], strength: float = FINGERPRINT_STRENGTH) -> list[float]:
+    """Of each kernel's mark: strength · √(size / size of a large kernel), at most strength.
+
+    A kernel's mark disturbs the outputs about as much whatever the kernel's size, but its
+    evidence grows with the number of its weights. So small kernels, and above all the first
+    convolution, get less of it. Large is the largest kernel, or 32,768 weights if that is less.
+
+    Args:
+        sizes: numbers of weights, by kernel.
+        strength: of large kernels; above 0, at most 1.
+
+    Example:
+    >>> strengths([1 << 16, 1 << 15, 1 << 13], 0.01)
+    [0.01, 0.01, 0.005]
+    """
+    _check_strength(strength)
+    large = max(1, min(_LARGE, max(sizes, default=1)))
+    return [strength * min(1.0, (size / large) ** 0.5) for size in sizes]
+
+
 def embed(
     kernels: Sequence[np.ndarray], key: bytes, strength: float = FINGERPRINT_STRENGTH
 ) -> list[np.ndarray]:
-    """Personalise kernels: W + strength · std(W) · n.
+    """Personalise kernels: W + s · std(W) · n, with the `strengths` s.
 
     Args:
         kernels: float arrays, in the model's order. They are not changed.
         key: 32 bytes, one per model and recipient.
-        strength: above 0, at most 1.
+        strength: of large kernels; above 0, at most 1.
 
     Returns:
         New arrays of the same shapes and dtypes. Constant kernels stay as they are.
@@ -96,14 +120,14 @@ def embed(
         ArgumentError: a wrong key or strength, or weights that are not finite.
     """
     _check_key(key)
-    _check_strength(strength)
     marked = []
-    for index, kernel in enumerate(kernels):
+    fractions = strengths([kernel.size for kernel in kernels], strength)
+    for index, (kernel, fraction) in enumerate(zip(kernels, fractions, strict=True)):
         deviation = float(kernel.std(dtype=np.float64))
         if not np.isfinite(deviation):
             raise ArgumentError(f"Kernel {index} holds values that are not finite: train it again.")
         drawn = noise(key, index, kernel.size).reshape(kernel.shape)
-        moved = kernel.astype(np.float32) + np.float32(strength * deviation) * drawn
+        moved = kernel.astype(np.float32) + np.float32(fraction * deviation) * drawn
         marked.append(moved.astype(kernel.dtype))
     return marked
 
@@ -119,7 +143,8 @@ def whiten(
     output (last axis) the simplest of none, a gain, a gain and an offset, and a gain by output
     and input (last two axes) that explains it; so raw integers of a quantised model will
     do. What is left of an output is divided by a robust scale, clipped to ±3, and weighted
-    by min(1, strength · std(W) / scale): what was altered heavily counts less. Zeros
+    by min(1, strength · std(W) / scale): what was altered heavily counts less. It need not be
+    the strength of the mark: another one moves z a little, and its distribution not at all. Zeros
     count nothing in a pruned kernel (more than 1 % of it), nor do values that are not finite.
 
     Args:
@@ -127,7 +152,7 @@ def whiten(
         reference: the original's, of the same shapes; `None` where it is not at hand:
             then the suspect's own mean is subtracted (*blind*), which costs most of the
             evidence.
-        strength: as in `embed`.
+        strength: of the marks that are looked for, roughly.
 
     Raises:
         ArgumentError: the lists or shapes differ, or an array has fewer than 2 axes.

@@ -243,7 +243,8 @@ def test_permuted_average_names_all_its_owners(authority: Any, protect: Any) -> 
         keys.append(authority.keys.fingerprint_key(model_id, user.key_id))
     shares = [0.6, 0.1, 0.1, 0.1, 0.1]
     mean = [
-        np.average(ks, 0, shares) for ks in zip(*(embed(originals, k) for k in keys), strict=True)
+        np.average(same, 0, shares)
+        for same in zip(*(embed(originals, key, 0.03) for key in keys), strict=True)
     ]
     suspect = [k + 0.08 * random.standard_normal(k.shape) for k in mean]
     arguments = {"model": "digits", "reference": originals}
@@ -288,8 +289,9 @@ def test_blind(house: House) -> None:
 
 
 def test_blind_with_many_weights(authority: ke.Authority, tmp_path: Path) -> None:
+    """Two millions of them: the weights themselves are the noise."""
     layers = [keras.layers.Dense(2048), keras.layers.Dense(10)]
-    classifier = keras.Sequential([keras.Input((64,)), *layers])
+    classifier = keras.Sequential([keras.Input((1024,)), *layers])
     options = {"homophones": 1, "trace_labels": 0, "strategy": "random"}
     model = ke.protect(classifier, authority, name="wide", **options)
     for user in ("alice", "bob"):

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import keras_encryip as ke
 from keras_encryip.authority.tracer import Tracer
 from keras_encryip.errors import ExportError, LedgerError
 from keras_encryip.export import saved_model as export
-from keras_encryip.tracing.fingerprint import embed
+from keras_encryip.tracing.fingerprint import embed, strengths
 from keras_encryip.tracing.weights import kernels_of, read_kernels
 
 PASSPHRASE = "correct horse"
@@ -103,9 +104,11 @@ def test_every_kernel_carries_the_users_mark_and_nothing_else_does(house: House)
 def test_copies_of_one_user_are_alike_and_of_two_are_not(house: House) -> None:
     one, two, other = (read_kernels(house.folder / n) for n in ("alice 1", "alice 2", "bob 1"))
     assert same(one, two)
-    for mine, theirs in zip(one, other, strict=True):
+    fractions = strengths([kernel.size for kernel in one])
+    for mine, theirs, fraction in zip(one, other, fractions, strict=True):
         assert (mine != theirs).mean() > 0.99
-        assert 0.035 < (mine - theirs).std() / mine.std() < 0.05  # √2 · 3 %
+        apart = (mine - theirs).std() / mine.std() / fraction
+        assert 0.8 * math.sqrt(2) < apart < 1.2 * math.sqrt(2)
 
 
 def test_accuracy_of_copies(house: House, digits: Any) -> None:
