@@ -11,8 +11,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit, logsumexp, softmax
+from scipy.optimize import minimize  # type: ignore[import-untyped]
+from scipy.special import expit, logsumexp, softmax  # type: ignore[import-untyped]
 
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.trace_set import TraceSet
@@ -22,8 +22,8 @@ _ROWS = 4_096
 _ITERATIONS = 150
 _NATURAL_MARGIN = 6.0
 _TRACE_MARGIN = 3.0
-_TRACE_WEIGHT = 0.3
-_STAY = 1e-3
+_TRACE_WEIGHT = 1.0
+_STAY = 1e-4
 
 
 def teach_traces(
@@ -35,8 +35,8 @@ def teach_traces(
     With z the logits of the fitted columns C and of the others R, the loss is
 
         mean over samples of softplus(lse(z[C]) − lse(z[R]) + 6)
-        + 0.3 · mean over trace inputs of softplus(3 − z[own] + lse(z[all but own]))
-        + 0.001 · mean ‖f‖² · mean over C of ‖change of the column‖²
+        + mean over trace inputs of softplus(3 − z[own] + lse(z[all but own]))
+        + 0.0001 · mean ‖f‖² · mean over C of ‖change of the column‖²
 
     It is convex, so L-BFGS finds the one minimum, from any start.
 
