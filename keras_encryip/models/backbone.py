@@ -113,12 +113,12 @@ def _check_outputs(classifier: keras.Model) -> None:
 def _check_purpose(classifier: keras.Model, graft: Graft) -> None:
     """Refuse heads that do more than name one of K classes."""
     head = graft.head
-    if is_plain_graph(graft.backbone) and type(head.layer).__name__ != "ReversibleEmbedding":
-        if any(layer is head.layer for layer in all_layers(graft.backbone)):
-            raise ArgumentError(
-                f"The last layer of `classifier` {classifier.name!r}, {layer_name(head.layer)}, "
-                "is called several times. Use it once."
-            )
+    left = is_plain_graph(graft.backbone) and head.layer in all_layers(graft.backbone)
+    if left and type(head.layer).__name__ != "ReversibleEmbedding":  # which is tied on purpose
+        raise ArgumentError(
+            f"The last layer of `classifier` {classifier.name!r}, {layer_name(head.layer)}, "
+            "is called several times. Use it once."
+        )
     inner = getattr(head.layer, "layer", head.layer)
     if getattr(inner, "activity_regularizer", None) is not None:
         raise ArgumentError(
