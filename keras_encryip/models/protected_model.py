@@ -277,9 +277,10 @@ class ProtectedModel(keras.Model):
         return history
 
     def teach_traces(self) -> None:
-        """Learn the trace labels, as the model is now. `fit` and exports do this by themselves.
+        """Learn the trace labels, as the model is now. `fit` does this when it ends.
 
-        Only columns of the head change that trace inputs lie on (`models/teach_traces.py`).
+        Call it after other loops, or after loading the weights of an earlier epoch. Only
+        columns of the head change that trace inputs lie on (`models/teach_traces.py`).
         """
         state = self._unlocked().training
         if state is None or state.traces is None or state.samples is None:
