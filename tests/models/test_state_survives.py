@@ -204,10 +204,7 @@ def test_unfreezing_works_as_in_transfer_learning(
 
 
 def head_kernel(model: ke.ProtectedModel) -> np.ndarray:
-    (kernel,) = (
-        v for v in model.variables if v.shape[-1] == model.num_labels and len(v.shape) == 2
-    )
-    return ops.convert_to_numpy(kernel)
+    return ops.convert_to_numpy(model.confused_labels.kernel)
 
 
 def fitted_with_head(authority: ke.Authority, **head: Any) -> Any:
