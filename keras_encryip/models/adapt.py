@@ -52,11 +52,12 @@ def fit_training_state(
     features: list[np.ndarray] = []
     classes: list[np.ndarray] = []
     samples: list[np.ndarray] = []
-    random = np.random.default_rng(0)
+    random, seen = np.random.default_rng(0), 0
     if needs_data(strategy, assignment, copies):
         for at, (inputs, labels) in enumerate(batches(x, y, prepare)):
             indices = np.asarray(class_indices(labels, num_classes))
             check_labels(indices, num_classes, ignored)
+            seen += len(indices)
             if at == 0:
                 look(inputs)
                 if kind.reads_inputs(assignment.homophones, copies):
@@ -67,7 +68,7 @@ def fit_training_state(
                 classes.append(indices[known])
             if assignment.trace.size:
                 _keep_some(samples, inputs, random)
-        if not (classes or samples):
+        if not seen:
             raise ArgumentError("The training data has no samples.")
     homophones = kind.fit(
         np.concatenate(features or [np.zeros((0, 0), np.float32)]),
