@@ -97,7 +97,7 @@ def single(value: Any) -> Any:
 def single_labels(labels: Any) -> Any:
     """Labels without the structure of one output: a dictionary or list with one array."""
     labels = single(labels)
-    if isinstance(labels, (list, tuple)) and len(labels) == 1 and getattr(labels[0], "shape", ()):
+    if isinstance(labels, (list, tuple)) and len(labels) == 1 and hasattr(labels[0], "shape"):
         return labels[0]
     return labels
 

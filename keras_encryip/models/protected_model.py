@@ -3,6 +3,7 @@
 import inspect
 import math
 import sys
+import warnings
 from os import PathLike
 from typing import Any, Self
 
@@ -250,7 +251,9 @@ class ProtectedModel(keras.Model):
         if self._secrets is not None and self._secrets.original is not None:
             if not self.built:
                 self(inputs, training=False)
-            check_start(self, self._secrets, inputs)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # Keras's, of a list of one input
+                check_start(self, self._secrets, inputs)
             self._secrets.original = None
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -279,7 +282,9 @@ class ProtectedModel(keras.Model):
         Only columns of the head change that trace inputs lie on (`models/teach_traces.py`).
         """
         state = self._unlocked().training
-        if state is not None and state.traces is not None and state.samples is not None:
+        if state is None or state.traces is None or state.samples is None:
+            return
+        if self.confused_labels.trainable:
             teach_traces(self, state.traces, self._unlocked().assignment(), state.samples)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
