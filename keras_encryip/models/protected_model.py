@@ -18,7 +18,7 @@ from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.model_record import ModelOwner
-from keras_encryip.models.adapt import AUTOMATIC, fit_training_state, needs_data
+from keras_encryip.models.adapt import fit_training_state, needs_data
 from keras_encryip.models.backbone import features_shape, freeze, frozen
 from keras_encryip.models.conventions import check_compiled, ignored_class, of_one_output
 from keras_encryip.models.data import (
@@ -29,7 +29,7 @@ from keras_encryip.models.data import (
     single_labels,
 )
 from keras_encryip.models.head import ConfusedLabels
-from keras_encryip.models.homophones import STRATEGIES
+from keras_encryip.models.homophones import AUTOMATIC, STRATEGIES
 from keras_encryip.models.own_steps import with_own_steps
 from keras_encryip.models.secrets import UnlockedSecrets, check_owner
 from keras_encryip.models.start import check_start, start_head

@@ -192,7 +192,8 @@ def _class_scores(table: np.ndarray, num_classes: int) -> Callable[[Any], Any]:
         if trace.size:
             shared = tf.reduce_logsumexp(found[..., num_classes * most :], -1, keepdims=True)
             shared = shared - np.log(num_classes)
-            classes = classes + tf.nn.softplus(shared - classes)  # log(exp(a) + exp(b))
+            high = tf.stop_gradient(tf.maximum(classes, shared))
+            classes = high + tf.math.log(tf.exp(classes - high) + tf.exp(shared - high))
         return tf.ensure_shape(classes, [*scores.shape[:-1], num_classes])
 
     return class_scores
