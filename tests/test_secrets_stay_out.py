@@ -287,7 +287,8 @@ class Nested(Subclassed):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.head = keras.Sequential([keras.layers.Dense(10, activation="softmax")])
+        layers = [keras.Input((32,)), keras.layers.Dense(10, activation="softmax")]
+        self.head = keras.Sequential(layers)
 
     def train_step(self, data: Any) -> Any:
         return super().train_step(data)
@@ -341,7 +342,7 @@ def original_secrets(
     assert len(changed) > 32
     samples = model._unlocked().training.samples[:40].reshape(40, -1)
     lists = {
-        "original head": [*vectors(kernel), bias, kernel],
+        "original head": [*vectors(kernel), bias, kernel.reshape(-1)],
         "teacher": [v for v in changed if np.count_nonzero(v) >= 8],
         "samples": list(samples),
     }
@@ -425,7 +426,7 @@ def leaky_model(array: np.ndarray) -> keras.Model:
 
 
 def plant_decoding(world: World, folder: Path) -> None:
-    """An endpoint that decodes holds the class table, or a matrix, as a constant."""
+    """An endpoint that decodes holds each class's labels, or a matrix, as a constant."""
     decode = world.model._unlocked().decode
     export_endpoint(world.model, folder, lambda x: decode(world.model(x, training=False)))
 
@@ -462,7 +463,7 @@ def user_key(world: World) -> bytes:
 
 
 CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
-    "decoding-endpoint": ({"class table"}, plant_decoding),
+    "decoding-endpoint": ({"assignment", "classes' labels"}, plant_decoding),
     "matrix-endpoint": ({"decode matrix"}, plant_matrix),
     "targets-endpoint": ({"classes' labels", "clusters"}, plant_targets),
     "weight-in-keras": (

@@ -222,8 +222,9 @@ def test_outputs_for_every_position_are_averaged() -> None:
 def test_readme_s_five_epochs_on_digits(
     digits: Any, authority: ke.Authority, tmp_path: Path
 ) -> None:
-    """They are enough for two leakers to be named among 300 users, and for the export to say
-    nothing; it counts what `Tracer.service` does."""
+    """They are enough for leakers to be named among 300 users, and for the export to say nothing
+    of trace labels; it counts what `Tracer.service` does. 140 samples do not reach 64 homophones
+    of each class."""
     keras.utils.set_random_seed(0)
     classifier = readme_classifier()
     classifier.compile("adam", "sparse_categorical_crossentropy")
@@ -252,7 +253,8 @@ def test_readme_s_five_epochs_on_digits(
     assert len(counted) == 2
     assert np.mean(counted) == pytest.approx(hits.mean(), abs=4 * hits.std() / np.sqrt(2) + 1)
     assert np.quantile(hits, 0.25, method="lower") >= 25
-    assert not [str(w.message) for w in caught if w.category is UserWarning]
+    found = [str(w.message) for w in caught if w.category is UserWarning]
+    assert all("exact copies" in message for message in found), found
 
 
 # --- trace mass on real inputs -------------------------------------------------------
