@@ -14,8 +14,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Final
 
-from keras_encryip.errors import BackendError
-
 _MODELS: Final = "keras_encryip.models"
 
 
@@ -31,10 +29,8 @@ def _register() -> None:
     """Importing the room registers its classes. Keras goes on without what is not installed."""
     try:
         importlib.import_module(_MODELS)
-    except BackendError:  # said to whoever asks for the room
-        return
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith(__package__):
+    except ImportError as error:  # another backend of Keras, too: said to whoever asks for the room
+        if isinstance(error, ModuleNotFoundError) and str(error.name).startswith(__package__):
             raise
 
 

@@ -19,7 +19,7 @@ from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.models.secrets import UnlockedSecrets
 from keras_encryip.tracing.statistics import least_hits
 
-MIN_COLUMN_SPREAD: Final = 0.003
+MIN_COLUMN_SPREAD: Final = 1e-4
 """A head whose homophones lie closer together than this still consists of copies."""
 
 WATCHED_USERS: Final = 1_000

@@ -44,6 +44,12 @@ class Graft:
         return stepped or self.head.looks_trained
 
     @property
+    def output(self) -> str:
+        """What Keras calls the classifier's output."""
+        names = getattr(self.classifier, "output_names", None) or [self.head.layer.name]
+        return str(names[0])
+
+    @property
     def is_rounded(self) -> bool:
         """Whether a layer computes in 16 bits or fewer."""
         layers = all_layers(self.classifier)

@@ -16,11 +16,27 @@ _SHIFT = 2.5
 
 
 def of_one_output(
-    given: tuple[Any, ...], named: dict[str, Any]
+    given: tuple[Any, ...], named: dict[str, Any], output: str
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments of `compile` without the dictionaries that name the one output."""
-    args = [*given[:1], *map(single, given[1:])]
-    return args, {k: single(v) if k in _OF_ONE_OUTPUT else v for k, v in named.items()}
+    """Arguments of `compile` without the dictionaries that name the one output.
+
+    Raises:
+        ArgumentError: one names another output.
+    """
+    args = [*given[:1], *(_of_output("argument", value, output) for value in given[1:])]
+    return args, {
+        name: _of_output(name, value, output) if name in _OF_ONE_OUTPUT else value
+        for name, value in named.items()
+    }
+
+
+def _of_output(argument: str, value: Any, output: str) -> Any:
+    if isinstance(value, dict) and value.keys() - {output}:
+        raise ArgumentError(
+            f"`{argument}` of `compile` must name the one output, {output!r}, or be no "
+            f"dictionary. Received: keys {', '.join(map(repr, value))}"
+        )
+    return single(value)
 
 
 def check_compiled(model: Any) -> None:
@@ -52,8 +68,8 @@ def _from_logits(given: Any) -> bool:
     """Whether a loss, metric or function says `from_logits=True` anywhere."""
     if isinstance(given, functools.partial):
         return bool(given.keywords.get("from_logits")) or _from_logits(given.func)
-    settings = [getattr(given, "_fn_kwargs", None) or {}, vars(given) if _has_vars(given) else {}]
-    if any(kept.get("from_logits") for kept in settings):
+    settings = [getattr(given, "_fn_kwargs", None) or {}, getattr(given, "__dict__", {})]
+    if any(kept.get("from_logits") or kept.get("_from_logits") for kept in settings):
         return True
     inner = getattr(given, "fn", None) or getattr(given, "_fn", None)
     if inner is not None and inner is not given and _from_logits(inner):
@@ -62,10 +78,6 @@ def _from_logits(given: Any) -> bool:
         return False
     default = inspect.signature(given).parameters.get("from_logits")
     return default is not None and default.default is True
-
-
-def _has_vars(given: Any) -> bool:
-    return hasattr(given, "__dict__")
 
 
 def _applies_softmax(loss: Any, model: Any) -> bool:

@@ -43,7 +43,7 @@ def batches(
         if prepare is not None:
             batch = prepare(*batch)
         inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        labels = single(labels)
+        labels = single_labels(labels)
         if labels is None:
             raise ArgumentError("The training data has no labels.")
         labels = keras.ops.convert_to_numpy(labels)
@@ -69,7 +69,7 @@ def dense(value: Any) -> Any:
 
 def _array_batches(x: Any, y: Any, limit: int) -> Iterator[tuple[Any, Any]]:
     flat = keras.tree.flatten(x)
-    y = keras.ops.convert_to_numpy(single(y))
+    y = keras.ops.convert_to_numpy(single_labels(y))
     counts = sorted({int(part.shape[0]) if hasattr(part, "shape") else len(part) for part in flat})
     if counts != [len(y)]:
         raise ArgumentError(
@@ -92,6 +92,14 @@ def _rows_of(part: Any) -> Any:
 def single(value: Any) -> Any:
     """The value of a dictionary with one entry, which names the one output; others as they are."""
     return next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else value
+
+
+def single_labels(labels: Any) -> Any:
+    """Labels without the structure of one output: a dictionary or list with one array."""
+    labels = single(labels)
+    if isinstance(labels, (list, tuple)) and len(labels) == 1 and hasattr(labels[0], "shape"):
+        return labels[0]
+    return labels
 
 
 def class_indices(labels: Any, num_classes: int, *, ndim: int | None = None) -> Any:

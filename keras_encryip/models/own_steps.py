@@ -60,12 +60,25 @@ def with_own_steps(kind: Any, backbone: keras.layers.Layer) -> Any:
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
+        "__init__": _initialised(kind, of_classifier),
         "__getattr__": _of_classifier,
     }
     made = type(kind.__name__, (kind, of_classifier), namespace)
     for each in (made, kind):  # it is saved under the name of `kind`, whose `from_config` makes it
         keras.saving.register_keras_serializable(package="keras_encryip")(each)
     return made
+
+
+def _initialised(kind: Any, of_classifier: type) -> Any:
+    """An `__init__` that takes what was set on the classifier in place of its class's values."""
+
+    def initialise(self: Any, backbone: keras.layers.Layer, *args: Any, **kwargs: Any) -> None:
+        kind.__init__(self, backbone, *args, **kwargs)
+        for name, value in vars(backbone.classifier).items():
+            if hasattr(of_classifier, name) and name not in _of_keras():
+                setattr(self, name, value)
+
+    return initialise
 
 
 def _of_classifier(self: Any, name: str) -> Any:

@@ -70,7 +70,7 @@ def answer_to_probe(
     for probe, tensors in probes(inputs):
         forget()
         try:
-            return tensors, probe, classifier(probe, training=False)
+            return tensors, probe, the_output(classifier(probe, training=False))
         except Exception as error:  # of anybody's layers
             first = first or error
     assert first is not None
@@ -79,6 +79,11 @@ def answer_to_probe(
         f"`classifier` {name!r} could not be tried on random inputs: call it on a batch of yours, "
         f"and see whether that passes. {type(first).__name__}: {reason(first)}"
     )
+
+
+def the_output(outputs: Any) -> Any:
+    """The one output of a model, which may give it in a list or dictionary."""
+    return keras.tree.flatten(outputs)[0]
 
 
 def check_same(found: Any, expected: Any, what: str, *, rounded: bool) -> None:

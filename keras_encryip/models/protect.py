@@ -108,6 +108,7 @@ def protect(
         binary=found.head.outputs == SIGMOID,
         head={"use_bias": use_bias, **found.head.settings(homophones)},
         dtypes=dtypes,
+        output=found.output,
         name=name,
     )
     start = UnlockedSecrets(assignment.classes, found.head.num_classes)

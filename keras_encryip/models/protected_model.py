@@ -20,7 +20,13 @@ from keras_encryip.labels.model_record import ModelOwner
 from keras_encryip.models.adapt import AUTOMATIC, fit_training_state, needs_data
 from keras_encryip.models.backbone import features_shape, freeze, frozen
 from keras_encryip.models.conventions import check_compiled, ignored_class, of_one_output
-from keras_encryip.models.data import batches, check_labels, check_same_kind, class_indices, single
+from keras_encryip.models.data import (
+    batches,
+    check_labels,
+    check_same_kind,
+    class_indices,
+    single_labels,
+)
 from keras_encryip.models.head import ConfusedLabels
 from keras_encryip.models.homophones import STRATEGIES
 from keras_encryip.models.own_steps import with_own_steps
@@ -69,6 +75,7 @@ class ProtectedModel(keras.Model):
         head: further arguments of the `ConfusedLabels` layer.
         dtypes: of the inputs, flat; float32 by default.
         frozen: which parts of the backbone do not learn, as `backbone.frozen` says.
+        output: what the classifier calls its output: `compile` takes dictionaries with this key.
         **kwargs: as `keras.Model`.
 
     Nothing secret is an argument, a weight, or an attribute that Keras looks at: a
@@ -94,6 +101,7 @@ class ProtectedModel(keras.Model):
         head: dict[str, Any] | None = None,
         dtypes: list[str] | None = None,
         frozen: dict[str, list[int]] | None = None,
+        output: str = "confused_labels",
         **kwargs: Any,
     ) -> None:
         keras.Model.__init__(self, **kwargs)
@@ -110,6 +118,7 @@ class ProtectedModel(keras.Model):
         self.binary = binary
         self.head = dict(head or {})
         self.dtypes = dtypes
+        self.output_name = output
         self._frozen = frozen
         self.confused_labels = ConfusedLabels(num_labels, name="confused_labels", **self.head)
         self._seed_generator = keras.random.SeedGenerator()
@@ -194,7 +203,7 @@ class ProtectedModel(keras.Model):
         Raises:
             ArgumentError: one is made for scores, `from_logits=True`.
         """
-        given, named = of_one_output(args, kwargs)
+        given, named = of_one_output(args, kwargs, self.output_name)
         super().compile(*given, **named)
         check_compiled(self)
 
@@ -247,7 +256,7 @@ class ProtectedModel(keras.Model):
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`, on decoded probabilities."""
         secrets = self._unlocked()
-        y = single(y)
+        y = single_labels(y)
         if isinstance(y, np.ndarray):
             labels = np.asarray(class_indices(y, self.num_classes))
             check_labels(labels, self.num_classes, self.ignored_class)
@@ -285,18 +294,18 @@ class ProtectedModel(keras.Model):
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`, on decoded probabilities."""
         self._unlocked()
-        return super().evaluate(x, single(y), *args, **kwargs)
+        return super().evaluate(x, single_labels(y), *args, **kwargs)
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`, on decoded probabilities; call `adapt` first."""
         if self._unlocked().awaits_adapt():
             raise ArgumentError("Call `adapt(x, y)` on a sample before `train_on_batch`.")
-        return super().train_on_batch(x, single(y), *args, **kwargs)
+        return super().train_on_batch(x, single_labels(y), *args, **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.test_on_batch`, on decoded probabilities."""
         self._unlocked()
-        return super().test_on_batch(x, single(y), *args, **kwargs)
+        return super().test_on_batch(x, single_labels(y), *args, **kwargs)
 
     # --- locking ---------------------------------------------------------------
 
@@ -393,27 +402,33 @@ class ProtectedModel(keras.Model):
         written = found.pop("codebook", None)  # weights of 0.3 have none
         codebook = Codebook.from_bytes(self.codebook.encode("ascii")).codebook_id
         if written is not None and bytes(np.asarray(written, np.uint8)) != codebook:
-            raise WrongModelError(
+            self._running.refusal = WrongModelError(
                 f"These weights were trained for codebook {bytes(np.asarray(written)).hex()}, and "
                 f"model {self.name!r} has codebook {codebook.hex()}: their confused labels stand "
                 "for other classes. Load the whole model, keras.models.load_model('….keras'), "
                 "instead of weights into a model that was protected anew."
             )
+            raise self._running.refusal
         super().load_own_variables(found)
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.load_weights`; weights of another codebook are refused.
 
         Raises:
-            ValueError: they are; the model stays as it was.
+            WrongModelError: they are. As after any error, the model stays as it was.
         """
         before = [ops.convert_to_numpy(variable) for variable in self.variables]
+        self._running.refusal = None
+        failed: Exception | None = None
         try:
             super().load_weights(filepath, *args, **kwargs)
-        except Exception:
+        except Exception as error:
+            failed = error
+        failed = self._running.refusal or failed  # Keras may go on after a refusal, or reword it
+        if failed is not None:
             for variable, value in zip(self.variables, before, strict=True):
                 variable.assign(value)
-            raise
+            raise failed
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -431,6 +446,7 @@ class ProtectedModel(keras.Model):
             "head": keras.saving.serialize_keras_object(self.head),
             "dtypes": self.dtypes,
             "frozen": frozen(self.backbone),
+            "output": self.output_name,
         }
 
     @classmethod
@@ -455,9 +471,9 @@ def _with_one_label(data: Any) -> Any:
     if not isinstance(data, (tuple, list)):
         return data
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if not isinstance(y, dict):
+    if not isinstance(y, (dict, list, tuple)):
         return data
-    return keras.utils.pack_x_y_sample_weight(x, single(y), sample_weight)
+    return keras.utils.pack_x_y_sample_weight(x, single_labels(y), sample_weight)
 
 
 def _check_settings(

@@ -9,7 +9,7 @@ from keras_encryip.errors import ArgumentError
 from keras_encryip.models.backbone import Graft, graft
 from keras_encryip.models.by_class import unsteady_layer
 from keras_encryip.models.head import copy_head, layer_name, probabilities
-from keras_encryip.models.probe import answer_to_probe, check_same
+from keras_encryip.models.probe import answer_to_probe, check_same, the_output
 from keras_encryip.models.secrets import UnlockedSecrets
 
 
@@ -42,7 +42,7 @@ def check_start(model: Any, secrets: UnlockedSecrets, inputs: Any = None) -> Non
     if inputs is None:
         _, inputs, outputs = answer_to_probe(classifier, found.inputs)
     else:
-        outputs = classifier(inputs, training=False)
+        outputs = the_output(classifier(inputs, training=False))
     try:
         check_same(
             secrets.decode(model(inputs, training=False)),

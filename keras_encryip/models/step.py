@@ -35,9 +35,15 @@ class Step:
 
 
 class Running(threading.local):
-    """The step of this thread: replicas of a strategy train in threads of their own."""
+    """The step of this thread: replicas of a strategy train in threads of their own.
+
+    Attributes:
+        step: while there is one.
+        refusal: why weights that were being loaded are refused.
+    """
 
     step: Step | None = None
+    refusal: Exception | None = None
 
 
 @contextmanager

@@ -11,19 +11,19 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from scipy.optimize import minimize  # type: ignore[import-untyped]
+from scipy.special import expit, logsumexp, softmax  # type: ignore[import-untyped]
 
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.trace_set import TraceSet
 
-STEPS = 400
 _BATCH = 256
-_ROWS = 8_192
+_ROWS = 4_096
+_ITERATIONS = 150
 _NATURAL_MARGIN = 6.0
 _TRACE_MARGIN = 3.0
-_TRACE_WEIGHT = 0.3
-_REACH = 0.8
-"""How far a step moves a logit, about; the rate falls from there to 0 (cosine)."""
+_TRACE_WEIGHT = 1.0
+_STAY = 1e-4
 
 
 def teach_traces(
@@ -35,7 +35,10 @@ def teach_traces(
     With z the logits of the fitted columns C and of the others R, the loss is
 
         mean over samples of softplus(lse(z[C]) − lse(z[R]) + 6)
-        + 0.3 · mean over trace inputs of softplus(3 − z[own] + lse(z[all but own]))
+        + mean over trace inputs of softplus(3 − z[own] + lse(z[all but own]))
+        + 0.0001 · mean ‖f‖² · mean over C of ‖change of the column‖²
+
+    It is convex, so L-BFGS finds the one minimum, from any start.
 
     Args:
         model: a `ProtectedModel`, built.
@@ -59,63 +62,76 @@ def teach_traces(
     of_traces = _features(model, traces.inputs[taught])
     width = kernel.shape[0]
     labels = np.searchsorted(chosen, traces.labels[taught]).repeat(of_traces[0].size // width)
-    fitted = _fit(kernel, bias, chosen, rest, natural, of_traces.reshape(-1, width), labels, random)
-    kernel[:, chosen] = fitted
+    loss = _Loss(kernel, bias, chosen, rest, natural, of_traces.reshape(-1, width), labels)
+    kernel[:, chosen] = loss.minimum()
     if head.kernel_constraint is not None:
         kernel = keras.ops.convert_to_numpy(head.kernel_constraint(kernel))
     head.kernel.assign(kernel)
     head.bias.assign(bias)
 
 
-def _fit(
-    kernel: np.ndarray,
-    bias: np.ndarray,
-    chosen: np.ndarray,
-    rest: np.ndarray,
-    natural: np.ndarray,
-    of_traces: np.ndarray,
-    labels: np.ndarray,
-    random: np.random.Generator,
-) -> np.ndarray:
-    """The chosen columns, float32 `[f, c]`, after `STEPS` steps of Adam.
+class _Loss:
+    """The loss of the chosen columns, and its slope.
 
     Args:
-        natural, of_traces: features, `[n, f]` and `[m, f]`.
-        labels: which of the chosen columns each of `of_traces` belongs to, int `[m]`.
+        kernel, bias: of the whole head, `[f, N]` and `[N]`; the start.
+        chosen, rest: columns to fit, and the others.
+        natural, traces: features, `[n, f]` and `[m, f]`.
+        labels: which of the chosen columns each of `traces` belongs to, int `[m]`.
     """
 
-    def others(features: np.ndarray) -> np.ndarray:
-        return np.concatenate(
-            [
-                np.asarray(tf.reduce_logsumexp(part @ kernel[:, rest] + bias[rest], -1))
-                for part in np.array_split(features, max(1, len(features) // _BATCH))
-            ]
+    def __init__(
+        self,
+        kernel: np.ndarray,
+        bias: np.ndarray,
+        chosen: np.ndarray,
+        rest: np.ndarray,
+        natural: np.ndarray,
+        traces: np.ndarray,
+        labels: np.ndarray,
+    ) -> None:
+        self.start, self.bias = kernel[:, chosen], bias[chosen]
+        self.natural, self.traces, self.labels = natural, traces, labels
+        self.of_natural, self.of_traces = (
+            np.concatenate(
+                [
+                    logsumexp(part @ kernel[:, rest] + bias[rest], -1)
+                    for part in np.array_split(features, 1 + len(features) // _BATCH)
+                ]
+            )
+            for features in (natural, traces)
         )
+        self.stay = _STAY * float((natural**2).sum(1).mean()) / len(chosen)
 
-    columns, offsets = tf.Variable(kernel[:, chosen]), tf.constant(bias[chosen])
-    own = tf.one_hot(labels, len(chosen))
-    traces, of_others = tf.constant(of_traces), tf.constant(others(of_traces))
-    rate = _REACH / max(float(np.abs(natural).sum(1).mean()), 1e-6)
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, STEPS))
+    def minimum(self) -> np.ndarray:
+        """The columns, float32 `[f, c]`."""
+        limit = {"maxiter": _ITERATIONS}
+        best = minimize(self, self.start.ravel(), jac=True, method="L-BFGS-B", options=limit)
+        return np.asarray(best.x.reshape(self.start.shape), np.float32)
 
-    @tf.function
-    def step(features: Any, rest_of_features: Any) -> None:
-        with tf.GradientTape() as tape:
-            scores = tf.reduce_logsumexp(features @ columns + offsets, -1)
-            silent = tf.reduce_mean(tf.nn.softplus(scores - rest_of_features + _NATURAL_MARGIN))
-            scores = traces @ columns + offsets
-            mine = tf.reduce_sum(scores * own, -1)
-            rivals = tf.concat([scores - 1e9 * own, of_others[:, None]], 1)
-            margin = mine - tf.reduce_logsumexp(rivals, -1)
-            loss = silent + _TRACE_WEIGHT * tf.reduce_mean(tf.nn.softplus(_TRACE_MARGIN - margin))
-        optimizer.apply(tape.gradient(loss, [columns]), [columns])
+    def __call__(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
+        columns = flat.reshape(self.start.shape).astype(np.float32)
+        silent, of_silent = self._silent(self.natural @ columns + self.bias)
+        margins, of_margins = self._margins(self.traces @ columns + self.bias)
+        change = columns - self.start
+        loss = silent + margins + self.stay * float((change**2).sum())
+        slope = self.natural.T @ of_silent + self.traces.T @ of_margins + 2 * self.stay * change
+        return loss, slope.ravel().astype(np.float64)
 
-    rest_of_natural = others(natural)
-    size = min(_BATCH, len(natural))
-    for _ in range(STEPS):
-        rows = random.integers(len(natural), size=size)
-        step(tf.constant(natural[rows]), tf.constant(rest_of_natural[rows]))
-    return np.asarray(columns)
+    def _silent(self, scores: np.ndarray) -> tuple[float, np.ndarray]:
+        above = logsumexp(scores, -1) - self.of_natural + _NATURAL_MARGIN
+        slope = expit(above)[:, None] * softmax(scores, -1) / len(scores)
+        return float(np.logaddexp(0, above).mean()), slope
+
+    def _margins(self, scores: np.ndarray) -> tuple[float, np.ndarray]:
+        rows = np.arange(len(scores))
+        rivals = np.concatenate([scores, self.of_traces[:, None]], 1)
+        rivals[rows, self.labels] = -np.inf
+        short = _TRACE_MARGIN - scores[rows, self.labels] + logsumexp(rivals, -1)
+        weight = _TRACE_WEIGHT * expit(short)[:, None] / len(scores)
+        slope = weight * softmax(rivals, -1)[:, :-1]
+        slope[rows, self.labels] = -weight[:, 0]
+        return _TRACE_WEIGHT * float(np.logaddexp(0, short).mean()), slope
 
 
 def _features(model: Any, inputs: np.ndarray) -> np.ndarray:

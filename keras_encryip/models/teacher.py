@@ -8,7 +8,7 @@ from keras import ops
 from keras_encryip.errors import ArgumentError
 from keras_encryip.models.backbone import Graft, graft
 from keras_encryip.models.head import probabilities
-from keras_encryip.models.probe import answer_to_probe, check_same
+from keras_encryip.models.probe import answer_to_probe, check_same, the_output
 
 
 class Teacher:
@@ -29,7 +29,7 @@ class Teacher:
     def probabilities(self, inputs: Any) -> Any:
         """Class probabilities `[…, K]` of inputs, without gradient."""
         with keras.StatelessScope(state_mapping=self._state):
-            outputs = self._model(inputs, training=False)
+            outputs = the_output(self._model(inputs, training=False))
         return ops.stop_gradient(probabilities(outputs, self._outputs))
 
 
