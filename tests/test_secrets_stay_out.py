@@ -283,12 +283,18 @@ class Subclassed(keras.Model):
 
 @keras.saving.register_keras_serializable(package="secrets_stay_out")
 class Nested(Subclassed):
-    """The head lies a level deeper, and the classifier trains in a way of its own."""
+    """The head lies a level deeper, more attributes show it, and training is the class's own."""
+
+    top: Any = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         layers = [keras.Input((32,)), keras.layers.Dense(10, activation="softmax")]
-        self.head = keras.Sequential(layers)
+        self.head = self.top = keras.Sequential(layers)
+
+    @property
+    def last(self) -> Any:
+        return self.top.layers[-1]
 
     def train_step(self, data: Any) -> Any:
         return super().train_step(data)
@@ -314,6 +320,7 @@ def grafted(
     keras.utils.set_random_seed(0)
     made = {"sequential": new_classifier, "subclassed": Subclassed, "nested": Nested}
     classifier, folder = made[request.param](), tmp_path_factory.mktemp("grafted")
+    classifier(digits.x[:1])
     compiled = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
     classifier.compile(keras.optimizers.Adam(0.01), **compiled)
     classifier.fit(digits.x, digits.y, epochs=2, verbose=0)
