@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from accuracy import cnn
+from accuracy import cnn, copy_of
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -66,7 +66,9 @@ def models(name: str, folder: Path) -> dict[str, keras.Model]:
         "protected, no trace labels": ke.protect(
             cnn(name, shape), authority, name="no-trace", trace_labels=0
         ),
-        "protected, teacher": ke.protect(unprotected, authority, name="teacher", teacher=True),
+        "protected, teacher": ke.protect(
+            copy_of(unprotected), authority, name="teacher", teacher=True
+        ),
     }
     for model in made.values():
         if model is not unprotected:

@@ -1,24 +1,12 @@
 """What is left of a leaker's trace answers after attacks on the weights.
 
     TFDS_DATA_DIR=... python benchmarks/tracing_robust.py --data mnist
-    TFDS_DATA_DIR=... python benchmarks/tracing_robust.py --data cifar10 --variants default 0.2
+    TFDS_DATA_DIR=... python benchmarks/tracing_robust.py --data cifar10
 
 A classifier is trained for one cosine cycle, protected, fitted for a second one (as
-`finetuned` in accuracy.py; `light` for cifar10), and exported. A traitor with a key
-bundle then attacks the weights, runs a service that answers labels only, and
-`Tracer.service` looks for him among all users of the ledger.
-
-default    the library as it is
-0.2        as in release 0.2: softened trace term of weight 0.3. The following differ
-           from it, each in what it says:
-plain      softened term and hardening off, as in release 0.1
-margin     hardening off            hardened   softened term off
-blended    blended inputs instead of scrambled ones
-labels128, labels256   more trace labels
-inputs4    four inputs for each label, decided by plurality
-soft       the softened trace term alone
-weight0.1  the softened trace term with that weight; also with 256 labels
-noise      the trace term under weight noise of 0.3 standard deviations
+`finetuned` in accuracy.py), and exported. A traitor with a key bundle then attacks the
+weights, runs a service that answers labels only, and `Tracer.service` looks for him
+among all users of the ledger.
 
 Attacks: Adam for 5 epochs on 10,000 clean samples through the traitor's table;
 the smallest weights of every kernel set to 0; both. Finished runs are kept in the
@@ -31,114 +19,27 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
 import tensorflow as tf
-from accuracy import BATCH, EPOCHS, cnn, load, train
+from accuracy import BATCH, EPOCHS, cnn, copy_of, load, train
 from keras import ops
 from rich.console import Console
 from rich.table import Table
 
 import keras_encryip as ke
-from keras_encryip.labels.trace_set import TraceSet
-from keras_encryip.models import trace_inputs
 from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.tracing.weights import kernels_of
 
-VARIANTS = (
-    "default",
-    "0.2",
-    "plain",
-    "margin",
-    "hardened",
-    "blended",
-    "labels128",
-    "labels256",
-    "inputs4",
-    "soft",
-    "weight0.1",
-    "weight0.1-labels256",
-    "noise",
-)
+VARIANT = "default"  # runs of releases before 0.4 had others; results files may hold them
 RATES = (1e-4, 1e-3, 5e-3)
 SHARES = (0.5, 0.7, 0.8, 0.9)
 TRAITOR = "traitor"
-
-
-@contextmanager
-def variant(name: str) -> Iterator[dict[str, Any]]:
-    """Patches the library; gives the arguments of `protect`."""
-    model, export = "keras_encryip.models.protected_model.", "keras_encryip.export.saved_model."
-    patches = []
-    weight = 0.3
-    if name.startswith("weight"):
-        weight = float(name.removeprefix("weight").split("-")[0])
-    terms = {"plain": ((0.1, 1.0),), "hardened": ((0.1, 1.0),), "soft": ((weight, 8.0),)}
-    if name != "default":
-        chosen = terms.get(name, ((0.1, 1.0), (weight, 8.0)))
-        patches.append(patch(model + "TRACE_TERMS", chosen))
-    if name in ("plain", "margin"):
-        patches.append(patch(export + "harden", lambda logits, kernels, traces, *rest: traces))
-    if name == "blended":
-        patches.append(patch.object(trace_inputs, "_scramble", trace_inputs._blend))
-    if name == "inputs4":
-        patches.append(patch("keras_encryip.models.adapt.make_traces", four_inputs))
-    if name == "noise":
-        patches.append(patch.object(ProtectedModel, "call", noisy_call))
-    for each in patches:
-        each.start()
-    try:
-        yield {"trace_labels": int(name.split("labels")[1]) if "labels" in name else 64}
-    finally:
-        for each in patches:
-            each.stop()
-
-
-def four_inputs(samples: np.ndarray, assignment: Any) -> TraceSet:
-    sets = [trace_inputs.make_traces(samples, assignment)]
-    t = assignment.trace.size
-    more = trace_inputs.make_trace_inputs(samples, 3 * t)
-    inputs = np.concatenate([sets[0].inputs, more])
-    return TraceSet(inputs, np.concatenate([sets[0].labels, np.tile(assignment.trace, 3)]))
-
-
-def noisy_call(self: Any, inputs: Any, training: bool | None = None) -> Any:
-    """`ProtectedModel.call` with the trace inputs under noisy weights, in a pass of their own."""
-    from keras_encryip.models.protected_model import TRACE_TERMS
-
-    state = self._secrets.training if self._secrets is not None else None
-    logits = self.confused_labels.logits(self.backbone(inputs, training=training))
-    if training and state is not None:
-        chosen = keras.random.randint((4,), 0, len(state.traces.labels), seed=self._seed_generator)
-        traces = ops.take(ops.convert_to_tensor(state.traces.inputs), chosen, axis=0)
-
-        def noisy(v: Any) -> Any:
-            if len(v.shape) < 2:
-                return v
-            drawn = keras.random.normal(v.shape, seed=self._seed_generator)
-            return v + 0.3 * ops.std(v) * drawn
-
-        features, _ = self.backbone.stateless_call(
-            [noisy(v) for v in self.backbone.trainable_variables],
-            [ops.convert_to_tensor(v) for v in self.backbone.non_trainable_variables],
-            traces,
-            training=False,
-        )
-        found = ops.matmul(features, noisy(self.confused_labels.kernel)) + self.confused_labels.bias
-        targets = ops.take(ops.convert_to_tensor(state.traces.labels), chosen)
-        for weight, temperature in TRACE_TERMS:
-            loss = keras.losses.sparse_categorical_crossentropy(
-                targets, found / temperature, from_logits=True
-            )
-            self.add_loss(weight * ops.mean(loss))
-    return ops.softmax(logits)
 
 
 class Traitor:
@@ -202,21 +103,18 @@ def attacks(traitor: Traitor, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
     traitor.restore()
 
 
-def run(data: str, name: str, seed: int, users: int) -> dict[str, Any]:
+def run(data: str, seed: int, users: int) -> dict[str, Any]:
     x, y, x_test, y_test = load(data)
     first, second = EPOCHS[data]
     folder = Path(tempfile.mkdtemp())
     keras.utils.set_random_seed(seed)
     classifier = cnn(data, x.shape[1:])
     train(classifier, x, y, first, BATCH[data])
-    light = {"confusion_weight": 0.1, "teacher_weight": 0.3} if data == "cifar10" else {}
-    with (
-        variant(name) as options,
-        ke.Authority.create(f"sqlite:///{folder}/a", "benchmark", scrypt_log2_n=14) as authority,
-    ):
+    url = f"sqlite:///{folder}/a"
+    with ke.Authority.create(url, "benchmark", scrypt_log2_n=14) as authority:
         authority.issue(TRAITOR, folder / "bundle", passphrase="benchmark", scrypt_log2_n=14)
         authority.enroll(f"user {i}" for i in range(users - 1))
-        model = ke.protect(classifier, authority, name=data, **options, **light)
+        model = ke.protect(copy_of(classifier), authority, name=data)
         model.adapt(x, y)
         train(model, x, y, second, BATCH[data])
         ke.export_saved_model(model, folder / "model")
@@ -275,7 +173,6 @@ def show(console: Console, saved: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", choices=EPOCHS, default="mnist")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--users", type=int, default=10_000)
     args = parser.parse_args()
@@ -287,12 +184,11 @@ def main() -> None:
     )
     console = Console()
     for seed in args.seeds:
-        for name in args.variants:
-            key = f"{name}, seed {seed}, {args.users} users"
-            if key not in saved["runs"]:
-                with console.status(f"{args.data}, {key}"):
-                    saved["runs"][key] = run(args.data, name, seed, args.users)
-                path.write_text(json.dumps(saved, indent=1) + "\n")
+        key = f"{VARIANT}, seed {seed}, {args.users} users"
+        if key not in saved["runs"]:
+            with console.status(f"{args.data}, {key}"):
+                saved["runs"][key] = run(args.data, seed, args.users)
+            path.write_text(json.dumps(saved, indent=1) + "\n")
     show(console, saved)
 
 

@@ -1,6 +1,7 @@
 """Protect a classifier that is trained already: python examples/protect_trained.py FOLDER
 
-The recommended way: the trained classifier becomes the teacher of its protected copy.
+The recommended way: the protected model goes on with the classifier's own layers, and learns
+from what the classifier answered until then. Copy a classifier that is needed as it is.
 The folder then holds all that examples/decode_in_application.py needs.
 """
 

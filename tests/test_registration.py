@@ -17,6 +17,8 @@ CLASSES = (
     "Distillation",
     "Headless",
     "ProtectedModel",
+    "RoundTo8Bits",
+    "Shared",
 )
 
 
@@ -72,8 +74,11 @@ def test_every_class_is_registered(order: str) -> None:
     code = f"""{ORDERS[order]}
 for name in {names!r}:
     assert keras.saving.get_registered_object(name) is not None, name
-from keras_encryip.models import backbone, head, losses, protected_model
-objects = [c for m in (backbone, head, losses, protected_model) for c in vars(m).values()]
+import importlib, pkgutil
+import keras_encryip.models as room
+modules = [importlib.import_module(f"{{room.__name__}}.{{m.name}}")
+           for m in pkgutil.iter_modules(room.__path__)]
+objects = [c for m in modules for c in vars(m).values()]
 registered = map(keras.saving.get_registered_name, filter(callable, objects))
 print(*sorted({{n for n in registered if n.startswith("keras_encryip>")}}))"""
     assert run(code).split() == names

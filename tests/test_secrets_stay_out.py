@@ -1,4 +1,5 @@
-"""No file that a model is saved in holds the assignment, the training state or a key.
+"""No file that a model is saved in holds the assignment, the training state or a key, nor the
+head of the classifier that it was made of.
 
 Every file is opened as far as it goes (archives unpacked, HDF5 and checkpoints
 read) and searched for the secrets in all forms that one would write them in.
@@ -102,12 +103,12 @@ def secrets_of(shipped: Any) -> dict[str, set[bytes]]:
     found["decode matrix"] = {
         m.astype(kind).tobytes() for m in (matrix, matrix.T) for kind in (*FLOATS, "u1", "<i4")
     }
-    inputs = [row for image in state.traces.inputs for row in np.split(image.reshape(-1), 2)]
-    inputs = [row for row in inputs if np.count_nonzero(row) >= 8]
-    assert len(inputs) >= 8
-    found["trace inputs"] = {form for row in inputs for form in float_forms(row)} | {
-        (row * scale).round().astype("u1").tobytes() for row in inputs for scale in (16, 255)
-    }
+    for name, images in (("trace inputs", state.traces.inputs), ("samples", state.samples[:40])):
+        rows = [image for image in images if np.count_nonzero(image) >= 8 and np.ptp(image)]
+        assert len(rows) >= 8
+        found[name] = {form for row in rows for form in float_forms(row.reshape(-1))} | {
+            (row * scale).round().astype("u1").tobytes() for row in rows for scale in (16, 255)
+        }
     homophones = state.homophones
     learned = [homophones.mean, *homophones.components.T, *homophones.components]
     learned += list(homophones.centroids.reshape(-1, homophones.centroids.shape[-1]))
@@ -207,6 +208,13 @@ def save_configs(model: ke.ProtectedModel, path: Path) -> None:
     path.write_text(json.dumps([model.get_config(), model.get_compile_config()], default=str))
 
 
+def export_endpoint(model: ke.ProtectedModel, folder: Path, endpoint: Callable[[Any], Any]) -> None:
+    archive = keras.export.ExportArchive()
+    spec = [tf.TensorSpec((None, 8, 8, 1), tf.float32)]
+    archive.add_endpoint("serve", endpoint, input_signature=spec)
+    archive.write_out(str(folder / "1"), verbose=False)
+
+
 WRITERS: dict[str, Callable[[ke.ProtectedModel, Path], Any]] = {
     "keras": lambda model, folder: model.save(folder / "model.keras"),
     "weights": lambda model, folder: model.save_weights(folder / "model.weights.h5"),
@@ -214,6 +222,9 @@ WRITERS: dict[str, Callable[[ke.ProtectedModel, Path], Any]] = {
     "pickle": lambda model, folder: (folder / "model.pkl").write_bytes(pickle.dumps(model)),
     "export_saved_model": lambda model, folder: ke.export_saved_model(model, folder / "1"),
     "model.export": lambda model, folder: model.export(folder / "1", verbose=False),
+    "training endpoint": lambda model, folder: export_endpoint(
+        model, folder, lambda x: model(x, training=True)
+    ),
     "tf.saved_model": lambda model, folder: tf.saved_model.save(model, str(folder / "1")),
     "checkpoint": lambda model, folder: tf.train.Checkpoint(
         model=model, optimizer=model.optimizer
@@ -251,6 +262,134 @@ def test_backup_of_a_training_run(
     )
     assert {p.name for p in tmp_path.iterdir()} == {"1.keras", "backup", "log.csv"}
     assert search(tmp_path, secrets) == set()
+
+
+# --- the classifier that a model was made of --------------------------------------------
+
+
+@keras.saving.register_keras_serializable(package="secrets_stay_out")
+class Subclassed(keras.Model):
+    """Taken apart by its calls: the protected model holds it whole, and its head lies inside."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.flatten = keras.layers.Flatten()
+        self.hidden = keras.layers.Dense(32, activation="relu")
+        self.head = keras.layers.Dense(10, activation="softmax")
+
+    def call(self, inputs: Any) -> Any:
+        return self.head(self.hidden(self.flatten(inputs)))
+
+
+@keras.saving.register_keras_serializable(package="secrets_stay_out")
+class Nested(Subclassed):
+    """The head lies a level deeper, more attributes show it, and training is the class's own."""
+
+    top: Any = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        layers = [keras.Input((32,)), keras.layers.Dense(10, activation="softmax")]
+        self.head = self.top = keras.Sequential(layers)
+
+    @property
+    def last(self) -> Any:
+        return self.top.layers[-1]
+
+    def train_step(self, data: Any) -> Any:
+        return super().train_step(data)
+
+
+@dataclass(frozen=True)
+class Grafted:
+    """A protected model, the classifier's files from before, and what must stay out."""
+
+    model: ke.ProtectedModel
+    before: Path
+    secrets: dict[str, set[bytes]]
+
+
+@pytest.fixture(scope="module", params=["sequential", "subclassed", "nested"])
+def grafted(
+    request: pytest.FixtureRequest,
+    digits: Any,
+    new_classifier: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Grafted]:
+    """A trained classifier, protected and trained on; it has a teacher."""
+    keras.utils.set_random_seed(0)
+    made = {"sequential": new_classifier, "subclassed": Subclassed, "nested": Nested}
+    classifier, folder = made[request.param](), tmp_path_factory.mktemp("grafted")
+    classifier(digits.x[:1])
+    compiled = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
+    classifier.compile(keras.optimizers.Adam(0.01), **compiled)
+    classifier.fit(digits.x, digits.y, epochs=2, verbose=0)
+    (folder / "before").mkdir()
+    classifier.save(folder / "before" / "classifier.keras")
+    tf.train.Checkpoint(m=classifier).write(str(folder / "before" / "checkpoint"))
+    variables = [variable.numpy() for variable in classifier.variables]
+    url = f"sqlite:///{folder}/a.authority"
+    with ke.Authority.create(url, "p", scrypt_log2_n=14) as authority:
+        options = {"homophones": 4, "trace_labels": 8}
+        model = ke.protect(classifier, authority, name="digits", **options)
+        model.compile(keras.optimizers.Adam(0.01), **compiled)
+        model.fit(digits.x, digits.y, epochs=4, verbose=0)
+        assert model._unlocked().teacher is not None
+        yield Grafted(model, folder / "before", original_secrets(model, variables))
+
+
+def original_secrets(
+    model: ke.ProtectedModel, variables: list[np.ndarray]
+) -> dict[str, set[bytes]]:
+    """Of the classifier's variables as they were: the head's, and others that have changed."""
+    *hidden, kernel, bias = variables
+    assert (kernel.shape, bias.shape) == ((32, 10), (10,))
+    now = {vector.tobytes() for v in model.backbone.variables for vector in vectors(v.numpy())}
+    changed = [v for each in hidden for v in vectors(each) if v.tobytes() not in now]
+    assert len(changed) > 32
+    samples = model._unlocked().training.samples[:40].reshape(40, -1)
+    lists = {
+        "original head": [*vectors(kernel), bias, kernel.reshape(-1)],
+        "teacher": [v for v in changed if np.count_nonzero(v) >= 8],
+        "samples": list(samples),
+    }
+    return {name: {f for v in found for f in float_forms(v)} for name, found in lists.items()}
+
+
+def vectors(variable: np.ndarray) -> list[np.ndarray]:
+    """The rows and the columns of a matrix, or the one row of a bias."""
+    rows = np.atleast_2d(variable)
+    return [*rows, *rows.T] if len(rows) > 1 else [rows[0]]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_original_head_stays_out(writer: str, grafted: Grafted, tmp_path: Path) -> None:
+    WRITERS[writer](grafted.model, tmp_path)
+    assert search(tmp_path, grafted.secrets) == set()
+
+
+def test_the_original_head_stays_out_of_backups(
+    grafted: Grafted, digits: Any, tmp_path: Path
+) -> None:
+    """Optimizers hold slots for what learns; the original head learns no more."""
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
+    checkpoint = keras.callbacks.ModelCheckpoint(
+        tmp_path / "{epoch}.weights.h5", save_weights_only=True
+    )
+    grafted.model.fit(digits.x[:64], digits.y[:64], verbose=0, callbacks=[backup, checkpoint])
+    assert search(tmp_path, grafted.secrets) == set()
+    assert "head" not in " ".join(v.path for v in grafted.model.optimizer.variables)
+
+
+def test_the_search_finds_the_original_head(grafted: Grafted, tmp_path: Path) -> None:
+    found = [search(grafted.before, grafted.secrets)]
+    for name in ("classifier.keras", "checkpoint"):
+        place = tmp_path / name
+        place.mkdir()
+        for file in grafted.before.glob(f"{name}*"):
+            (place / file.name).write_bytes(file.read_bytes())
+        found.append(search(place, grafted.secrets))
+    assert found == 3 * [{"original head", "teacher"}]
 
 
 # --- controls: the search finds what is planted -----------------------------------------
@@ -293,26 +432,24 @@ def leaky_model(array: np.ndarray) -> keras.Model:
     return keras.Sequential([keras.Input((2,)), Leaky(array)])
 
 
-def export_endpoint(world: World, folder: Path, endpoint: Callable[[Any], Any]) -> None:
-    archive = keras.export.ExportArchive()
-    spec = [tf.TensorSpec((None, 8, 8, 1), tf.float32)]
-    archive.add_endpoint("serve", endpoint, input_signature=spec)
-    archive.write_out(str(folder / "1"), verbose=False)
-
-
 def plant_decoding(world: World, folder: Path) -> None:
-    """An endpoint that decodes holds the class table, or a matrix, as a constant."""
+    """An endpoint that decodes holds each class's labels, or a matrix, as a constant."""
     decode = world.model._unlocked().decode
-    export_endpoint(world, folder, lambda x: decode(world.model(x, training=False)))
+    export_endpoint(world.model, folder, lambda x: decode(world.model(x, training=False)))
 
 
 def plant_matrix(world: World, folder: Path) -> None:
     matrix = world.matrix
-    export_endpoint(world, folder, lambda x: world.model(x, training=False) @ tf.constant(matrix))
+    export_endpoint(
+        world.model, folder, lambda x: world.model(x, training=False) @ tf.constant(matrix)
+    )
 
 
-def plant_training(world: World, folder: Path) -> None:
-    export_endpoint(world, folder, lambda x: world.model(x, training=True))
+def plant_targets(world: World, folder: Path) -> None:
+    """What training computes for the confusion term: clusters, and the labels of each class."""
+    classes, secrets = tf.zeros([1], tf.int32), world.model._unlocked()
+    seed = keras.random.SeedGenerator(0)
+    export_endpoint(world.model, folder, lambda x: secrets.targets(x[:1], classes, seed))
 
 
 def text(content: Callable[[World], str]) -> Callable[[World, Path], Any]:
@@ -333,9 +470,9 @@ def user_key(world: World) -> bytes:
 
 
 CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
-    "decoding-endpoint": ({"class table"}, plant_decoding),
+    "decoding-endpoint": ({"assignment", "classes' labels"}, plant_decoding),
     "matrix-endpoint": ({"decode matrix"}, plant_matrix),
-    "training-endpoint": ({"trace inputs", "trace labels"}, plant_training),
+    "targets-endpoint": ({"classes' labels", "clusters"}, plant_targets),
     "weight-in-keras": (
         {"decode matrix"},
         lambda w, folder: leaky_model(w.matrix).save(folder / "m.keras"),
@@ -349,7 +486,7 @@ CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
         lambda w, folder: tf.train.Checkpoint(m=leaky_model(w.matrix.T)).write(str(folder / "c")),
     ),
     "compressed-npz": (
-        {"clusters"},
+        {"clusters", "samples"},
         lambda w, folder: (folder / "s.npz").write_bytes(w.state.secret_bytes()),
     ),
     "gzip": (

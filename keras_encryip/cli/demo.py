@@ -25,7 +25,7 @@ import keras_encryip as ke
 from keras_encryip.errors import ArgumentError
 from keras_encryip.formats.version_folder import read_codebook
 
-EPOCHS = 12
+EPOCHS = 6
 SEED = 0
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 PASSPHRASE = "demo passphrase"
@@ -110,8 +110,9 @@ class _Demo:
 
     def protect(self) -> None:
         self.console.rule("2. Protects it, and trains some more; a twin goes on unprotected")
+        self.twin = _copy(self.classifier)  # the protected model shares the classifier's weights
         self.model = ke.protect(self.classifier, self.authority, name="digits", class_names=NAMES)
-        self._fit(self.classifier, "twin")
+        self._fit(self.twin, "twin")
         self._fit(self.model, "protected")
         self.model.save(self.directory / "digits.keras")
         self.console.print(
@@ -139,7 +140,7 @@ class _Demo:
         np.save(self.directory / "confused.npy", confused)
         (self.directory / "application.py").write_text(_APPLICATION)
         table = Table("who reads the model", "accuracy", "")
-        twin_accuracy = self.classifier.evaluate(x, y, verbose=0)[1]
+        twin_accuracy = self.twin.evaluate(x, y, verbose=0)[1]
         table.add_row("nobody protected it: the twin", f"{twin_accuracy:.3f}", "as many epochs")
         for user in ("alice", "bob", "carol", "mallory"):
             table.add_row(*_application(self.directory, user, y))
@@ -163,7 +164,7 @@ class _Demo:
         report.save(self.directory / "trace.png")
         tracer.evidence(report, self.directory / "evidence")
         innocent = tracer.service(
-            lambda images: self.classifier.predict(images, verbose=0), model="digits"
+            lambda images: self.twin.predict(images, verbose=0), model="digits"
         )
         self.console.print(
             f"A service on the unprotected twin: {innocent.verdict}; is it our model: "
@@ -204,6 +205,13 @@ def _classifier() -> keras.Model:
             layers.Dense(10, activation="softmax"),
         ]
     )
+
+
+def _copy(model: keras.Model) -> keras.Model:
+    """The same model with weights of its own."""
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 class _Bar(keras.callbacks.Callback):

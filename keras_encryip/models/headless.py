@@ -102,19 +102,18 @@ class Headless(keras.layers.Layer):
         if classifier.built:
             self._attach()
 
-    @property
-    def classifier(self) -> keras.Model:
-        """The classifier, whole."""
+    def whole(self) -> keras.Model:
+        """The classifier with its head. No property: Keras saves all that attributes show."""
         return self._subject.classifier
 
     def _attach(self) -> None:
         """Track the state of all layers but the head."""
-        above: list[Any] = [self.classifier]
+        above: list[Any] = [self.whole()]
         for index in self.head:
             below = sublayers(above[-1])
             if index >= len(below):
                 raise FormatError(
-                    f"{type(self.classifier).__name__} {self.classifier.name!r} is built of other "
+                    f"{type(self.whole()).__name__} {self.whole().name!r} is built of other "
                     "layers than when it was protected: its head is not found. Load the model with "
                     "the code that it was saved with."
                 )
@@ -133,23 +132,23 @@ class Headless(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         if self._subject.head is None:
-            if not self.classifier.built:
+            if not self.whole().built:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)
-                    self.classifier(keras.tree.map_shape_structure(keras.KerasTensor, input_shape))
+                    self.whole()(keras.tree.map_shape_structure(keras.KerasTensor, input_shape))
             self._attach()
         self.built = True
 
     def call(self, inputs: Any) -> Any:
         assert self._subject.head is not None  # `build` came first
         with _captured(self._subject.head) as seen:
-            self.classifier(inputs)
+            self.whole()(inputs)
         if self.features is None:
             return seen[-1]
         return ops.reshape(seen[-1], (-1, *self.features, seen[-1].shape[-1]))
 
     def get_config(self) -> dict[str, Any]:
-        classifier = keras.saving.serialize_keras_object(self.classifier)
+        classifier = keras.saving.serialize_keras_object(self.whole())
         classifier.pop("compile_config", None)
         settings = {"head": self.head, "units": self.units, "features": self.features}
         return {**super().get_config(), "classifier": classifier, **settings}

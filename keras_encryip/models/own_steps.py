@@ -41,9 +41,9 @@ def with_own_steps(kind: Any, backbone: keras.layers.Layer) -> Any:
         kind: `ProtectedModel`.
         backbone: of the model.
     """
-    if not isinstance(backbone, Headless) or not has_own_steps(type(backbone.classifier)):
+    if not isinstance(backbone, Headless) or not has_own_steps(type(backbone.whole())):
         return kind
-    of_classifier = type(backbone.classifier)
+    of_classifier = type(backbone.whole())
     graphs = [c for c in of_classifier.__mro__ if c.__module__.startswith("keras.")]
     known = set(dir(keras.Model))
     as_model = {
@@ -64,6 +64,7 @@ def with_own_steps(kind: Any, backbone: keras.layers.Layer) -> Any:
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
         "__init__": _initialised(kind, of_classifier),
+        "__dir__": _listed(kind, of_classifier),
         "__getattr__": _of_classifier,
     }
     made = type(kind.__name__, (kind, of_classifier), namespace)
@@ -77,11 +78,22 @@ def _initialised(kind: Any, of_classifier: type) -> Any:
 
     def initialise(self: Any, backbone: keras.layers.Layer, *args: Any, **kwargs: Any) -> None:
         kind.__init__(self, backbone, *args, **kwargs)
-        for name, value in vars(backbone.classifier).items():
+        for name, value in vars(backbone.whole()).items():
             if hasattr(of_classifier, name) and name not in {*_of_keras(), *kind.ATTRIBUTES}:
-                setattr(self, name, value)
+                vars(self)[name] = value  # out of Keras's sight: it may be, or hold, the head
 
     return initialise
+
+
+def _listed(kind: Any, of_classifier: type) -> Any:
+    """A `__dir__` without what only the classifier's class has: Keras saves all that is listed,
+    and a property may give the head. The classifier's state is the backbone's."""
+    hidden = set(dir(of_classifier)) - set(dir(kind))
+
+    def listed(self: Any) -> list[str]:
+        return [name for name in object.__dir__(self) if name not in hidden]
+
+    return listed
 
 
 def _of_classifier(self: Any, name: str) -> Any:
@@ -89,7 +101,7 @@ def _of_classifier(self: Any, name: str) -> Any:
     backbone = vars(self).get("backbone")
     if backbone is None or name.startswith("__") or name in _of_keras():
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-    return getattr(backbone.classifier, name)
+    return getattr(backbone.whole(), name)
 
 
 @functools.cache

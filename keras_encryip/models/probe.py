@@ -49,7 +49,7 @@ def _random(tensor: keras.KerasTensor, size: int) -> Any:
     if dtype == "string":
         return ops.convert_to_tensor(random.choice(["a", "the cat", "a dog sat", ""], shape))
     if "int" in dtype or dtype == "bool":
-        return random.integers(0, 2, shape).astype(dtype)
+        return ops.convert_to_tensor(random.integers(0, 2, shape).astype(dtype))
     return ops.convert_to_tensor(random.random(shape), dtype)
 
 

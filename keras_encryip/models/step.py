@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 from keras import ops
+from tensorflow.python.saved_model.save_context import in_save_context
 
 from keras_encryip.errors import ArgumentError
 from keras_encryip.models.data import class_indices
@@ -149,12 +150,13 @@ def scores_of(confused: Any) -> Any:
 def _guarded(confused: Any) -> Any:
 
     def gradient(upstream: Any) -> Any:
-        warnings.warn(
-            "A gradient is taken through the confused labels of a protected model: with class "
-            "labels this trains on nonsense. Train the protected model itself by `fit` or "
-            "`train_on_batch`, which decode; do not put it inside another model.",
-            stacklevel=2,
-        )
+        if not in_save_context():  # a SavedModel keeps gradients, and takes none
+            warnings.warn(
+                "A gradient is taken through the confused labels of a protected model: with class "
+                "labels this trains on nonsense. Train the protected model itself by `fit` or "
+                "`train_on_batch`, which decode; do not put it inside another model.",
+                stacklevel=2,
+            )
         return upstream
 
     return tf.identity(confused), gradient

@@ -15,6 +15,7 @@ from benchmarks import attacks, backbones, data, sizes, training
 from benchmarks.attacks import outsider as view
 from benchmarks.attacks import probing, reading, unlabelled
 from benchmarks.attacks import training as lessons
+from benchmarks.trainings import copy_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.shuffle=True. was passed")
 
@@ -59,7 +60,7 @@ def models(digits: data.Data, tmp_path_factory: pytest.TempPathFactory) -> dict[
     classifier = backbones.build("digits", digits.x.shape[1:])
     training.train(classifier, digits.x, digits.y, dataclasses.replace(SIZE.first, epochs=4), False)
     return {
-        name: ke.protect(classifier, authority, name=name, homophones=h, trace_labels=0)
+        name: ke.protect(copy_of(classifier), authority, name=name, homophones=h, trace_labels=0)
         for name, h in {"permuted": 1, "copies": 8}.items()
     }
 

@@ -31,6 +31,7 @@ from benchmarks.tampering import (
 from benchmarks.training import Schedule
 from benchmarks.trainings import PASSPHRASE, Trainings
 from keras_encryip.models import trace_inputs
+from keras_encryip.tracing.fingerprint import strengths
 
 pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
 
@@ -60,7 +61,6 @@ def trainings() -> Iterator[Trainings]:
 
 @pytest.fixture(scope="module")
 def made(trainings: Trainings) -> Iterator[World]:
-    """Enough steps for the model to learn its trace labels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace_inputs, "STEPS", 20)
         yield removal.world(trainings, users=40)
@@ -105,8 +105,9 @@ def test_the_classifier_decodes_as_the_traitors_decoder(made: World, stolen: ker
 def test_the_copy_is_personalised_and_not_the_owners(made: World) -> None:
     pairs = list(zip(values(made.copy), values(made.model), strict=True))
     assert len(pairs) == 4
-    for own, original in pairs:
-        assert 0.02 < (own - original).std() / original.std() < 0.04
+    expected = strengths([original.size for _, original in pairs])
+    for (own, original), strength in zip(pairs, expected, strict=True):
+        assert (own - original).std() / original.std() == pytest.approx(strength, rel=0.2)
 
 
 def test_an_untouched_leaker_is_found_by_all_tracers(made: World, stolen: keras.Model) -> None:

@@ -26,7 +26,6 @@ from keras_encryip.export.checks import (
 )
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.trace_set import TraceSet
-from keras_encryip.models.secrets import TrainingState
 from keras_encryip.tracing.statistics import least_hits
 
 # --- column spread -------------------------------------------------------------------
@@ -223,7 +222,9 @@ def test_outputs_for_every_position_are_averaged() -> None:
 def test_readme_s_five_epochs_on_digits(
     digits: Any, authority: ke.Authority, tmp_path: Path
 ) -> None:
-    """They are too few: the export counts what `Tracer.service` does, and says so."""
+    """They are enough for leakers to be named among 300 users, and for the export to say nothing
+    of trace labels; it counts what `Tracer.service` does. 140 samples do not reach 64 homophones
+    of each class."""
     keras.utils.set_random_seed(0)
     classifier = readme_classifier()
     classifier.compile("adam", "sparse_categorical_crossentropy")
@@ -241,16 +242,19 @@ def test_readme_s_five_epochs_on_digits(
     counted = []
     for user in ("alice", "bob"):
         authority.issue(user, tmp_path / user, passphrase="p", scrypt_log2_n=14)
+    authority.enroll(f"customer {number}" for number in range(300))
     for user in ("alice", "bob"):
         decoder = ke.Decoder.open(tmp_path / "1", tmp_path / user, "p")
         report = Tracer(authority).service(
             lambda batch, reads=decoder: reads.labels(model.predict(batch, verbose=0)), model=model
         )
+        assert [s.subject for s in report.guilty] == [user]
         counted += [s.score for s in report.suspects if s.subject == user]
     assert len(counted) == 2
     assert np.mean(counted) == pytest.approx(hits.mean(), abs=4 * hits.std() / np.sqrt(2) + 1)
-    found = [str(w.message) for w in caught if "has learned" in str(w.message)]
-    assert len(found) == (np.quantile(hits, 0.25, method="lower") < 25)
+    assert np.quantile(hits, 0.25, method="lower") >= 25
+    found = [str(w.message) for w in caught if w.category is UserWarning]
+    assert all("exact copies" in message for message in found), found
 
 
 # --- trace mass on real inputs -------------------------------------------------------
@@ -308,10 +312,11 @@ def test_the_export_looks_at_the_samples_that_were_kept(
     shipped: Any, digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are training inputs, which `adapt` keeps."""
-    looked = []
-    monkeypatch.setattr(TrainingState, "samples", digits.x[:50], raising=False)
+    looked: list[Any] = []
     monkeypatch.setattr(export, "check_trace_mass", lambda *arguments: looked.append(arguments))
     ke.export_saved_model(shipped.model, tmp_path / "1")
     ((model, samples, _),) = looked
     assert model is shipped.model
-    np.testing.assert_array_equal(samples, digits.x[:50])
+    assert samples.shape == digits.x.shape, "2,048 would be kept"
+    known = {x.tobytes() for x in digits.x}
+    assert {x.tobytes() for x in samples} == known

@@ -355,7 +355,7 @@ def test_wrong_outputs_are_noticed_among_many_labels(
     classifier = keras.Sequential([keras.Input((20,)), hidden, layers.Dense(10)])
     model = ke.protect(classifier, authority, name="m", homophones=200, trace_labels=0)
     kernel = model.confused_labels.kernel
-    kernel.assign(kernel * 10)
+    kernel.assign(np.random.default_rng(0).normal(0, 1, kernel.shape))  # no copies any more
     ke.export_saved_model(model, tmp_path / "1")
     write = export._write
 
@@ -374,7 +374,7 @@ def test_wrong_outputs_are_noticed_among_many_labels(
 def test_revoked_user_is_shut_out_of_the_next_export(
     new_classifier: Any, digits: Any, authority: ke.Authority, tmp_path: Path
 ) -> None:
-    options = {"homophones": 2, "trace_labels": 0}
+    options = {"homophones": 1, "trace_labels": 0}  # never trained
     model = ke.protect(new_classifier(), authority, name="digits", **options)
     bundles = {user: tmp_path / f"{user}.keybundle" for user in ("alice", "bob", "carol")}
     for user, path in bundles.items():
@@ -400,10 +400,16 @@ def test_revoked_user_is_shut_out_of_the_next_export(
 # --- trace labels that were not learned ----------------------------------------------
 
 
-@pytest.mark.parametrize(("epochs", "warned"), [(1, True), (25, False)])
+@pytest.mark.parametrize("taught", [False, True])
 def test_the_owner_is_told_if_a_service_could_not_be_traced(
-    epochs: int, warned: bool, digits: Any, new_classifier: Any, tmp_path: Path
+    taught: bool,
+    digits: Any,
+    new_classifier: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not taught:
+        monkeypatch.setattr(ke.ProtectedModel, "teach_traces", lambda self: None)
     url = f"sqlite:///{tmp_path}/own.authority"
     with (
         ke.Authority.create(url, "owner", scrypt_log2_n=14) as authority,
@@ -414,7 +420,7 @@ def test_the_owner_is_told_if_a_service_could_not_be_traced(
             new_classifier(), authority, name="digits", homophones=4, trace_labels=32
         )
         model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
-        model.fit(digits.x, digits.y, epochs=epochs, verbose=0)
+        model.fit(digits.x, digits.y, epochs=3, verbose=0)
         ke.export_saved_model(model, tmp_path / "digits" / "1")
         bundle = tmp_path / "alice.keybundle"
         authority.issue("alice", bundle, passphrase="x", scrypt_log2_n=14)
@@ -424,5 +430,5 @@ def test_the_owner_is_told_if_a_service_could_not_be_traced(
             lambda batch: decoder.labels(model.predict(batch, verbose=0)), model=model
         )
     found = [str(w.message) for w in caught if re.search(UNLEARNED, str(w.message))]
-    assert len(found) == warned
-    assert ([s.subject for s in report.guilty] == ["alice"]) is not warned, "and it is true"
+    assert len(found) == (not taught)
+    assert ([s.subject for s in report.guilty] == ["alice"]) is taught, "and it is true"

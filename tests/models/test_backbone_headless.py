@@ -83,7 +83,7 @@ def test_it_survives_the_configuration() -> None:
     json.dumps(config)
     again = keras.saving.deserialize_keras_object(config)
     assert type(again) is Headless
-    assert (again.head, again.classifier.width) == (["head", "softmax"], 9)
+    assert (again.head, again.whole().width) == (["head", "softmax"], 9)
     again(FEATURES)
     again.set_weights(layer.get_weights())
     np.testing.assert_array_equal(again(FEATURES), layer(FEATURES))
