@@ -86,6 +86,24 @@ class ProtectedModel(keras.Model):
     Weights know the codebook that they were trained for: others are refused.
     """
 
+    ATTRIBUTES = (
+        "backbone",
+        "num_classes",
+        "num_labels",
+        "codebook",
+        "strategy",
+        "copies",
+        "confusion_weight",
+        "teacher_weight",
+        "temperature",
+        "binary",
+        "head",
+        "dtypes",
+        "output_name",
+        "confused_labels",
+    )
+    """Its own, whatever a classifier's class calls so."""
+
     def __init__(
         self,
         backbone: keras.layers.Layer,
@@ -277,9 +295,10 @@ class ProtectedModel(keras.Model):
         return history
 
     def teach_traces(self) -> None:
-        """Learn the trace labels, as the model is now. `fit` and exports do this by themselves.
+        """Learn the trace labels, as the model is now. `fit` does this when it ends.
 
-        Only columns of the head change that trace inputs lie on (`models/teach_traces.py`).
+        Call it after other loops, or after loading the weights of an earlier epoch. Only
+        columns of the head change that trace inputs lie on (`models/teach_traces.py`).
         """
         state = self._unlocked().training
         if state is None or state.traces is None or state.samples is None:
@@ -437,7 +456,7 @@ class ProtectedModel(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         return {
-            **super().get_config(),
+            **keras.Model.get_config(self),
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "num_classes": self.num_classes,
             "num_labels": self.num_labels,
