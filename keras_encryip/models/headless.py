@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_encryip.errors import FormatError
+from keras_encryip.models.head import is_head
 
 _watched = threading.local()
 
@@ -111,15 +112,14 @@ class Headless(keras.layers.Layer):
         """Track the state of all layers but the head."""
         above: list[Any] = [self.classifier]
         for index in self.head:
-            below = sublayers(above[-1])
-            if index >= len(below):
-                raise FormatError(
-                    f"{type(self.classifier).__name__} {self.classifier.name!r} is built of other "
-                    "layers than when it was protected: its head is not found. Load the model with "
-                    "the code that it was saved with."
-                )
-            above.append(below[index])
+            above += sublayers(above[-1])[index : index + 1]
         *holders, head = above
+        if len(holders) != len(self.head) or not is_head(head):
+            raise FormatError(
+                f"{type(self.classifier).__name__} {self.classifier.name!r} is built of other "
+                "layers than when it was protected: its head is not found. Load the model with "
+                "the code that it was saved with."
+            )
         tap(head, self.units)
         self._subject.head = head
         inside = {id(layer) for layer in above}
@@ -146,7 +146,8 @@ class Headless(keras.layers.Layer):
             self.classifier(inputs)
         if self.features is None:
             return seen[-1]
-        return ops.reshape(seen[-1], (-1, *self.features, seen[-1].shape[-1]))
+        batch = ops.shape(seen[-1])[0] if -1 in self.features else -1
+        return ops.reshape(seen[-1], (batch, *self.features, seen[-1].shape[-1]))
 
     def get_config(self) -> dict[str, Any]:
         classifier = keras.saving.serialize_keras_object(self.classifier)
