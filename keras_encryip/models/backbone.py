@@ -78,11 +78,11 @@ def graft(classifier: keras.Model) -> Graft:
         )
     _check_outputs(classifier)
     if isinstance(classifier, keras.Sequential) and not classifier.built:
-        found = Graft(classifier, *before_head_unbuilt(classifier), None)
+        parts = Graft(classifier, *before_head_unbuilt(classifier), None)
     else:
-        found = _graft_built(classifier)
-    _check_purpose(classifier, found)
-    return found
+        parts = _graft_built(classifier)
+    _check_purpose(classifier, parts)
+    return parts
 
 
 def _graft_built(classifier: keras.Model) -> Graft:

@@ -124,9 +124,9 @@ def _fitting_head(layer: Any, features: Any, given: np.ndarray) -> Head | None:
         expected = (
             given if head.outputs == "logits" else np.asarray(probabilities(given, head.outputs))
         )
-        found = scores if head.outputs == "logits" else np.asarray(ops.softmax(scores))
-        if found.size == expected.size and np.allclose(
-            found.ravel(), expected.ravel(), rtol=near, atol=near
+        answer = scores if head.outputs == "logits" else np.asarray(ops.softmax(scores))
+        if answer.size == expected.size and np.allclose(
+            answer.ravel(), expected.ravel(), rtol=near, atol=near
         ):
             return head
     return None

@@ -107,8 +107,8 @@ def _applies_softmax(loss: Any, model: Any) -> bool:
 def _value(loss: Any, labels: Any, given: Any) -> np.ndarray | None:
     """What a loss gives; `None` where it takes no such labels."""
     try:
-        found = loss(keras.ops.convert_to_tensor(labels), keras.ops.convert_to_tensor(given))
-        return np.asarray(keras.ops.convert_to_numpy(found))
+        value = loss(keras.ops.convert_to_tensor(labels), keras.ops.convert_to_tensor(given))
+        return np.asarray(keras.ops.convert_to_numpy(value))
     except Exception:  # of the user's own code
         return None
 

@@ -128,14 +128,14 @@ class Head:
     def settings(self, homophones: int) -> dict[str, Any]:
         """Arguments of the `ConfusedLabels` in its place: penalties and constraints."""
         layer = _inner(self.layer)
-        found: dict[str, Any] = {"trainable": self.trainable}
+        result: dict[str, Any] = {"trainable": self.trainable}
         for name in ("kernel_regularizer", "bias_regularizer"):
             if getattr(layer, name, None) is not None:
-                found[name] = Shared(getattr(layer, name), homophones)
+                result[name] = Shared(getattr(layer, name), homophones)
         for name in ("kernel_constraint", "bias_constraint"):
             if getattr(layer, name, None) is not None:
-                found[name] = getattr(layer, name)
-        return found
+                result[name] = getattr(layer, name)
+        return result
 
 
 def probabilities(outputs: Any, kind: str) -> Any:
@@ -180,14 +180,14 @@ def read_head(
     inner = _inner(layer)
     acts = [*acts, activation(layer)]
     outputs = output_kind(layer, acts)
-    own = getattr(inner, "activation", None)
-    if own is not None:
+    activation_before = getattr(inner, "activation", None)
+    if activation_before is not None:
         inner.activation = keras.activations.linear
     try:
         kernel, bias, rounded = _linear(layer, call, shape)
     finally:
-        if own is not None:
-            inner.activation = own
+        if activation_before is not None:
+            inner.activation = activation_before
     return make_head(layer, kernel, bias, outputs, rounded=rounded)
 
 
@@ -245,17 +245,17 @@ def effect(call: Callable[[Any], Any], shape: tuple[int | None, ...]) -> str | N
     scores = np.random.default_rng(0).normal(size=[d or 2 for d in shape]).astype(np.float32)
     try:
         answer = call(ops.convert_to_tensor(scores))
-        found = ops.convert_to_numpy(ops.cast(answer, "float32"))
+        result = ops.convert_to_numpy(ops.cast(answer, "float32"))
     except Exception:  # whatever a layer of anybody's raises, it is not one of these
         return None
     near = 1e-2 if "16" in keras.backend.standardize_dtype(answer.dtype) else 1e-5
-    if found.size == scores.size and np.allclose(found.ravel(), scores.ravel(), atol=near):
+    if result.size == scores.size and np.allclose(result.ravel(), scores.ravel(), atol=near):
         return "linear"
-    if found.shape != scores.shape:
+    if result.shape != scores.shape:
         return None
     for name in (SOFTMAX, SIGMOID)[scores.shape[-1] == 1 :]:
         expected = ops.convert_to_numpy(getattr(ops, name)(scores))
-        if np.allclose(found, expected, atol=near):
+        if np.allclose(result, expected, atol=near):
             return name
     return None
 
@@ -307,8 +307,8 @@ def _linear(
     between = [1] * (len(shape) - 2)
 
     def apply(rows: np.ndarray) -> np.ndarray:
-        found = call(ops.convert_to_tensor(rows.reshape(len(rows), *between, width)))
-        return ops.convert_to_numpy(ops.cast(found, "float32")).reshape(len(rows), -1)
+        result = call(ops.convert_to_tensor(rows.reshape(len(rows), *between, width)))
+        return ops.convert_to_numpy(ops.cast(result, "float32")).reshape(len(rows), -1)
 
     if _is_plain_dense(layer):
         kernel = ops.convert_to_numpy(layer.kernel).astype(np.float32)
@@ -319,11 +319,11 @@ def _linear(
     kernel = np.concatenate([apply(unit[i : i + _ROWS]) for i in range(0, width, _ROWS)]) - offset
     bias = offset if getattr(_inner(layer), "use_bias", None) or offset.any() else None
     trial = np.random.default_rng(0).normal(size=(8, width)).astype(np.float32)
-    found = apply(trial)
+    result = apply(trial)
     for rounded in (False, True):
         rows = np.asarray(round_to_8_bits(trial)) if rounded else trial
         near = 2e-2 if "16" in str(getattr(_inner(layer), "compute_dtype", "")) else 1e-4
-        if np.allclose(rows @ kernel + offset, found, atol=near * np.abs(found).max()):
+        if np.allclose(rows @ kernel + offset, result, atol=near * np.abs(result).max()):
             return kernel, bias, rounded
     raise ArgumentError(
         f"The last layer of `classifier`, {layer_name(layer)}, is not linear in its inputs, so it "

@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_encryip.errors import FormatError
+from keras_encryip.models.head import is_head
 
 _watched = threading.local()
 
@@ -110,22 +111,21 @@ class Headless(keras.layers.Layer):
         """Track the state of all layers but the head."""
         above: list[Any] = [self.whole()]
         for index in self.head:
-            below = sublayers(above[-1])
-            if index >= len(below):
-                raise FormatError(
-                    f"{type(self.whole()).__name__} {self.whole().name!r} is built of other "
-                    "layers than when it was protected: its head is not found. Load the model with "
-                    "the code that it was saved with."
-                )
-            above.append(below[index])
+            above += sublayers(above[-1])[index : index + 1]
         *holders, head = above
+        if len(holders) != len(self.head) or not is_head(head):
+            raise FormatError(
+                f"{type(self.whole()).__name__} {self.whole().name!r} is built of other "
+                "layers than when it was protected: its head is not found. Load the model with "
+                "the code that it was saved with."
+            )
         tap(head, self.units)
         self._subject.head = head
         inside = {id(layer) for layer in above}
-        own = [v for layer in holders for v in own_variables(layer)]
+        variables = [v for layer in holders for v in own_variables(layer)]
         parts = [part for holder in holders for part in sublayers(holder)]
         generators = [g for layer in holders for g in layer._seed_generators]
-        self.own = list({id(v): v for v in own}.values())
+        self.own = list({id(v): v for v in variables}.values())
         self.parts = list({id(p): p for p in parts if id(p) not in inside}.values())
         self.generators = list({id(g): g for g in generators}.values())
         self.counters = [m for layer in holders for m in layer._metrics]
@@ -145,7 +145,8 @@ class Headless(keras.layers.Layer):
             self.whole()(inputs)
         if self.features is None:
             return seen[-1]
-        return ops.reshape(seen[-1], (-1, *self.features, seen[-1].shape[-1]))
+        batch = ops.shape(seen[-1])[0] if -1 in self.features else -1
+        return ops.reshape(seen[-1], (batch, *self.features, seen[-1].shape[-1]))
 
     def get_config(self) -> dict[str, Any]:
         classifier = keras.saving.serialize_keras_object(self.whole())
@@ -187,8 +188,8 @@ def path_to(layer: Any, target: Any) -> list[int] | None:
 
 def all_layers(layer: Any) -> list[Any]:
     """All layers below a layer, from the top down, each once."""
-    found: dict[int, Any] = {}
+    layers: dict[int, Any] = {}
     for below in sublayers(layer):
         for each in [below, *all_layers(below)]:
-            found.setdefault(id(each), each)
-    return list(found.values())
+            layers.setdefault(id(each), each)
+    return list(layers.values())

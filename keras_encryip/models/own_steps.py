@@ -27,8 +27,10 @@ _STEPS = (
 
 def has_own_steps(kind: type) -> bool:
     """Whether a class of classifiers trains or predicts in a way of its own."""
-    own = [c for c in kind.__mro__ if c.__module__.partition(".")[0] not in ("keras", "builtins")]
-    return any(name in vars(c) for c in own for name in _STEPS)
+    custom = [
+        c for c in kind.__mro__ if c.__module__.partition(".")[0] not in ("keras", "builtins")
+    ]
+    return any(name in vars(c) for c in custom for name in _STEPS)
 
 
 def with_own_steps(kind: Any, backbone: keras.layers.Layer) -> Any:
@@ -67,10 +69,10 @@ def with_own_steps(kind: Any, backbone: keras.layers.Layer) -> Any:
         "__dir__": _listed(kind, of_classifier),
         "__getattr__": _of_classifier,
     }
-    made = type(kind.__name__, (kind, of_classifier), namespace)
-    for each in (made, kind):  # it is saved under the name of `kind`, whose `from_config` makes it
+    mixed = type(kind.__name__, (kind, of_classifier), namespace)
+    for each in (mixed, kind):  # it is saved under the name of `kind`, whose `from_config` makes it
         keras.saving.register_keras_serializable(package="keras_encryip")(each)
-    return made
+    return mixed
 
 
 def _initialised(kind: Any, of_classifier: type) -> Any:

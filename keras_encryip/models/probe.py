@@ -86,20 +86,20 @@ def the_output(outputs: Any) -> Any:
     return keras.tree.flatten(outputs)[0]
 
 
-def check_same(found: Any, expected: Any, what: str, *, rounded: bool, hint: str = "") -> None:
+def check_same(answer: Any, expected: Any, what: str, *, rounded: bool, hint: str = "") -> None:
     """Compare class probabilities `[…, K]` with a classifier's.
 
     Raises:
         ArgumentError: they differ; names `what`.
     """
-    found, expected = (ops.convert_to_numpy(x).astype(np.float64) for x in (found, expected))
-    if found.shape == expected.shape:
-        apart = float(np.abs(found - expected).max(initial=0))
-        if np.array_equal(np.isnan(found), np.isnan(expected)) and (
+    answer, expected = (ops.convert_to_numpy(x).astype(np.float64) for x in (answer, expected))
+    if answer.shape == expected.shape:
+        apart = float(np.abs(answer - expected).max(initial=0))
+        if np.array_equal(np.isnan(answer), np.isnan(expected)) and (
             np.isnan(apart) or apart <= (ROUNDED if rounded else EXACT)
         ):
             return
         detail = f"probabilities differ by {apart:.1e}"
     else:
-        detail = f"its shape is {found.shape} instead of {expected.shape}"
+        detail = f"its shape is {answer.shape} instead of {expected.shape}"
     raise ArgumentError(f"{what} would not answer as `classifier` does: {detail}.{hint}")

@@ -86,41 +86,41 @@ def protect(
     check_owner(authority)
     copies = check_count("copies", copies, 1)
     _check_unprotected(classifier)
-    found = graft(classifier)
-    metadata = _metadata(name, class_names, found.head.num_classes, notes)
-    guide = _teacher(teacher, found)
-    trace_labels = _trace_labels(trace_labels, found)
-    homophones = _homophones(homophones, trace_labels, copies, found)
-    assignment = LabelAssignment.draw(found.head.num_classes, homophones, trace_labels)
-    dtypes = None if found.inputs is None else [t.dtype for t in keras.tree.flatten(found.inputs)]
-    use_bias = found.head.use_bias or bool(assignment.trace.size)
-    model: ProtectedModel = with_own_steps(ProtectedModel, found.backbone)(
-        found.backbone,
-        found.head.num_classes,
+    parts = graft(classifier)
+    metadata = _metadata(name, class_names, parts.head.num_classes, notes)
+    guide = _teacher(teacher, parts)
+    trace_labels = _trace_labels(trace_labels, parts)
+    homophones = _homophones(homophones, trace_labels, copies, parts)
+    assignment = LabelAssignment.draw(parts.head.num_classes, homophones, trace_labels)
+    dtypes = None if parts.inputs is None else [t.dtype for t in keras.tree.flatten(parts.inputs)]
+    use_bias = parts.head.use_bias or bool(assignment.trace.size)
+    model: ProtectedModel = with_own_steps(ProtectedModel, parts.backbone)(
+        parts.backbone,
+        parts.head.num_classes,
         assignment.num_labels,
         codebook="",
-        strategy=_strategy(strategy, found),
+        strategy=_strategy(strategy, parts),
         copies=min(copies, homophones),
         confusion_weight=confusion_weight,
         teacher_weight=teacher_weight,
         temperature=temperature,
-        binary=found.head.outputs == SIGMOID,
-        head={"use_bias": use_bias, **found.head.settings(homophones)},
+        binary=parts.head.outputs == SIGMOID,
+        head={"use_bias": use_bias, **parts.head.settings(homophones)},
         dtypes=dtypes,
-        output=found.output,
+        output=parts.output,
         name=name,
     )
-    start = UnlockedSecrets(assignment.classes, found.head.num_classes)
-    start.original = found
-    if found.inputs is not None:
-        model.build(keras.tree.map_structure(lambda t: tuple(t.shape), found.inputs))
-        copy_head(model.confused_labels, found.head, assignment)
+    start = UnlockedSecrets(assignment.classes, parts.head.num_classes)
+    start.original = parts
+    if parts.inputs is not None:
+        model.build(keras.tree.map_structure(lambda t: tuple(t.shape), parts.inputs))
+        copy_head(model.confused_labels, parts.head, assignment)
         check_start(model, start)
     codebook = authority.model_store.add_model(metadata, assignment)
     model.codebook = codebook.to_bytes().decode("ascii")
     model.unlock(authority=authority)
     model._unlocked().teacher = guide
-    model._unlocked().original = found
+    model._unlocked().original = parts
     return model
 
 
@@ -144,51 +144,51 @@ def default_homophones(num_classes: int, trace_labels: int, copies: int) -> int:
     return max(fit - fit % copies, min(fit, copies))
 
 
-def _homophones(homophones: int | None, trace_labels: int, copies: int, found: Graft) -> int:
+def _homophones(homophones: int | None, trace_labels: int, copies: int, parts: Graft) -> int:
     """h, by `protect`'s argument."""
-    frozen = not found.head.trainable
+    frozen = not parts.head.trainable
     if homophones is None:
-        return 1 if frozen else default_homophones(found.head.num_classes, trace_labels, copies)
+        return 1 if frozen else default_homophones(parts.head.num_classes, trace_labels, copies)
     homophones = check_count("homophones", homophones, 1)
     if frozen and homophones > 1:
         raise ArgumentError(
-            f"The last layer of `classifier`, {layer_name(found.head.layer)}, is frozen, so that "
+            f"The last layer of `classifier`, {layer_name(parts.head.layer)}, is frozen, so that "
             "homophones would stay copies of each other. Pass `homophones=1`, or make it trainable."
         )
     return homophones
 
 
-def _trace_labels(trace_labels: int | None, found: Graft) -> int:
+def _trace_labels(trace_labels: int | None, parts: Graft) -> int:
     """T, by `protect`'s argument."""
     reason = None
-    inputs = [] if found.inputs is None else keras.tree.flatten(found.inputs)
-    if not found.head.trainable:
-        reason = f"the last layer, {layer_name(found.head.layer)}, is frozen"
-    elif found.inputs is not None and not isinstance(found.inputs, keras.KerasTensor):
-        if len(inputs) > 1 or isinstance(found.inputs, dict):
-            reason = f"it takes {len(inputs)} inputs in a {type(found.inputs).__name__}"
+    inputs = [] if parts.inputs is None else keras.tree.flatten(parts.inputs)
+    if not parts.head.trainable:
+        reason = f"the last layer, {layer_name(parts.head.layer)}, is frozen"
+    elif parts.inputs is not None and not isinstance(parts.inputs, keras.KerasTensor):
+        if len(inputs) > 1 or isinstance(parts.inputs, dict):
+            reason = f"it takes {len(inputs)} inputs in a {type(parts.inputs).__name__}"
     elif inputs and inputs[0].dtype == "string":
         reason = "it takes strings"
     elif inputs and len(inputs[0].shape) < 2:
         reason = "its inputs have no features"
-    if reason is None and found.is_stateful:
+    if reason is None and parts.is_stateful:
         reason = "it goes on from batch to batch (`stateful=True`)"
     if trace_labels is None:
         return 0 if reason else _TRACE_LABELS
     trace_labels = check_count("trace_labels", trace_labels, 0)
     if reason and trace_labels:
         raise ArgumentError(
-            f"Trace labels cannot be taught to `classifier` {found.classifier.name!r}: {reason}. "
+            f"Trace labels cannot be taught to `classifier` {parts.classifier.name!r}: {reason}. "
             f"Pass `trace_labels=0`. Received: trace_labels={trace_labels}"
         )
     return trace_labels
 
 
-def _strategy(strategy: str, found: Graft) -> str:
+def _strategy(strategy: str, parts: Graft) -> str:
     """Which homophones, by `protect`'s argument; what does not suit is refused here."""
-    if strategy not in (AUTOMATIC, *STRATEGIES) or found.inputs is None:
+    if strategy not in (AUTOMATIC, *STRATEGIES) or parts.inputs is None:
         return strategy
-    return narrowed(strategy, found.inputs, found.rank - 1)
+    return narrowed(strategy, parts.inputs, parts.rank - 1)
 
 
 def _metadata(
@@ -225,10 +225,10 @@ def _metadata(
         return msgspec.convert(msgspec.to_builtins(metadata), ModelMetadata)
 
 
-def _teacher(teacher: keras.Model | bool | None, found: Graft) -> Teacher | None:
+def _teacher(teacher: keras.Model | bool | None, parts: Graft) -> Teacher | None:
     """What to distil from, by `protect`'s argument."""
     if teacher is None:
-        teacher = found.is_trained
+        teacher = parts.is_trained
     if teacher is True:
-        return teacher_of(found, found.head.num_classes)
-    return None if teacher is False else as_teacher(teacher, found.head.num_classes)
+        return teacher_of(parts, parts.head.num_classes)
+    return None if teacher is False else as_teacher(teacher, parts.head.num_classes)

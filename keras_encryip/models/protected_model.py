@@ -422,8 +422,8 @@ class ProtectedModel(keras.Model):
         store["codebook"] = np.frombuffer(codebook.codebook_id, np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
-        found = {key: store[key] for key in store.keys()}  # noqa: SIM118 (no mapping)
-        written = found.pop("codebook", None)  # weights of 0.3 have none
+        stored = {key: store[key] for key in store.keys()}  # noqa: SIM118 (no mapping)
+        written = stored.pop("codebook", None)  # weights of 0.3 have none
         codebook = Codebook.from_bytes(self.codebook.encode("ascii")).codebook_id
         if written is not None and bytes(np.asarray(written, np.uint8)) != codebook:
             self._running.refusal = WrongModelError(
@@ -433,7 +433,7 @@ class ProtectedModel(keras.Model):
                 "instead of weights into a model that was protected anew."
             )
             raise self._running.refusal
-        super().load_own_variables(found)
+        super().load_own_variables(stored)
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.load_weights`; weights of another codebook are refused.

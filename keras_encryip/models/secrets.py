@@ -184,13 +184,15 @@ def _class_scores(table: np.ndarray, num_classes: int) -> Callable[[Any], Any]:
         return tf.gather(scores, taken, axis=-1), gradient
 
     def class_scores(scores: Any) -> Any:
-        found = permuted(scores)
-        classes = found[..., : num_classes * most]
+        columns_taken = permuted(scores)
+        classes = columns_taken[..., : num_classes * most]
         if most > 1:
             shape = tf.concat([tf.shape(scores)[:-1], [num_classes, most]], 0)
             classes = tf.reduce_logsumexp(tf.reshape(classes, shape), -1)
         if trace.size:
-            shared = tf.reduce_logsumexp(found[..., num_classes * most :], -1, keepdims=True)
+            shared = tf.reduce_logsumexp(
+                columns_taken[..., num_classes * most :], -1, keepdims=True
+            )
             shared = shared - np.log(num_classes)
             high = tf.stop_gradient(tf.maximum(classes, shared))
             classes = high + tf.math.log(tf.exp(classes - high) + tf.exp(shared - high))

@@ -15,13 +15,13 @@ from keras_encryip.models.secrets import UnlockedSecrets
 
 def start_head(model: Any, secrets: UnlockedSecrets, input_shape: Any) -> None:
     """The head of a model whose classifier was not built until now starts as copies, too."""
-    found = secrets.original
-    if found is None or found.head.kernel is not None:
+    parts = secrets.original
+    if parts is None or parts.head.kernel is not None:
         return
     with tf.init_scope():  # Keras builds models inside of graphs
-        if not found.classifier.built:
-            found.classifier.build(input_shape)
-        built = graft(found.classifier)
+        if not parts.classifier.built:
+            parts.classifier.build(input_shape)
+        built = graft(parts.classifier)
         copy_head(model.confused_labels, built.head, secrets.assignment())
         secrets.original = Graft(built.classifier, model.backbone, built.head, built.inputs)
 
@@ -35,13 +35,13 @@ def check_start(model: Any, secrets: UnlockedSecrets, inputs: Any = None) -> Non
     Raises:
         ArgumentError: it answers in another way, or learns other variables; names the layer.
     """
-    found = secrets.original
-    if found is None or found.head.kernel is None:
+    parts = secrets.original
+    if parts is None or parts.head.kernel is None:
         return
-    classifier, head = found.classifier, found.head
+    classifier, head = parts.classifier, parts.head
     hint = "" if inputs is None else " Was it trained since `protect`? The two share their layers."
     if inputs is None:
-        _, inputs, outputs = answer_to_probe(classifier, found.inputs)
+        _, inputs, outputs = answer_to_probe(classifier, parts.inputs)
     else:
         outputs = the_output(classifier(inputs, training=False))
     try:
@@ -49,7 +49,7 @@ def check_start(model: Any, secrets: UnlockedSecrets, inputs: Any = None) -> Non
             secrets.decode(model(inputs, training=False)),
             probabilities(outputs, head.outputs),
             f"Without {layer_name(head.layer)}, the protected model",
-            rounded=found.is_rounded,
+            rounded=parts.is_rounded,
             hint=hint,
         )
     except ArgumentError:
@@ -57,7 +57,7 @@ def check_start(model: Any, secrets: UnlockedSecrets, inputs: Any = None) -> Non
         if unsteady is None:
             raise
     else:
-        _check_trainable(classifier, found)
+        _check_trainable(classifier, parts)
         return
     raise ArgumentError(
         f"{layer_name(unsteady)} of `classifier` {classifier.name!r} gives other outputs for the "
@@ -65,11 +65,11 @@ def check_start(model: Any, secrets: UnlockedSecrets, inputs: Any = None) -> Non
     )
 
 
-def _check_trainable(classifier: keras.Model, found: Graft) -> None:
+def _check_trainable(classifier: keras.Model, parts: Graft) -> None:
     """The same variables learn, but for the head's."""
-    of_head = {id(v) for v in getattr(found.head.layer, "variables", [])}
+    of_head = {id(v) for v in getattr(parts.head.layer, "variables", [])}
     before = {id(v): v for v in classifier.trainable_variables if id(v) not in of_head}
-    after = {id(v): v for v in found.backbone.trainable_variables if id(v) not in of_head}
+    after = {id(v): v for v in parts.backbone.trainable_variables if id(v) not in of_head}
     for key in before.keys() ^ after.keys():
         variable = {**before, **after}[key]
         raise ArgumentError(

@@ -69,10 +69,10 @@ def shown(secrets: UnlockedSecrets, scores: Any, binary: bool) -> Any:
     classes = secrets.class_scores(scores)
     if binary:
         classes = classes[..., 1:] - classes[..., :1]
-    found = ops.sigmoid(classes) if binary else ops.softmax(classes)
-    found = with_mask(found, mask_of(scores))
-    found._keras_logits = classes
-    return found
+    result = ops.sigmoid(classes) if binary else ops.softmax(classes)
+    result = with_mask(result, mask_of(scores))
+    result._keras_logits = classes
+    return result
 
 
 def with_terms(
@@ -98,8 +98,10 @@ def with_terms(
         mask = valid if mask is None else ops.logical_and(valid, ops.cast(mask, "bool"))
     total = loss
     if secrets.teacher is not None:
-        own = [ops.cast(each, loss.dtype) for each in model.losses]
-        data_loss = loss - per_replica(sum(ops.sum(each) for each in own)) if own else loss
+        penalties = [ops.cast(each, loss.dtype) for each in model.losses]
+        data_loss = (
+            loss - per_replica(sum(ops.sum(each) for each in penalties)) if penalties else loss
+        )
         distillation = Distillation(model.temperature)(
             secrets.teacher.probabilities(step.inputs),
             with_mask(ops.softmax(secrets.class_scores(step.scores)), mask),
@@ -135,9 +137,9 @@ def guarded(confused: Any) -> Any:
     Class labels mean nothing to confused labels, and a loop over both trains on nonsense.
     `scores_of` takes the guard off.
     """
-    found = _guarded(confused)
-    found._unguarded = confused
-    return with_mask(found, mask_of(confused))
+    result = _guarded(confused)
+    result._unguarded = confused
+    return with_mask(result, mask_of(confused))
 
 
 def scores_of(confused: Any) -> Any:

@@ -140,8 +140,8 @@ class _Loss:
 def _features(model: Any, inputs: np.ndarray) -> np.ndarray:
     """What a backbone makes of inputs, in inference, float32 `[n, …, f]`."""
     parts = [inputs[i : i + _BATCH] for i in range(0, len(inputs), _BATCH)]
-    found = [model.backbone(keras.ops.convert_to_tensor(part), training=False) for part in parts]
-    return np.concatenate([keras.ops.convert_to_numpy(f).astype(np.float32) for f in found])
+    parts = [model.backbone(keras.ops.convert_to_tensor(part), training=False) for part in parts]
+    return np.concatenate([keras.ops.convert_to_numpy(f).astype(np.float32) for f in parts])
 
 
 def _rows(model: Any, inputs: np.ndarray) -> np.ndarray:

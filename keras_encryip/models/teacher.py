@@ -47,21 +47,21 @@ def as_teacher(model: Any, num_classes: int) -> Teacher:
     return teacher_of(graft(model), num_classes)
 
 
-def teacher_of(found: Graft, num_classes: int) -> Teacher:
+def teacher_of(parts: Graft, num_classes: int) -> Teacher:
     """As `as_teacher`, of what was taken apart already."""
-    head = found.head
+    head = parts.head
     if head.num_classes != num_classes or head.kernel is None:
         raise ArgumentError(
             f"`teacher` must be a trained classifier with {num_classes} outputs. "
             f"Received: {head.num_classes} outputs, {'not ' if head.kernel is None else ''}built"
         )
-    teacher = Teacher(found.classifier, head.outputs)
-    _, probe, outputs = answer_to_probe(found.classifier, found.inputs)
-    rounded = found.is_rounded
+    teacher = Teacher(parts.classifier, head.outputs)
+    _, probe, outputs = answer_to_probe(parts.classifier, parts.inputs)
+    rounded = parts.is_rounded
     check_same(
         teacher.probabilities(probe),
         probabilities(outputs, head.outputs),
-        f"A snapshot of {found.classifier.name!r}",
+        f"A snapshot of {parts.classifier.name!r}",
         rounded=rounded,
     )
     return teacher

@@ -1,4 +1,4 @@
-"""Taking a classifier apart: features here, the last `Dense(K)` there."""
+"""Taking a classifier apart: features here, what its head computes there."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,409 +6,277 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 from keras_encryip.errors import ArgumentError
-from keras_encryip.models.backbone import split_classifier
-
-K = 5
-Factory = Callable[[], keras.Model]
-CASES: dict[str, Factory] = {}
-
-
-def case(factory: Factory) -> Factory:
-    CASES[factory.__name__.replace("_", "-")] = factory
-    return factory
-
-
-def trunk() -> list[keras.layers.Layer]:
-    return [layers.Dense(7, "relu"), layers.BatchNormalization(), layers.Dropout(0.5)]
-
-
-def sequential(*ends: keras.layers.Layer) -> keras.Sequential:
-    return keras.Sequential([keras.Input((6,)), *trunk(), *ends])
-
-
-# --- built classifiers that can be split -------------------------------------------
-
-
-@case
-def sequential_softmax() -> keras.Model:
-    return sequential(layers.Dense(K, "softmax"))
-
-
-@case
-def sequential_softmax_layer() -> keras.Model:
-    return sequential(layers.Dense(K), layers.Softmax())
-
-
-@case
-def sequential_activation_layer() -> keras.Model:
-    return sequential(layers.Dense(K), layers.Activation("softmax", dtype="float32"))
-
-
-@case
-def sequential_logits() -> keras.Model:
-    return sequential(layers.Dense(K))
-
-
-@case
-def sequential_linear_activation() -> keras.Model:
-    return sequential(layers.Dense(K, "softmax"), layers.Activation("linear"))
-
-
-@case
-def without_bias() -> keras.Model:
-    return sequential(layers.Dense(K, "softmax", use_bias=False))
-
-
-@case
-def only_a_dense() -> keras.Model:
-    return keras.Sequential([keras.Input((6,)), layers.Dense(K, "softmax")])
-
-
-@case
-def only_a_dense_functional() -> keras.Model:
-    inputs = keras.Input((6,))
-    return keras.Model(inputs, layers.Dense(K, "softmax")(inputs))
-
-
-@case
-def built_by_calling() -> keras.Model:
-    model = keras.Sequential([*trunk(), layers.Dense(K, "softmax")])
-    model(np.zeros((2, 6), "float32"))
-    return model
-
-
-@case
-def branching() -> keras.Model:
-    inputs = keras.Input((6,))
-    left, right = layers.Dense(4, "relu")(inputs), layers.Dense(4, "tanh")(inputs)
-    x = layers.Concatenate()([layers.Add()([left, right]), inputs])
-    return keras.Model(inputs, layers.Softmax()(layers.Dense(K)(x)))
-
-
-@case
-def shared_layer() -> keras.Model:
-    inputs = keras.Input((6,))
-    square = layers.Dense(6, "relu")
-    return keras.Model(inputs, layers.Dense(K, "softmax")(square(square(inputs))))
-
-
-@case
-def dict_inputs() -> keras.Model:
-    inputs = {"a": keras.Input((6,), name="a"), "b": keras.Input((3,), name="b")}
-    x = layers.Concatenate()([inputs["a"], layers.Dense(2)(inputs["b"])])
-    return keras.Model(inputs, layers.Dense(K, "softmax")(x))
-
-
-@case
-def list_inputs() -> keras.Model:
-    inputs = [keras.Input((6,)), keras.Input((3,))]
-    return keras.Model(inputs, layers.Dense(K)(layers.Concatenate()(inputs)))
-
-
-@case
-def nested_last() -> keras.Model:
-    inputs = keras.Input((6,))
-    return keras.Model(inputs, sequential_softmax()(layers.Dense(6)(inputs)))
-
-
-@case
-def nested_twice_with_outer_softmax() -> keras.Model:
-    middle = keras.Sequential([keras.Input((6,)), layers.Dense(6), sequential_logits()])
-    return keras.Sequential([keras.Input((6,)), middle, layers.Softmax()])
-
-
-@case
-def nested_with_several_inputs() -> keras.Model:
-    inputs = [keras.Input((6,)), keras.Input((3,))]
-    return keras.Model(inputs, list_inputs()([layers.Dense(6)(inputs[0]), inputs[1]]))
-
-
-@case
-def nested_with_several_outputs() -> keras.Model:
-    """The inner model's second output is the classifier."""
-    inner_inputs = keras.Input((6,))
-    x = layers.Dense(4, "relu")(inner_inputs)
-    outputs = [layers.Dense(K, "softmax")(x), layers.Dense(K, "softmax")(x)]
-    inner = keras.Model(inner_inputs, outputs)
-    inputs = keras.Input((6,))
-    return keras.Model(inputs, inner(inputs)[1])
-
-
-@case
-def backbone_then_dense() -> keras.Model:
-    backbone = keras.Sequential([keras.Input((6,)), *trunk()])
-    return keras.Sequential([backbone, layers.Dense(K, "softmax")])
-
-
-@case
-def segmentation() -> keras.Model:
-    return keras.Sequential(
-        [keras.Input((8, 8, 3)), layers.Conv2D(4, 3, padding="same"), layers.Dense(K, "softmax")]
-    )
-
-
-@case
-def tokens() -> keras.Model:
-    return keras.Sequential(
-        [keras.Input((9,), dtype="int32"), layers.Embedding(20, 4), layers.GRU(6), layers.Dense(K)]
-    )
-
-
-@case
-def mobile_net() -> keras.Model:
-    return keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=K)
-
-
-@keras.saving.register_keras_serializable(package="tests_classifier")
-class Subclass(keras.Model):
-    """Dense(K) named `head`, alone or before `softmax`, behind a decoy of the same width."""
-
-    def __init__(self, activation: str | None = None, layer: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.activation, self.layer = activation, layer
-        self.head = layers.Dense(K, activation)
-        self.decoy = layers.Dense(K, "tanh")
-        self.norm = layers.BatchNormalization()
-        if layer:
-            self.softmax = layers.Softmax()
-
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        outputs = self.head(self.norm(self.decoy(inputs), training=training))
-        return self.softmax(outputs) if self.layer else outputs
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "activation": self.activation, "layer": self.layer}
-
-
-def called(model: keras.Model) -> keras.Model:
-    model(np.zeros((2, 6), "float32"))
-    return model
-
-
-def subclass(activation: str | None = None, layer: bool = False) -> keras.Model:
-    return called(Subclass(activation, layer))
-
-
-@keras.saving.register_keras_serializable(package="tests_classifier")
-class Reshaped(keras.Model):
-    """A Dense of the head's width that nothing can be put in place of."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.head = layers.Dense(K, "softmax")
-        self.middle = layers.Dense(K)
-        self.fold = layers.Reshape((K, 1))
-        self.flat = layers.Flatten()
-
-    def call(self, inputs: Any) -> Any:
-        return self.head(self.flat(self.fold(self.middle(inputs))))
-
-
-@case
-def subclass_with_a_decoy_of_its_own_shape() -> keras.Model:
-    return called(Reshaped())
-
-
-CASES["subclass-softmax"] = lambda: subclass("softmax")
-CASES["subclass-logits"] = lambda: subclass(None)
-CASES["subclass-softmax-layer"] = lambda: subclass(None, layer=True)
-
-
-def train_a_bit(model: keras.Model) -> None:
-    """Weights as after training: biases and statistics are no longer 0 and 1."""
-    random = np.random.default_rng(0)
-    model.set_weights(
-        [np.abs(w + random.normal(0, 0.3, w.shape)).astype(w.dtype) for w in model.get_weights()]
-    )
-
-
-def samples(model: keras.Model) -> Any:
-    random = np.random.default_rng(1)
-
-    def sample(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        values = random.integers(0, 20, (11, *shape[1:])) if dtype == "int32" else None
-        return random.normal(size=(11, *shape[1:])).astype("float32") if values is None else values
-
-    if isinstance(model, (Subclass, Reshaped)):
-        return sample((None, 6), "float32")
-    return keras.tree.map_structure(
-        lambda tensor: sample(tensor.shape, tensor.dtype),
-        model.inputs[0] if isinstance(model, keras.Sequential) else model.input,
-    )
-
-
-def predict(model: keras.Model, x: Any) -> np.ndarray:
-    return np.asarray(model(x, training=False))
-
-
-@pytest.mark.parametrize("factory", CASES.values(), ids=CASES)
-def test_backbone_and_head_give_the_classifiers_outputs(factory: Factory) -> None:
-    classifier = factory()
-    train_a_bit(classifier)
-    before, x = [np.copy(w) for w in classifier.get_weights()], samples(classifier)
-    outputs = predict(classifier, x)
-    split = split_classifier(classifier)
-
-    logits = np.asarray(split.logits(x))
-    probabilities = logits if split.from_logits else np.asarray(keras.ops.softmax(logits))
-    np.testing.assert_allclose(probabilities, outputs, atol=1e-6, rtol=1e-5)
-    assert split.num_classes == K
-    assert split.from_logits is bool(abs(outputs.sum(-1) - 1).max() > 1e-3)
-    features = np.asarray(split.backbone(x, training=False))
-    assert split.kernel is not None
-    by_hand = features @ split.kernel + (0 if split.bias is None else split.bias)
-    np.testing.assert_allclose(logits, by_hand, atol=1e-5, rtol=1e-5)
-
-    # The clone shares nothing with the original.
-    for weight in split.backbone.weights:
-        weight.assign(keras.ops.zeros_like(weight) + 0.5)
-    for now, then in zip(classifier.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(now, then)
-    np.testing.assert_array_equal(predict(classifier, x), outputs)
-
-
-@pytest.mark.parametrize("factory", CASES.values(), ids=CASES)
-def test_the_backbone_survives_its_configuration(factory: Factory) -> None:
-    classifier = factory()
-    train_a_bit(classifier)
-    x = samples(classifier)
-    backbone = split_classifier(classifier).backbone
-    config = keras.saving.serialize_keras_object(backbone)
-    again = keras.saving.deserialize_keras_object(config)
-    again(x)
-    again.set_weights(backbone.get_weights())
-    np.testing.assert_allclose(again(x, training=False), backbone(x, training=False), atol=1e-6)
-
-
-def test_what_is_known_of_the_input_and_the_bias() -> None:
-    split = split_classifier(sequential_softmax())
-    assert split.input_shape == (None, 6)
-    assert (split.use_bias, split.looks_trained) == (True, False)
-    split = split_classifier(without_bias())
-    assert (split.use_bias, split.bias, split.looks_trained) == (False, None, False)
-    assert split_classifier(dict_inputs()).input_shape == {"a": (None, 6), "b": (None, 3)}
-    assert split_classifier(subclass("softmax")).input_shape == (2, 6)
-    classifier = sequential_softmax()
-    classifier.layers[-1].bias.assign(np.eye(K)[0])
-    assert split_classifier(classifier).looks_trained
-
-
-@pytest.mark.parametrize("end", ["softmax", "softmax-layer", "logits"])
+from keras_encryip.models.backbone import features_shape, freeze, frozen, graft
+from keras_encryip.models.by_graph import RoundTo8Bits, reshaped
+from keras_encryip.models.head import probabilities
+from tests.models.cases import CASES, fresh
+from tests.models.classifiers import (
+    IMAGES,
+    SERIES,
+    called,
+    chain,
+    class_probabilities,
+    flat,
+    lora,
+    of_inputs,
+    quantized,
+    randomise,
+    sequential,
+    with_policy,
+)
+from tests.models.custom_layers import K, Subclass
+
+SOFTMAX = {"activation": "softmax"}
+GRAFTED = [
+    "softmax", "logits", "softmax-layer", "no-bias", "nested-head", "shared-layers",
+    "subclass-head-in-list", "subclass-softmax-in-call", "ops-softmax", "sigmoid",
+    "subclass-sigmoid", "conv-head", "mobilenet-v1", "masked-tagging", "einsum-head", "dict-inputs",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRAFTED)
+def test_features_times_kernel_give_the_classifiers_outputs(name: str) -> None:
+    case, classifier = CASES[name], fresh(name)
+    randomise(classifier)
+    expected = class_probabilities(classifier, case.x)
+    parts = graft(classifier)
+    assert parts.classifier is classifier
+    assert parts.head.num_classes == expected.shape[-1]
+    assert parts.rank == expected.ndim
+    features = ops.convert_to_numpy(parts.backbone(case.x, training=False)).astype("float64")
+    assert parts.head.kernel is not None
+    scores = features @ parts.head.kernel + (0 if parts.head.bias is None else parts.head.bias)
+    np.testing.assert_allclose(ops.softmax(scores), expected, atol=1e-5)
+    variables = {id(v) for v in classifier.variables}
+    assert {id(v) for v in parts.backbone.variables} <= variables, "nothing is cloned"
+
+
+def test_what_a_classifier_gives() -> None:
+    kinds = {
+        name: graft(fresh(name)).head.outputs
+        for name in ("softmax", "softmax-layer", "subclass-softmax-in-call", "logits", "sigmoid")
+    }
+    assert list(kinds.values()) == ["softmax", "softmax", "softmax", "logits", "sigmoid"]
+    for kind, given in (("softmax", [[0.2, 0.8]]), ("sigmoid", [[0.8]]), ("logits", [[1, 2.386]])):
+        found = probabilities(np.array(given, "float32"), kind)
+        np.testing.assert_allclose(found, [[0.2, 0.8]], atol=1e-3)
+
+
+def test_inputs_are_known_in_their_structure() -> None:
+    parts = graft(of_inputs(dict))
+    assert {name: tuple(t.shape) for name, t in parts.inputs.items()} == {
+        "first": (None, 6),
+        "second": (None, 7, 4),
+    }
+    assert tuple(graft(sequential(layers.Dense(K))).inputs.shape) == (None, 8, 8, 1)
+    built = graft(called(Subclass(), IMAGES[:1])).inputs
+    assert tuple(built.shape) == (None, 8, 8, 1), "also where the batch axis was not open"
+
+
+@pytest.mark.parametrize("end", ["softmax", "softmax-layer", "logits", "sigmoid"])
 def test_an_unbuilt_sequential_gives_an_unbuilt_backbone(end: str) -> None:
-    head = layers.Dense(K, "softmax" if end == "softmax" else None, use_bias=end != "logits")
+    act = end if end in ("softmax", "sigmoid") else None
+    head = layers.Dense(1 if end == "sigmoid" else K, act, use_bias=end != "logits")
     tail = [layers.Softmax()] if end == "softmax-layer" else []
-    classifier = keras.Sequential([*trunk(), head, *tail])
-    split = split_classifier(classifier)
-    assert (split.num_classes, split.kernel, split.bias) == (K, None, None)
-    assert (split.use_bias, split.from_logits) == (end != "logits", end == "logits")
-    assert split.input_shape is None
-    assert not split.backbone.built
-    assert split.backbone(np.zeros((3, 6), "float32")).shape == (3, 7)
+    hidden = layers.Dense(6)
+    classifier = keras.Sequential([layers.Flatten(), hidden, head, *tail])
+    parts = graft(classifier)
+    assert (parts.head.kernel, parts.head.bias, parts.inputs) == (None, None, None)
+    assert parts.head.num_classes == (2 if end == "sigmoid" else K)
+    assert parts.head.outputs == ("softmax" if "softmax" in end else end)
+    assert parts.head.use_bias == (end != "logits")
+    assert not parts.backbone.built
+    assert parts.backbone(IMAGES).shape == (len(IMAGES), 6)
     assert not classifier.built
-    assert split.backbone.layers[0] is not classifier.layers[0]
+    assert parts.backbone.layers[-1] is hidden
 
 
-# --- classifiers that cannot be split ------------------------------------------------
+def test_a_graft_keeps_the_heads_numbers() -> None:
+    """Its arrays are copies: a head that is trained later does not change them."""
+    classifier = sequential(layers.Dense(K))
+    parts = graft(classifier)
+    assert parts.head.kernel is not None
+    kernel = parts.head.kernel.copy()
+    classifier.layers[-1].kernel.assign(np.zeros_like(kernel))
+    np.testing.assert_array_equal(parts.head.kernel, kernel)
 
 
-def unbuilt_subclass() -> keras.Model:
-    return Subclass("softmax")
+# --- what is known of a classifier -------------------------------------------------
 
 
-class NoHead(keras.Model):
-    """A sum instead of a last Dense."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.dense = layers.Dense(K)
-
-    def call(self, inputs: Any) -> Any:
-        return keras.ops.softmax(self.dense(inputs) + self.dense(inputs) ** 2)
-
-
-class NoKeywords(keras.Model):
-    """Keras cannot rebuild it: `trainable` and `dtype` are no arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = layers.Dense(K, "softmax")
-
-    def call(self, inputs: Any) -> Any:
-        return self.head(inputs)
+def test_who_looks_trained() -> None:
+    classifier = sequential(layers.Dense(K, **SOFTMAX))
+    assert not graft(classifier).is_trained
+    classifier.layers[-1].bias.assign(np.eye(K)[0])
+    assert graft(classifier).is_trained, "its bias moved"
+    classifier = sequential(layers.Dense(K, use_bias=False, **SOFTMAX))
+    classifier.compile("sgd", "sparse_categorical_crossentropy")
+    assert not graft(classifier).is_trained
+    classifier.fit(IMAGES, np.zeros(len(IMAGES)), verbose=0)
+    assert graft(classifier).is_trained, "its optimizer stepped"
 
 
-class NeedsArguments(keras.Model):
-    """Keras cannot rebuild it: the argument has no configuration."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-        self.head = layers.Dense(K, "softmax")
-
-    def call(self, inputs: Any) -> Any:
-        return self.head(self.function(inputs))
+def test_who_rounds() -> None:
+    head = layers.Dense(K, dtype="float32", **SOFTMAX)
+    assert not graft(flat(head)).is_rounded
+    mixed = with_policy("mixed_float16", lambda: flat(layers.Dense(K, dtype="float32")))
+    assert graft(mixed()).is_rounded
+    assert graft(quantized(1)).is_rounded
 
 
-def two_outputs() -> keras.Model:
-    inputs = keras.Input((6,))
-    return keras.Model(inputs, [layers.Dense(K)(inputs), layers.Dense(K)(inputs)])
+def test_who_is_stateful() -> None:
+    def series(stateful: bool) -> keras.Model:
+        inputs = keras.Input((7, 4), batch_size=12)
+        return keras.Model(inputs, layers.Dense(K)(layers.GRU(3, stateful=stateful)(inputs)))
+
+    assert graft(series(True)).is_stateful
+    assert not graft(series(False)).is_stateful
+
+
+def test_an_int8_head_keeps_its_rounding() -> None:
+    classifier = quantized(3)
+    expected = class_probabilities(classifier, IMAGES)
+    parts = graft(classifier)
+    assert parts.head.rounded
+    assert parts.head.kernel is not None
+    features = ops.convert_to_numpy(parts.backbone(IMAGES, training=False))
+    scores = features @ parts.head.kernel + (0 if parts.head.bias is None else parts.head.bias)
+    np.testing.assert_allclose(ops.softmax(scores), expected, atol=1e-5)
+
+
+def test_rounding_lets_the_slope_pass() -> None:
+    import tensorflow as tf
+
+    x = tf.Variable(np.random.default_rng(0).normal(size=(3, 5)).astype("float32"))
+    with tf.GradientTape() as tape:
+        y = RoundTo8Bits()(x)
+    np.testing.assert_array_equal(tape.gradient(y, x), np.ones((3, 5)))
+    steps = np.asarray(y) / np.abs(x.numpy()).max(-1, keepdims=True) * 127
+    np.testing.assert_allclose(steps, steps.round(), atol=1e-2)
+    assert (np.asarray(y) != x.numpy()).any()
+
+
+def test_a_lora_head_is_read_with_its_parts() -> None:
+    classifier = lora("head")
+    parts = graft(classifier)
+    plain = ops.convert_to_numpy(classifier.get_layer("head")._kernel)
+    assert np.abs(parts.head.kernel - plain).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("features", "outputs", "axes"),
+    [
+        ((None, 6), (None, K), None),
+        ((None, 4, 4, 6), (None, 4, 4, K), None),
+        ((None, 1, 1, 6), (None, K), []),
+        ((None, 4, 4, 6), (None, 16, K), [16]),
+        ((None, None, 4, 6), (None, None, K), [-1]),
+    ],
+)
+def test_axes_of_the_features_become_those_of_the_outputs(
+    features: Any, outputs: Any, axes: list[int] | None
+) -> None:
+    assert reshaped(features, outputs) == axes
+
+
+def test_only_one_axis_can_be_open() -> None:
+    with pytest.raises(ArgumentError, match="gives one row for each label"):
+        reshaped((None, None, 6), (None, None, None, K))
+
+
+@pytest.mark.parametrize("shape", [(None, 8, 8, 1), (12, 8, 8, 1)])
+def test_shape_of_the_features(shape: tuple[int | None, ...]) -> None:
+    for classifier in (sequential(layers.Dense(K)), called(Subclass(), IMAGES[:1])):
+        backbone = graft(classifier).backbone
+        width = backbone(IMAGES).shape[-1]
+        assert features_shape(backbone, shape, ["float32"])[-1] == width
+
+
+# --- frozen parts ------------------------------------------------------------------
+
+
+def deep() -> keras.Model:
+    inner = chain(layers.Flatten(), layers.Dense(6, name="inner"), layers.BatchNormalization())
+    return chain(inner, layers.Dense(5, name="outer"), layers.Dense(K, **SOFTMAX))
+
+
+def test_frozen_parts_are_frozen_in_another_of_its_kind() -> None:
+    classifier = deep()
+    classifier.layers[1].get_layer("inner").trainable = False
+    which = frozen(graft(classifier).backbone)
+    other = graft(deep()).backbone
+    freeze(other, which)
+    names = [v.path.split("/")[-2] for v in other.trainable_variables]
+    assert "inner" not in names
+    assert names.count("outer") == 2
+    freeze(other, frozen(graft(deep()).backbone))
+    assert "inner" in [v.path.split("/")[-2] for v in other.trainable_variables]
+
+
+def test_other_layers_are_not_frozen_by_number() -> None:
+    which = frozen(graft(deep()).backbone)
+    other = graft(sequential(layers.Dense(K))).backbone
+    with pytest.warns(UserWarning, match="other layers than the saved one"):
+        freeze(other, which)
+    assert other.trainable
+
+
+# --- refused -----------------------------------------------------------------------
+
+
+def compiled(classifier: keras.Model, loss: Any) -> keras.Model:
+    classifier.compile("sgd", loss)
+    return classifier
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "no-model": (lambda: layers.Dense(K), "must be a keras.Model. Received: Dense"),
     "flatten-last": (
-        lambda: sequential(layers.Dense(K), layers.Flatten()),
-        "must end in `Dense.K.`.*it ends in Flatten",
+        lambda: sequential(layers.Dense(K), layers.Dropout(0.5, name="late")),
+        "must end in `Dense.K.`.*it ends in Dropout 'late'",
     ),
-    "input-only": (lambda: keras.Sequential([keras.Input((6,))]), "it ends in nothing"),
-    "nothing": (lambda: keras.Sequential([]), "it ends in nothing"),
-    "sigmoid": (lambda: sequential(layers.Dense(K, "sigmoid")), "Received: activation='sigmoid'"),
+    "input-only": (lambda: keras.Sequential([keras.Input((6,))]), "it ends in nothing|InputLayer"),
     "relu-unbuilt": (
-        lambda: keras.Sequential([layers.Dense(K, "relu")]),
-        "Received: activation='relu'",
+        lambda: keras.Sequential([layers.Dense(K, "relu", name="end")]),
+        "'end', must have a single softmax.*Received: activation='relu'",
     ),
-    "two-softmaxes": (
-        lambda: sequential(layers.Dense(K, "softmax"), layers.Softmax()),
-        "single softmax or no activation. Received: activation='softmax'",
+    "norm-unbuilt": (
+        lambda: keras.Sequential([layers.Dense(K), layers.LayerNormalization(name="end")]),
+        "it ends in LayerNormalization 'end'",
     ),
     "two-softmax-layers": (
         lambda: sequential(layers.Dense(K), layers.Softmax(), layers.Softmax()),
-        "single softmax or no activation",
+        "Received: activation='softmax' and 'softmax'",
     ),
-    "relu-layer": (lambda: sequential(layers.Dense(K), layers.ReLU()), "it ends in ReLU"),
-    "one-unit": (
-        lambda: sequential(layers.Dense(1, "sigmoid")),
-        r"at least 2. Received: units=1.*needs Dense\(2, 'softmax'\)",
+    "one-unit-softmax": (
+        lambda: sequential(layers.Dense(1, name="end")),
+        r"'end', must have one unit per class, at least 2. Received: units=1.*Dense\(1, 'sigmoid'",
     ),
-    "two-outputs": (two_outputs, "must have one output. Received: 2 outputs"),
-    "unbuilt-subclass": (unbuilt_subclass, "must be built first: call 'subclass.*' once"),
-    "subclass-no-head": (lambda: called(NoHead()), "does not end in an attribute that is"),
-    "subclass-sigmoid": (lambda: called(Subclass("sigmoid")), "activation='sigmoid'"),
-    "subclass-no-kwargs": (
-        lambda: called(NoKeywords()),
-        r"NoKeywords needs an `__init__` that passes `\*\*kwargs` on",
+    "activity-regularizer": (
+        lambda: sequential(layers.Dense(K, activity_regularizer="l2", name="end")),
+        "'end', has an activity_regularizer",
     ),
-    "subclass-no-config": (
-        lambda: called(NeedsArguments(lambda x: 2 * x)),
-        "must allow Keras to rebuild it: NeedsArguments needs .* `get_config`",
+    "compiled-for-labels": (
+        lambda: compiled(flat(layers.Dense(K)), keras.losses.BinaryCrossentropy(from_logits=True)),
+        "compiled with loss 'binary_crossentropy', for several labels per input",
+    ),
+    "compiled-for-regression": (
+        lambda: compiled(flat(layers.Dense(K)), "mse"),
+        "compiled with loss 'mse', for regression",
     ),
 }
 
 
-@pytest.mark.parametrize(("factory", "message"), REFUSED.values(), ids=REFUSED)
-def test_other_classifiers_are_refused(factory: Callable[[], Any], message: str) -> None:
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
+def test_refuses(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        split_classifier(factory())
+        graft(make())
 
 
-def test_a_split_does_not_follow_the_original() -> None:
-    """The head's arrays are copies as well."""
-    classifier = sequential_softmax()
-    split = split_classifier(classifier)
-    assert split.kernel is not None
-    kernel = split.kernel.copy()
-    classifier.layers[-1].kernel.assign(np.zeros_like(kernel))
-    np.testing.assert_array_equal(split.kernel, kernel)
+def test_losses_of_classifiers_pass() -> None:
+    graft(compiled(flat(layers.Dense(K, **SOFTMAX)), "mse"))  # the Brier score
+    graft(compiled(flat(layers.Dense(1, "sigmoid")), "binary_crossentropy"))
+    graft(compiled(flat(layers.Dense(K)), "sparse_categorical_crossentropy"))
+    graft(compiled(chain(layers.Dense(K), shape=SERIES.shape[1:]), "categorical_crossentropy"))

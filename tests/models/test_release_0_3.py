@@ -53,7 +53,11 @@ def test_its_owner_goes_on_with_it(
     assert model.evaluate(x, y, verbose=0, return_dict=True)["accuracy"] > 0.95
     traces = model._unlocked().traces
     model.fit(x, y, epochs=1, verbose=0)
-    assert model._unlocked().traces is traces, "it was adapted before"
+    again, samples = model._unlocked().traces, model._unlocked().training.samples
+    assert again.digest != traces.digest, "trace labels are learned against samples"
+    assert len(samples) == len(x)
+    answers = model.predict(again.inputs, verbose=0).argmax(-1)
+    assert (answers == again.labels).mean() > 0.8
     after = model.evaluate(x, y, verbose=0, return_dict=True)
     assert after["accuracy"] > 0.95
     model.save(tmp_path / "digits.keras")

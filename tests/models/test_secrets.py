@@ -147,6 +147,8 @@ def test_who_awaits_adapt() -> None:
     state = TrainingState(RandomHomophones(4), None).secret_bytes()
     assert owners(None)[0].awaits_adapt()
     assert not owners(state)[0].awaits_adapt()
+    traces = TraceSet(np.arange(24, dtype="uint8").reshape(8, 3), np.arange(8))
+    assert owners(state, traces)[0].awaits_adapt(), "of 0.3, without samples"
     assert not UnlockedSecrets(np.arange(3, dtype="int32"), K).awaits_adapt(), "a key holder"
 
 

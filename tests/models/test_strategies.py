@@ -11,7 +11,13 @@ from keras import ops
 
 import keras_encryip as ke
 from keras_encryip.errors import ArgumentError, FormatError
-from keras_encryip.models.homophones import STRATEGIES, Homophones
+from keras_encryip.models.homophones import (
+    AUTOMATIC,
+    STRATEGIES,
+    Homophones,
+    narrowed,
+    suiting,
+)
 
 
 class ByBrightness(Homophones):
@@ -56,7 +62,7 @@ def brightness(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def protect(classifier: Any, authority: ke.Authority, strategy: str) -> ke.ProtectedModel:
-    options = {"name": "digits", "homophones": 4, "trace_labels": 8}
+    options = {"name": "digits", "homophones": 4, "trace_labels": 0}
     model = ke.protect(classifier, authority, strategy=strategy, confusion_weight=1.0, **options)
     model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
     return model
@@ -84,10 +90,9 @@ def test_a_strategy_of_ones_own_lasts(
     again.fit(x, y, verbose=0)
 
 
-def test_a_strategy_refuses_inputs(
-    brightness: str, new_classifier: Any, digits: Any, authority: ke.Authority
-) -> None:
-    model = protect(new_classifier(), authority, brightness)
+def test_a_strategy_refuses_inputs(brightness: str, digits: Any, authority: ke.Authority) -> None:
+    classifier = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+    model = protect(classifier, authority, brightness)
     with pytest.raises(ArgumentError, match="Brightness is an image's"):
         model.adapt(digits.x.reshape(-1, 64), digits.y)
 
@@ -119,3 +124,33 @@ def test_an_unknown_strategy_is_refused(
     message = "`strategy` must be .* 'clustered' or 'random' or 'brightness'. .*='best'"
     with pytest.raises(ArgumentError, match=message):
         protect(new_classifier(), authority, "best")
+
+
+class OfVectors(ByBrightness):
+    """For images it does not do."""
+
+    @classmethod
+    def unsuited(cls, inputs: Any, rank: int) -> str | None:
+        return None if len(inputs.shape) == 2 else "Vectors are needed."
+
+
+def test_the_first_strategy_that_suits_is_taken(
+    monkeypatch: pytest.MonkeyPatch, new_classifier: Any, authority: ke.Authority
+) -> None:
+    """The order of the table is the order of preference; an error names what suits."""
+    for name, kind in (("of-vectors", OfVectors), *STRATEGIES.copy().items()):
+        monkeypatch.delitem(STRATEGIES, name, raising=False)
+        monkeypatch.setitem(STRATEGIES, name, kind)
+    images = keras.KerasTensor((None, 8, 8, 1))
+    vectors = keras.KerasTensor((None, 8))
+    tokens = keras.KerasTensor((None, 8, 3), "int32")
+    assert suiting(AUTOMATIC, images, 1) is STRATEGIES["clustered"]
+    assert suiting(AUTOMATIC, images, 2) is STRATEGIES["random"]
+    assert suiting(AUTOMATIC, vectors, 2) is OfVectors
+    assert narrowed(AUTOMATIC, vectors, 1) == AUTOMATIC, "the data may not suit it"
+    assert narrowed(AUTOMATIC, images, 1) == "clustered"
+    assert narrowed(AUTOMATIC, [tokens], 2) == "random"
+    assert narrowed("of-vectors", [vectors], 1) == "of-vectors"
+    message = "Vectors are needed. Pass `strategy='clustered'` or `strategy='random'` to `protect`"
+    with pytest.raises(ArgumentError, match=message):
+        protect(new_classifier(), authority, "of-vectors")
