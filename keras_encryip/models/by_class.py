@@ -67,7 +67,8 @@ def unsteady_layer(classifier: keras.Model, inputs: Any) -> Any:
 def _inputs_of(classifier: keras.Model) -> Any:
     """What a classifier of any class takes, as far as Keras knows."""
     if getattr(classifier, "outputs", None):
-        return classifier.input
+        sequential = isinstance(classifier, keras.Sequential)
+        return classifier.inputs[0] if sequential else classifier.input
     shape = (classifier.get_build_config() or {}).get("input_shape")
     if not classifier.built or shape is None:
         raise ArgumentError(

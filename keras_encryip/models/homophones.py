@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import tensorflow as tf
 from keras import ops, random, tree
 
 from keras_encryip.errors import ArgumentError
@@ -296,6 +297,8 @@ def check_suits(kind: type[Homophones], inputs: Any, rank: int) -> None:
 
 def flatten(inputs: Any) -> Any:
     """Inputs as float32 `[b, d]`; images are average-pooled to at most 32 pixels a side."""
+    if isinstance(inputs, tf.SparseTensor):
+        inputs = tf.sparse.to_dense(inputs)
     x = ops.cast(inputs, "float32")
     if len(x.shape) == 4:
         height, width = x.shape[1], x.shape[2]
