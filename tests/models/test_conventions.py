@@ -53,7 +53,7 @@ def fails(y: Any, p: Any) -> Any:
     ids=["class", "focal", "partial", "default", "own", "dict", "list"],
 )
 def test_losses_of_scores_are_refused(loss: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"`from_logits=False`. Received: loss='.*from_logits"):
+    with pytest.raises(ArgumentError, match=r"`from_logits=False`. Received: loss=.*from_logits"):
         check_compiled(model(loss))
 
 

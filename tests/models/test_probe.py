@@ -11,10 +11,12 @@ from keras_encryip.models.probe import ROWS, SIZES, answer_to_probe, check_same,
 
 
 def given(inputs: Any) -> list[Any]:
-    return [
-        keras.tree.map_structure(lambda x: (tuple(x.shape), keras.backend.standardize_dtype(x.dtype)), probe)
-        for probe, _ in probes(inputs)
-    ]  # fmt: skip
+    """(shape, dtype) of each input, in the structure of each probe."""
+
+    def what(x: Any) -> tuple[tuple[int, ...], str]:
+        return tuple(x.shape), keras.backend.standardize_dtype(x.dtype)
+
+    return [keras.tree.map_structure(what, probe) for probe, _ in probes(inputs)]
 
 
 def test_known_inputs_are_probed_once_for_each_dtype() -> None:
