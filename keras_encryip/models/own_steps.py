@@ -55,7 +55,8 @@ def with_own_steps(kind: Any, backbone: keras.layers.Layer) -> Any:
         for name in vars(c)
         if name in known and name not in ("__dict__", "__weakref__", "__class__", "__new__")
     }
-    of_ours = {n: v for c in kind.__mro__[:1] for n, v in vars(c).items() if n in as_model}
+    bases = [c for c in reversed(kind.__mro__) if issubclass(c, keras.Model) and c not in graphs]
+    of_ours = {n: v for c in bases for n, v in vars(c).items() if n in as_model}
     # What `ProtectedModel` keeps under a name that is a property there.
     ours = {n: None for n in kind.ATTRIBUTES if hasattr(of_classifier, n)}
     namespace = {

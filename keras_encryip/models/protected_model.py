@@ -4,21 +4,14 @@ import inspect
 import math
 import sys
 import warnings
-from os import PathLike
 from typing import Any, Self
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_encryip.client.checks import check_count
-from keras_encryip.client.decoder import Decoder
-from keras_encryip.errors import ArgumentError, LockedModelError, WrongModelError
-from keras_encryip.formats.key_bundle import KeyBundle
-from keras_encryip.formats.key_pair import X25519PrivateKey
-from keras_encryip.labels.codebook import Codebook
-from keras_encryip.labels.model_record import ModelOwner
-from keras_encryip.models.adapt import fit_training_state, needs_data
+from keras_encryip.errors import ArgumentError
+from keras_encryip.models.adapt import fit_training_state
 from keras_encryip.models.backbone import features_shape, freeze, frozen
 from keras_encryip.models.conventions import check_compiled, ignored_class, of_one_output
 from keras_encryip.models.data import (
@@ -30,8 +23,9 @@ from keras_encryip.models.data import (
 )
 from keras_encryip.models.head import ConfusedLabels
 from keras_encryip.models.homophones import AUTOMATIC, STRATEGIES
+from keras_encryip.models.lockable import Lockable
 from keras_encryip.models.own_steps import with_own_steps
-from keras_encryip.models.secrets import UnlockedSecrets, check_owner
+from keras_encryip.models.secrets import UnlockedSecrets
 from keras_encryip.models.start import check_start, start_head
 from keras_encryip.models.step import (
     Running,
@@ -46,11 +40,10 @@ from keras_encryip.models.step import (
     with_terms,
 )
 from keras_encryip.models.teach_traces import teach_traces
-from keras_encryip.models.teacher import as_teacher
 
 
 @keras.saving.register_keras_serializable(package="keras_encryip")
-class ProtectedModel(keras.Model):
+class ProtectedModel(Lockable):
     """A classifier that outputs confused labels. Make one with `protect`.
 
     `fit`, `evaluate`, losses, metrics, callbacks and class or sample weights work as
@@ -331,128 +324,7 @@ class ProtectedModel(keras.Model):
         self._unlocked()
         return super().test_on_batch(x, single_labels(y), *args, **kwargs)
 
-    # --- locking ---------------------------------------------------------------
-
-    def unlock(
-        self,
-        *,
-        authority: ModelOwner | None = None,
-        bundle: str | PathLike[str] | KeyBundle | None = None,
-        passphrase: str | None = None,
-        private_key: X25519PrivateKey | None = None,
-        teacher: keras.Model | None = None,
-    ) -> Self:
-        """Make a loaded model train and evaluate again.
-
-        Args:
-            authority: the owner's; restores everything but the teacher.
-            bundle: a user's key bundle (path or object). `evaluate` then shows what that
-                user gets; `fit` trains on your loss alone, without confusion and traces.
-            passphrase, private_key: what opens the bundle, as for `Decoder.open`.
-            teacher: the original trained classifier, to go on distilling from it.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            LedgerError: the authority did not protect this model.
-            KeyRefusedError: the bundle may not read it.
-        """
-        if (authority is None) == (bundle is None):
-            raise ArgumentError("Pass either `authority` or `bundle` to `unlock`.")
-        codebook = Codebook.from_bytes(self.codebook.encode("ascii"))
-        if bundle is not None:
-            decoder = Decoder.open(codebook, bundle, passphrase, private_key)
-            secrets = UnlockedSecrets(decoder.secret_table(), self.num_classes)
-        else:
-            secrets = self._secrets_of(check_owner(authority), codebook.codebook_id)
-        if teacher is not None:
-            secrets.teacher = as_teacher(teacher, self.num_classes)
-        if self._secrets is not None:
-            secrets.original = self._secrets.original
-        self._secrets = secrets
-        self._forget_traces()
-        return self
-
-    def _secrets_of(self, owner: ModelOwner, codebook_id: bytes) -> UnlockedSecrets:
-        record = owner.model_store.model_of(codebook_id)
-        assignment = record.assignment
-        secrets = UnlockedSecrets(assignment.classes, self.num_classes, record, owner)
-        if secrets.training is None and not needs_data(self.strategy, assignment, self.copies):
-            secrets.training = fit_training_state(
-                None, None, strategy=self.strategy, assignment=assignment, copies=self.copies
-            )
-        return secrets
-
-    def lock(self) -> Self:
-        """Forget the assignment, trace inputs and teacher. Returns the model itself."""
-        self._secrets = None
-        self._forget_traces()
-        return self
-
-    def is_locked(self) -> bool:
-        """Whether the model needs `unlock` before it can train or evaluate."""
-        return self._secrets is None
-
-    def decode(self, confused: Any) -> np.ndarray:
-        """Class probabilities `[..., K]` of confused labels `[..., N]`, as numpy."""
-        return np.asarray(
-            ops.convert_to_numpy(self._unlocked().decode(ops.convert_to_tensor(confused)))
-        )
-
-    def _unlocked(self) -> UnlockedSecrets:
-        if self._secrets is None:
-            raise LockedModelError(
-                f"Model {self.name!r} is locked: it predicts confused labels, and cannot be "
-                "trained or evaluated. Unlock it with `model.unlock(authority=...)` or "
-                "`model.unlock(bundle=..., passphrase=...)`."
-            )
-        return self._secrets
-
-    def _forget_traces(self) -> None:
-        """Traced train and test functions hold the old secrets as constants."""
-        self.train_function = None
-        self.test_function = None
-
     # --- saving ----------------------------------------------------------------
-
-    def save_own_variables(self, store: Any) -> None:
-        super().save_own_variables(store)
-        codebook = Codebook.from_bytes(self.codebook.encode("ascii"))
-        store["codebook"] = np.frombuffer(codebook.codebook_id, np.uint8)
-
-    def load_own_variables(self, store: Any) -> None:
-        stored = {key: store[key] for key in store.keys()}  # noqa: SIM118 (no mapping)
-        written = stored.pop("codebook", None)  # weights of 0.3 have none
-        codebook = Codebook.from_bytes(self.codebook.encode("ascii")).codebook_id
-        if written is not None and bytes(np.asarray(written, np.uint8)) != codebook:
-            self._running.refusal = WrongModelError(
-                f"These weights were trained for codebook {bytes(np.asarray(written)).hex()}, and "
-                f"model {self.name!r} has codebook {codebook.hex()}: their confused labels stand "
-                "for other classes. Load the whole model, keras.models.load_model('….keras'), "
-                "instead of weights into a model that was protected anew."
-            )
-            raise self._running.refusal
-        super().load_own_variables(stored)
-
-    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """As `keras.Model.load_weights`; weights of another codebook are refused.
-
-        Raises:
-            WrongModelError: they are. As after any error, the model stays as it was.
-        """
-        before = [ops.convert_to_numpy(variable) for variable in self.variables]
-        self._running.refusal = None
-        failed: Exception | None = None
-        try:
-            super().load_weights(filepath, *args, **kwargs)
-        except Exception as error:
-            failed = error
-        failed = self._running.refusal or failed  # Keras may go on after a refusal, or reword it
-        if failed is not None:
-            for variable, value in zip(self.variables, before, strict=True):
-                variable.assign(value)
-            raise failed
 
     def get_config(self) -> dict[str, Any]:
         return {
