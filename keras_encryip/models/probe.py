@@ -94,10 +94,9 @@ def check_same(answer: Any, expected: Any, what: str, *, rounded: bool, hint: st
     """
     answer, expected = (ops.convert_to_numpy(x).astype(np.float64) for x in (answer, expected))
     if answer.shape == expected.shape:
-        apart = float(np.abs(answer - expected).max(initial=0))
-        if np.array_equal(np.isnan(answer), np.isnan(expected)) and (
-            np.isnan(apart) or apart <= (ROUNDED if rounded else EXACT)
-        ):
+        nowhere = np.isnan(answer) & np.isnan(expected)  # where there is no number, as before
+        apart = float(np.where(nowhere, 0, np.abs(answer - expected)).max(initial=0))
+        if apart <= (ROUNDED if rounded else EXACT):
             return
         detail = f"probabilities differ by {apart:.1e}"
     else:

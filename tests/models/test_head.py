@@ -1,4 +1,4 @@
-"""The head of a protected model."""
+"""Heads: that of a protected model, and what is known of a classifier's."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
-from keras_encryip.models.head import ConfusedLabels
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.models.head import (
+    ConfusedLabels,
+    Shared,
+    copy_head,
+    effect,
+    make_head,
+    read_head,
+)
 
 FEATURES = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
 
@@ -83,3 +91,88 @@ def test_a_saved_model_with_it_gives_the_same(tmp_path: Path) -> None:
 def test_a_wrong_number_of_labels_is_refused(num_labels: Any) -> None:
     with pytest.raises(ValueError, match="expected a positive integer"):
         ConfusedLabels(num_labels)
+
+
+# --- heads of classifiers ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "shape", "expected"),
+    [
+        (layers.Softmax(), (None, 5), "softmax"),
+        (ops.softmax, (None, 5), "softmax"),
+        (ops.sigmoid, (None, 1), "sigmoid"),
+        (ops.sigmoid, (None, 5), "sigmoid"),
+        (layers.Reshape((6, 5)), (None, 2, 3, 5), "linear"),
+        (layers.Activation("linear", dtype="float16"), (None, 5), "linear"),
+        (layers.Dropout(0.5), (None, 5), "linear"),
+        (layers.Softmax(1), (None, 4, 5), None),
+        (ops.relu, (None, 5), None),
+        (lambda z: 2 * z, (None, 5), None),
+        (lambda z: z[:, 1:], (None, 5), None),
+        (lambda z: 1 / 0, (None, 5), None),
+    ],
+    ids=[
+        "layer",
+        "function",
+        "one-sigmoid",
+        "sigmoids",
+        "reshape",
+        "16-bits",
+        "dropout",
+        "other-axis",
+        "relu",
+        "temperature",
+        "slice",
+        "failing",
+    ],
+)
+def test_effects_are_found_by_trying(call: Any, shape: Any, expected: str | None) -> None:
+    assert effect(call, shape) == expected
+
+
+def test_one_sigmoid_is_two_classes() -> None:
+    """Of scores 0 and z: their softmax is sigmoid(z)."""
+    kernel, bias = np.array([[2.0], [-1.0]], "float32"), np.array([0.5], "float32")
+    head = make_head(layers.Dense(1, "sigmoid"), kernel, bias, "sigmoid")
+    assert head.num_classes == 2
+    x = np.random.default_rng(0).normal(size=(9, 2)).astype("float32")
+    softmax = np.asarray(ops.softmax(x @ head.kernel + head.bias))
+    np.testing.assert_allclose(softmax[:, 1], ops.sigmoid(x @ kernel + bias)[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("regularizer", ["l1", "l2", keras.regularizers.L1L2(0.1, 0.2)])
+def test_copies_are_penalised_together_as_one(regularizer: Any) -> None:
+    plain = keras.regularizers.get(regularizer)
+    kernel = np.random.default_rng(0).normal(size=(6, 5)).astype("float32")
+    shared = Shared(regularizer, copies=4)
+    assert float(shared(np.tile(kernel, 4))) == pytest.approx(float(plain(kernel)), rel=1e-5)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(shared))
+    assert float(again(kernel)) == float(shared(kernel))
+
+
+def test_biases_of_silent_labels_cost_nothing() -> None:
+    bias = np.array([1.0, -2.0, 1.0, -2.0, -16.0, -16.0], "float32")
+    expected = float(keras.regularizers.get("l2")(np.array([1.0, -2.0], "float32")))
+    assert float(Shared("l2", copies=2)(bias)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("penalty", [None, "l2"])
+def test_copied_heads_answer_alike_whatever_the_features(penalty: str | None) -> None:
+    """The softmax of each class's sum is that of the classifier; trace labels are silent."""
+    assignment = LabelAssignment.draw(5, 4, 32)
+    layer = layers.Dense(5, kernel_regularizer=penalty)
+    layer.build((None, 6))
+    random = np.random.default_rng(0)
+    layer.set_weights([random.normal(size=w.shape) for w in layer.weights])
+    original = read_head(layer, layer, (None, 6), [])
+    head = ConfusedLabels(assignment.num_labels)
+    head.build((None, 6))
+    copy_head(head, original, assignment)
+    confused = np.asarray(head(FEATURES))
+    expected = np.asarray(ops.softmax(layer(FEATURES)))
+    np.testing.assert_allclose(confused[:, assignment.labels].sum(-1), expected, atol=1e-5)
+    assert confused[:, assignment.trace].sum(-1).max() < 1e-5
+    if penalty is None:
+        far = np.asarray(head(100 * FEATURES))
+        assert far[:, assignment.trace].sum(-1).max() < 1e-5

@@ -349,7 +349,7 @@ def pixels() -> tuple[list[Any], np.ndarray, dict[str, Any]]:
     return [*layers, keras.layers.Flatten()], data, {}
 
 
-@pytest.mark.filterwarnings("ignore:Model 'plain' has learned")  # it had one epoch
+@pytest.mark.filterwarnings("ignore:Model 'plain' (has learned|puts)")  # it had one epoch
 @pytest.mark.parametrize("make", [tokens, pixels])
 def test_inputs_that_cannot_be_hardened_are_exported_as_they_are(
     make: Callable[[], Any], authority: ke.Authority, tmp_path: Path
