@@ -38,7 +38,6 @@ _CHUNK: Final = 1 << 21
 _KEYS: Final = 64
 _PESSIMISTIC: Final = 0.25
 _BATCH: Final = 32
-_KNOWN: Final = 0.8
 
 
 # --- before ------------------------------------------------------------------------------
@@ -155,16 +154,6 @@ def _distances(points: np.ndarray) -> np.ndarray:
     return np.asarray(distances)
 
 
-def knows_traces(model: ProtectedModel, unlocked: UnlockedSecrets) -> bool:
-    """Whether keys decode nearly all trace inputs as their trace labels, if there are any."""
-    if unlocked.traces is None:
-        return True
-    assignment = unlocked.assignment()
-    confused = _confused(model, unlocked.traces.inputs)
-    hits = expected_coincidences(confused, unlocked.traces, assignment)
-    return bool(np.median(hits) >= _KNOWN * assignment.trace.size)
-
-
 def check_traces(model: ProtectedModel, unlocked: UnlockedSecrets) -> None:
     """Warn where a service that runs on a leaked key could not be told from others."""
     state = unlocked.training
@@ -178,8 +167,9 @@ def check_traces(model: ProtectedModel, unlocked: UnlockedSecrets) -> None:
         warnings.warn(
             f"Model {model.name!r} has learned {typical} of its {count} trace labels, as users' "
             f"keys decode them, and {min(count, needed)} are needed: a service that runs on a "
-            f"leaked key could not be told from those of {WATCHED_USERS:,} other users. Train it "
-            "for more epochs before exporting, or rely on marked copies (`recipient=...`).",
+            f"leaked key could not be told from those of {WATCHED_USERS:,} other users. Call "
+            "`model.teach_traces()` after more epochs (`fit` does so when it ends), or rely on "
+            "marked copies (`recipient=...`).",
             stacklevel=5,
         )
 

@@ -21,7 +21,6 @@ from keras_encryip.export.checks import (
     check_trace_mass,
     check_traces,
     check_written,
-    knows_traces,
 )
 from keras_encryip.export.xchacha20 import encrypt
 from keras_encryip.formats.atomic_files import make_new_folder, sync_tree, write_new_file
@@ -33,6 +32,7 @@ from keras_encryip.labels.assignment import TRACE
 from keras_encryip.labels.codebook import FILE_NAME as CODEBOOK
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.model_record import ModelRecord
+from keras_encryip.models.headless import all_layers
 from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.models.secrets import UnlockedSecrets
 from keras_encryip.models.trace_inputs import STEPS, harden
@@ -119,8 +119,6 @@ def export_saved_model(
         # Every encrypted export makes a new codebook, and with it a new response key.
         codebook = owner.model_store.current_codebook(codebook_id, fresh=hosted)
         key = owner.keys.response_key(codebook) if hosted else None
-        if not knows_traces(model, unlocked):  # trained by `train_on_batch`, or a best epoch's
-            model.teach_traces()
         kernels = kernels_of(model)
         originals = [keras.ops.convert_to_numpy(kernel) for kernel in kernels]
         _harden_traces(model, unlocked, owner, kernels, originals)
@@ -252,12 +250,20 @@ def _write(
         return {"encrypted": encrypt(outputs, key or b"", codebook.codebook_id)}
 
     archive = keras.export.ExportArchive()
+    for table in _tables(model):  # and nothing else: a tracked model is stored twice
+        archive.track(table)
     if key is None:
         archive.add_endpoint("serving_default", confused, input_signature=[signature])
         archive.add_endpoint("encrypted_label", encrypted_label, input_signature=[signature])
     else:
         archive.add_endpoint("serving_default", encrypted, input_signature=[signature])
     archive.write_out(str(directory), verbose=False)
+
+
+def _tables(model: ProtectedModel) -> list[Any]:
+    """The vocabularies that layers look up, which the graph holds by reference."""
+    held = [value for layer in all_layers(model) for value in vars(layer).values()]
+    return [x for x in held if isinstance(x, tf.saved_model.experimental.TrackableResource)]
 
 
 def _input_signature(model: ProtectedModel) -> Any:

@@ -9,12 +9,9 @@ import numpy as np
 from keras_encryip.errors import ArgumentError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.models.data import batches, check_labels, class_indices
-from keras_encryip.models.homophones import STRATEGIES, Homophones, RandomHomophones
+from keras_encryip.models.homophones import kinds_of, suiting
 from keras_encryip.models.secrets import TrainingState
 from keras_encryip.models.trace_inputs import make_traces
-
-AUTOMATIC = "automatic"
-"""The strategy `"clustered"` where inputs and labels suit it, else `"random"`."""
 
 SAMPLES = (64, 2_048)
 """So many inputs of the owner's are kept, as far as they take 16 MiB: trace labels are learned
@@ -25,13 +22,8 @@ _BYTES = 1 << 24
 
 def needs_data(strategy: str, assignment: LabelAssignment, copies: int) -> bool:
     """Whether `fit_training_state` looks at the data at all."""
-    reads_inputs = kind_of(strategy).reads_inputs(assignment.homophones, copies)
-    return reads_inputs or bool(assignment.trace.size)
-
-
-def kind_of(strategy: str) -> type[Homophones]:
-    """The class of a strategy; of the automatic one, what it is where inputs suit it."""
-    return STRATEGIES["clustered" if strategy == AUTOMATIC else strategy]
+    preferred = kinds_of(strategy)[0]
+    return preferred.reads_inputs(assignment.homophones, copies) or bool(assignment.trace.size)
 
 
 def fit_training_state(
@@ -49,33 +41,34 @@ def fit_training_state(
 
     Args:
         x, y: training data, as for `ProtectedModel.adapt`; anything if not `needs_data`.
-        strategy: a key of `STRATEGIES`, or `AUTOMATIC`.
+        strategy: the model's.
         assignment: the model's.
         copies: homophones that may stand for the same inputs.
         ignored: a label that is of no class.
         look: is shown the first batch.
         prepare: as for `batches`.
     """
-    kind, num_classes = kind_of(strategy), assignment.num_classes
+    kind, num_classes = kinds_of(strategy)[0], assignment.num_classes
     features: list[np.ndarray] = []
     classes: list[np.ndarray] = []
     samples: list[np.ndarray] = []
-    random = np.random.default_rng(0)
+    random, seen = np.random.default_rng(0), 0
     if needs_data(strategy, assignment, copies):
         for at, (inputs, labels) in enumerate(batches(x, y, prepare)):
             indices = np.asarray(class_indices(labels, num_classes))
             check_labels(indices, num_classes, ignored)
+            seen += len(indices)
             if at == 0:
                 look(inputs)
-                if strategy == AUTOMATIC and kind.unsuited(inputs, indices):
-                    kind = RandomHomophones
+                if kind.reads_inputs(assignment.homophones, copies):
+                    kind = suiting(strategy, inputs, indices.ndim)
             if kind.reads_inputs(assignment.homophones, copies):
                 known = slice(None) if ignored is None else indices != ignored
                 features.append(kind.features(inputs, indices)[known])
                 classes.append(indices[known])
             if assignment.trace.size:
                 _keep_some(samples, inputs, random)
-        if not (classes or samples):
+        if not seen:
             raise ArgumentError("The training data has no samples.")
     homophones = kind.fit(
         np.concatenate(features or [np.zeros((0, 0), np.float32)]),

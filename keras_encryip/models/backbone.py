@@ -81,7 +81,7 @@ def graft(classifier: keras.Model) -> Graft:
         found = Graft(classifier, *before_head_unbuilt(classifier), None)
     else:
         found = _graft_built(classifier)
-    _check_purpose(classifier, found.head)
+    _check_purpose(classifier, found)
     return found
 
 
@@ -110,8 +110,15 @@ def _check_outputs(classifier: keras.Model) -> None:
         )
 
 
-def _check_purpose(classifier: keras.Model, head: Head) -> None:
-    """Refuse what was compiled for another purpose than naming one of K classes."""
+def _check_purpose(classifier: keras.Model, graft: Graft) -> None:
+    """Refuse heads that do more than name one of K classes."""
+    head = graft.head
+    left = is_plain_graph(graft.backbone) and head.layer in all_layers(graft.backbone)
+    if left and type(head.layer).__name__ != "ReversibleEmbedding":  # which is tied on purpose
+        raise ArgumentError(
+            f"The last layer of `classifier` {classifier.name!r}, {layer_name(head.layer)}, "
+            "is called several times. Use it once."
+        )
     inner = getattr(head.layer, "layer", head.layer)
     if getattr(inner, "activity_regularizer", None) is not None:
         raise ArgumentError(

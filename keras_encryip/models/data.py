@@ -64,10 +64,14 @@ def dense(value: Any) -> Any:
         return value.toarray()
     if isinstance(value, tf.SparseTensor):
         return tf.sparse.to_dense(value).numpy()
-    return value if isinstance(value, tf.RaggedTensor) else keras.ops.convert_to_numpy(value)
+    if isinstance(value, (np.ndarray, tf.RaggedTensor)):
+        return value
+    return keras.ops.convert_to_numpy(value)
 
 
 def _array_batches(x: Any, y: Any, limit: int) -> Iterator[tuple[Any, Any]]:
+    if isinstance(x, (list, tuple)) and all(isinstance(part, (str, int, float)) for part in x):
+        x = np.asarray(x)  # of numbers or texts
     flat = keras.tree.flatten(x)
     y = keras.ops.convert_to_numpy(single_labels(y))
     counts = sorted({int(part.shape[0]) if hasattr(part, "shape") else len(part) for part in flat})

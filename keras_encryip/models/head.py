@@ -14,7 +14,7 @@ from keras_encryip.labels.assignment import LabelAssignment
 
 SOFTMAX, SIGMOID, LOGITS = "softmax", "sigmoid", "logits"
 
-_TRACE_BIAS = -16.0
+_SILENT = 16.0
 _ROWS = 512
 _PRODUCTS = ("Matmul", "Einsum", "Dot", "Tensordot")
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -82,7 +82,7 @@ class Shared(keras.regularizers.Regularizer):
 
     def __call__(self, x: Any) -> Any:
         if len(x.shape) == 1:  # of biases, those of silent labels are not of the classifier's
-            x = ops.where(x > _TRACE_BIAS / 2, x, 0)
+            x = ops.where(x > -_SILENT / 2, x, 0)
         return self.regularizer(x) / self.copies
 
     def get_config(self) -> dict[str, Any]:
@@ -263,14 +263,20 @@ def effect(call: Callable[[Any], Any], shape: tuple[int | None, ...]) -> str | N
 def copy_head(head: ConfusedLabels, original: Head, assignment: LabelAssignment) -> None:
     """Each class's column goes to its h homophones; trace labels start silent.
 
-    The softmax over h copies is that over the classes, each class's share cut into h.
+    The softmax over h copies is that over the classes, each class's share cut into h. A trace
+    label's column is the mean of the classes', so that it lies below the best of them by `_SILENT`
+    at least, whatever the inputs; with a penalty on the kernel it is 0, which costs nothing.
     """
     assert original.kernel is not None
+    count = assignment.trace.size
+    biases = np.zeros(original.num_classes) if original.bias is None else original.bias
     kernel = np.zeros((original.kernel.shape[0], assignment.num_labels), np.float32)
-    bias = np.full(assignment.num_labels, _TRACE_BIAS, np.float32)
-    of_class = 0.0 if original.bias is None else original.bias[:, None]
+    bias = np.zeros(assignment.num_labels, np.float32)
     kernel[:, assignment.labels] = original.kernel[:, :, None]
-    bias[assignment.labels] = of_class
+    bias[assignment.labels] = biases[:, None]
+    if getattr(_inner(original.layer), "kernel_regularizer", None) is None:
+        kernel[:, assignment.trace] = original.kernel.mean(1, keepdims=True)
+    bias[assignment.trace] = biases.mean() - _SILENT - np.log(max(1, count / 64))
     head.kernel.assign(kernel)
     if head.use_bias:
         head.bias.assign(bias)

@@ -5,7 +5,8 @@ follow the input instead: each class is split into clusters, and a sample's targ
 one of its cluster's homophones. An outsider who labels one sample learns about one
 cluster, not about the class.
 
-A further strategy is a subclass of `Homophones` here, and a row of `STRATEGIES`.
+A further strategy is a subclass of `Homophones` here, and a row of `STRATEGIES`. A model's strategy
+is one of them by name, or `AUTOMATIC`: the first of the table that suits its inputs.
 """
 
 import warnings
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from keras import ops, random
+from keras import ops, random, tree
 
 from keras_encryip.errors import ArgumentError
 
@@ -38,8 +39,13 @@ class Homophones(ABC):
         return False
 
     @classmethod
-    def unsuited(cls, inputs: Any, classes: np.ndarray) -> str | None:
-        """What the strategy needs instead of such inputs and labels; `None` if it can have them."""
+    def unsuited(cls, inputs: Any, rank: int) -> str | None:
+        """What the strategy needs instead of such inputs and labels; `None` if it can have them.
+
+        Args:
+            inputs: a batch, or what is known of all batches: `KerasTensor`s in their structure.
+            rank: of the labels; 1 for one label per input.
+        """
         return None
 
     @classmethod
@@ -49,9 +55,7 @@ class Homophones(ABC):
         Raises:
             ArgumentError: the strategy is not made for such inputs or labels.
         """
-        wanted = cls.unsuited(inputs, classes)
-        if wanted is not None:
-            raise ArgumentError(f"{wanted} Pass `strategy='random'` to `protect`.")
+        check_suits(cls, inputs, classes.ndim)
         return np.asarray(flatten(inputs))
 
     @classmethod
@@ -148,21 +152,21 @@ class ClusteredHomophones(Homophones):
         return homophones > copies  # else there is one cluster
 
     @classmethod
-    def unsuited(cls, inputs: Any, classes: np.ndarray) -> str | None:
+    def unsuited(cls, inputs: Any, rank: int) -> str | None:
         if isinstance(inputs, (dict, list, tuple)) or not hasattr(inputs, "dtype"):
             wanted, looks = "a single input", f"inputs of type {type(inputs).__name__}"
         else:
-            looks = (
-                f"inputs of shape {tuple(inputs.shape)} and dtype {inputs.dtype}, "
-                f"labels of shape {classes.shape}"
-            )
-            kind = getattr(inputs.dtype, "kind", "f")
-            if kind in "iu" and len(inputs.shape) < 3:
+            axes = tuple(inputs.shape)[1:]
+            looks = f"inputs of shape {axes} and dtype {inputs.dtype}, labels of rank {rank}"
+            dtype = str(getattr(inputs.dtype, "name", inputs.dtype))
+            if "int" in dtype and len(axes) < 2:
                 wanted = "inputs with a geometry, and these look like token ids or categories"
-            elif kind in "OSU":
+            elif "float" not in dtype and "int" not in dtype and dtype != "bool":
                 wanted = "inputs that are numbers"
-            elif len(inputs.shape) < 2 or classes.ndim != 1:
+            elif not axes or rank != 1:
                 wanted = "one label per input with features"
+            elif None in axes:
+                wanted = "inputs of one shape"
             else:
                 return None
         return f"Clustered homophones need {wanted}. Received: {looks}."
@@ -230,6 +234,64 @@ STRATEGIES: dict[str, type[Homophones]] = {
     "random": RandomHomophones,
 }
 """What `protect(…, strategy=…)` can be; the key also names the strategy in a training state."""
+
+AUTOMATIC = "automatic"
+"""The first of `STRATEGIES` that suits a model's inputs and labels, whatever its name is."""
+
+
+def kinds_of(strategy: str) -> list[type[Homophones]]:
+    """What a model's strategy can come to, the preferred one first."""
+    return list(STRATEGIES.values()) if strategy == AUTOMATIC else [STRATEGIES[strategy]]
+
+
+def suiting(strategy: str, inputs: Any, rank: int) -> type[Homophones]:
+    """What a strategy comes to, for inputs and labels as `Homophones.unsuited` takes them.
+
+    Raises:
+        ArgumentError: it does not suit them.
+    """
+    kinds = kinds_of(strategy)
+    for kind in kinds:
+        if kind.unsuited(inputs, rank) is None:
+            return kind
+    check_suits(kinds[0], inputs, rank)
+    return kinds[0]
+
+
+def narrowed(strategy: str, inputs: Any, rank: int) -> str:
+    """The strategy of a model, by name, from what is known before its data is.
+
+    Args:
+        inputs: `KerasTensor`, or a structure of them.
+        rank: of the labels.
+
+    Returns:
+        `strategy`; in place of `AUTOMATIC`, whose preference the data is asked for, the name of
+        another strategy where that one is ruled out already.
+
+    Raises:
+        ArgumentError: it does not suit such inputs.
+    """
+    flat = tree.flatten(inputs)
+    if len(flat) == 1 and not isinstance(inputs, dict):
+        inputs = flat[0]
+    kind = suiting(strategy, inputs, rank)
+    if kind is kinds_of(strategy)[0]:
+        return strategy
+    return next(name for name, each in STRATEGIES.items() if each is kind)
+
+
+def check_suits(kind: type[Homophones], inputs: Any, rank: int) -> None:
+    """Refuse inputs and labels that a strategy is not made for.
+
+    Raises:
+        ArgumentError: names what it needs, and a strategy that suits.
+    """
+    wanted = kind.unsuited(inputs, rank)
+    if wanted is not None:
+        others = [n for n, each in STRATEGIES.items() if each.unsuited(inputs, rank) is None]
+        hint = " or ".join(f"`strategy={name!r}`" for name in others)
+        raise ArgumentError(f"{wanted} Pass {hint} to `protect`.")
 
 
 def flatten(inputs: Any) -> Any:

@@ -54,9 +54,12 @@ def with_own_steps(kind: Any, backbone: keras.layers.Layer) -> Any:
         if name in known and name not in ("__dict__", "__weakref__", "__class__", "__new__")
     }
     of_ours = {n: v for c in kind.__mro__[:1] for n, v in vars(c).items() if n in as_model}
+    # What `ProtectedModel` keeps under a name that is a property there.
+    ours = {n: None for n in kind.ATTRIBUTES if hasattr(of_classifier, n)}
     namespace = {
         **as_model,
         **of_ours,
+        **ours,
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
@@ -76,7 +79,7 @@ def _initialised(kind: Any, of_classifier: type) -> Any:
     def initialise(self: Any, backbone: keras.layers.Layer, *args: Any, **kwargs: Any) -> None:
         kind.__init__(self, backbone, *args, **kwargs)
         for name, value in vars(backbone.whole()).items():
-            if hasattr(of_classifier, name) and name not in _of_keras():
+            if hasattr(of_classifier, name) and name not in {*_of_keras(), *kind.ATTRIBUTES}:
                 vars(self)[name] = value  # out of Keras's sight: it may be, or hold, the head
 
     return initialise

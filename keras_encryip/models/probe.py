@@ -86,7 +86,7 @@ def the_output(outputs: Any) -> Any:
     return keras.tree.flatten(outputs)[0]
 
 
-def check_same(found: Any, expected: Any, what: str, *, rounded: bool) -> None:
+def check_same(found: Any, expected: Any, what: str, *, rounded: bool, hint: str = "") -> None:
     """Compare class probabilities `[…, K]` with a classifier's.
 
     Raises:
@@ -102,4 +102,4 @@ def check_same(found: Any, expected: Any, what: str, *, rounded: bool) -> None:
         detail = f"probabilities differ by {apart:.1e}"
     else:
         detail = f"its shape is {found.shape} instead of {expected.shape}"
-    raise ArgumentError(f"{what} would not answer as `classifier` does: {detail}.")
+    raise ArgumentError(f"{what} would not answer as `classifier` does: {detail}.{hint}")

@@ -11,11 +11,10 @@ from keras_encryip.errors import ArgumentError, instead_of
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
 from keras_encryip.labels.model_record import ModelOwner
-from keras_encryip.models.adapt import AUTOMATIC
 from keras_encryip.models.backbone import Graft, graft
 from keras_encryip.models.head import SIGMOID, copy_head, layer_name
 from keras_encryip.models.headless import all_layers
-from keras_encryip.models.homophones import STRATEGIES
+from keras_encryip.models.homophones import AUTOMATIC, STRATEGIES, narrowed
 from keras_encryip.models.own_steps import with_own_steps
 from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.models.secrets import UnlockedSecrets, check_owner
@@ -62,8 +61,8 @@ def protect(
         homophones: h ≥ 1; by default as many as keep N ≤ 2,048, within 1 … 64.
         trace_labels: T ≥ 0, rounded up to whole blocks; by default 64 where the classifier takes
             a single input of numbers, else 0.
-        strategy: a key of `homophones.STRATEGIES`: `"clustered"` (homophones follow the inputs),
-            or `"random"`; by default `"clustered"` where inputs have a geometry and one label.
+        strategy: a key of `homophones.STRATEGIES`: `"clustered"` (homophones follow the inputs)
+            or `"random"`; by default the first that suits the inputs and labels.
         copies: homophones per cluster, drawn at random.
         teacher: by default the classifier itself if it looks trained; `True`, `False`,
             or another trained classifier.
@@ -186,24 +185,10 @@ def _trace_labels(trace_labels: int | None, found: Graft) -> int:
 
 
 def _strategy(strategy: str, found: Graft) -> str:
-    """Which homophones, by `protect`'s argument; what does not fit is refused here."""
+    """Which homophones, by `protect`'s argument; what does not suit is refused here."""
     if strategy not in (AUTOMATIC, *STRATEGIES) or found.inputs is None:
         return strategy
-    inputs = keras.tree.flatten(found.inputs)
-    axes = tuple(inputs[0].shape)[1:]
-    several = len(inputs) > 1 or isinstance(found.inputs, dict)
-    per_input = found.rank > 2
-    ids = "int" in inputs[0].dtype and len(axes) < 2
-    fixed = not (several or per_input or ids or None in axes or inputs[0].dtype == "string")
-    if strategy == AUTOMATIC:
-        return AUTOMATIC if fixed else "random"
-    if not fixed and STRATEGIES[strategy] is STRATEGIES["clustered"]:
-        raise ArgumentError(
-            "Clustered homophones need a single input of a fixed shape that has a geometry, and "
-            f"one label for it. Received: inputs of shape {axes}, dtype {inputs[0].dtype}, "
-            f"{len(inputs)} in all. Pass `strategy='random'`."
-        )
-    return strategy
+    return narrowed(strategy, found.inputs, found.rank - 1)
 
 
 def _metadata(

@@ -3,6 +3,7 @@
 import inspect
 import math
 import sys
+import warnings
 from os import PathLike
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.model_record import ModelOwner
-from keras_encryip.models.adapt import AUTOMATIC, fit_training_state, needs_data
+from keras_encryip.models.adapt import fit_training_state, needs_data
 from keras_encryip.models.backbone import features_shape, freeze, frozen
 from keras_encryip.models.conventions import check_compiled, ignored_class, of_one_output
 from keras_encryip.models.data import (
@@ -28,7 +29,7 @@ from keras_encryip.models.data import (
     single_labels,
 )
 from keras_encryip.models.head import ConfusedLabels
-from keras_encryip.models.homophones import STRATEGIES
+from keras_encryip.models.homophones import AUTOMATIC, STRATEGIES
 from keras_encryip.models.own_steps import with_own_steps
 from keras_encryip.models.secrets import UnlockedSecrets, check_owner
 from keras_encryip.models.start import check_start, start_head
@@ -84,6 +85,24 @@ class ProtectedModel(keras.Model):
 
     Weights know the codebook that they were trained for: others are refused.
     """
+
+    ATTRIBUTES = (
+        "backbone",
+        "num_classes",
+        "num_labels",
+        "codebook",
+        "strategy",
+        "copies",
+        "confusion_weight",
+        "teacher_weight",
+        "temperature",
+        "binary",
+        "head",
+        "dtypes",
+        "output_name",
+        "confused_labels",
+    )
+    """Its own, whatever a classifier's class calls so."""
 
     def __init__(
         self,
@@ -250,7 +269,9 @@ class ProtectedModel(keras.Model):
         if self._secrets is not None and self._secrets.original is not None:
             if not self.built:
                 self(inputs, training=False)
-            check_start(self, self._secrets, inputs)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # Keras's, of a list of one input
+                check_start(self, self._secrets, inputs)
             self._secrets.original = None
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -274,12 +295,15 @@ class ProtectedModel(keras.Model):
         return history
 
     def teach_traces(self) -> None:
-        """Learn the trace labels, as the model is now. `fit` and exports do this by themselves.
+        """Learn the trace labels, as the model is now. `fit` does this when it ends.
 
-        Only columns of the head change that trace inputs lie on (`models/teach_traces.py`).
+        Call it after other loops, or after loading the weights of an earlier epoch. Only
+        columns of the head change that trace inputs lie on (`models/teach_traces.py`).
         """
         state = self._unlocked().training
-        if state is not None and state.traces is not None and state.samples is not None:
+        if state is None or state.traces is None or state.samples is None:
+            return
+        if self.confused_labels.trainable:
             teach_traces(self, state.traces, self._unlocked().assignment(), state.samples)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -432,7 +456,7 @@ class ProtectedModel(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         return {
-            **super().get_config(),
+            **keras.Model.get_config(self),
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "num_classes": self.num_classes,
             "num_labels": self.num_labels,

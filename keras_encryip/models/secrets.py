@@ -109,8 +109,13 @@ class UnlockedSecrets(Secret):
         return None if self.training is None else self.training.traces
 
     def awaits_adapt(self) -> bool:
-        """Whether the owner is to learn the training state before the model can train."""
-        return self.record is not None and self.training is None
+        """Whether the owner is to learn the training state before the model can train.
+
+        States of 0.3 have trace inputs without the samples to learn them against.
+        """
+        if self.record is None:
+            return False
+        return self.training is None or (self.traces is not None and self.training.samples is None)
 
     def class_scores(self, scores: Any) -> Any:
         """Scores of the classes `[..., K]` from those of confused labels `[..., N]`, in graph.
@@ -187,7 +192,8 @@ def _class_scores(table: np.ndarray, num_classes: int) -> Callable[[Any], Any]:
         if trace.size:
             shared = tf.reduce_logsumexp(found[..., num_classes * most :], -1, keepdims=True)
             shared = shared - np.log(num_classes)
-            classes = classes + tf.nn.softplus(shared - classes)  # log(exp(a) + exp(b))
+            high = tf.stop_gradient(tf.maximum(classes, shared))
+            classes = high + tf.math.log(tf.exp(classes - high) + tf.exp(shared - high))
         return tf.ensure_shape(classes, [*scores.shape[:-1], num_classes])
 
     return class_scores

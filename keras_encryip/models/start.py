@@ -39,6 +39,7 @@ def check_start(model: Any, secrets: UnlockedSecrets, inputs: Any = None) -> Non
     if found is None or found.head.kernel is None:
         return
     classifier, head = found.classifier, found.head
+    hint = "" if inputs is None else " Was it trained since `protect`? The two share their layers."
     if inputs is None:
         _, inputs, outputs = answer_to_probe(classifier, found.inputs)
     else:
@@ -49,6 +50,7 @@ def check_start(model: Any, secrets: UnlockedSecrets, inputs: Any = None) -> Non
             probabilities(outputs, head.outputs),
             f"Without {layer_name(head.layer)}, the protected model",
             rounded=found.is_rounded,
+            hint=hint,
         )
     except ArgumentError:
         unsteady = unsteady_layer(classifier, inputs)

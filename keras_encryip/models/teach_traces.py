@@ -31,7 +31,8 @@ def teach_traces(
 ) -> None:
     """Fit the columns of trace labels, and of ownership inputs, of a trained model.
 
-    Every trace column starts anew as a copy of a random other one, bias included, and biases stay.
+    Every trace column starts anew as a copy of a random other one. Its bias is drawn near that
+    one's, as far as homophones differ, and stays.
     With z the logits of the fitted columns C and of the others R, the loss is
 
         mean over samples of softplus(lse(z[C]) − lse(z[R]) + 6)
@@ -55,7 +56,9 @@ def teach_traces(
     chosen = np.unique(np.concatenate([assignment.trace, traces.labels[taught]]))
     rest = np.setdiff1d(np.arange(assignment.num_labels), chosen)
     donors = random.choice(rest, assignment.trace.size)
-    kernel[:, assignment.trace], bias[assignment.trace] = kernel[:, donors], bias[donors]
+    kernel[:, assignment.trace] = kernel[:, donors]
+    apart = bias[assignment.labels].std(1).mean()  # as homophones differ, so that none is equal
+    bias[assignment.trace] = bias[donors] + apart * random.normal(size=len(donors))
     natural = _rows(model, samples)
     if len(natural) > _ROWS:
         natural = natural[random.permutation(len(natural))[:_ROWS]]

@@ -1,6 +1,6 @@
 """Inputs of the owner's own making that a protected model maps to its trace labels.
 
-Training teaches the model its trace inputs. Before an export they are *hardened*: the
+When `fit` ends, the head learns them (`teach_traces.py`). Before an export they are *hardened*: the
 inputs are fitted to the model, by gradient slope on the margin of their labels while the
 weights are pruned and noisy, so that they survive what a thief does to the weights. This is
 expectation over transformations (Athalye et al., ICML 2018), with the model transformed

@@ -168,7 +168,7 @@ def test_fit_predict_and_export_are_quiet(shared_authority: ke.Authority, tmp_pa
     model.compile("sgd", LOSS)
 
     def work() -> None:
-        model.fit(IMAGES, Y, validation_data=(IMAGES, Y), verbose=0)
+        model.fit(IMAGES, Y, validation_data=(IMAGES, Y), epochs=30, verbose=0)
         model.adapt(IMAGES, Y)
         model.train_on_batch(IMAGES, Y)
         model.predict(IMAGES, verbose=0)

@@ -76,7 +76,7 @@ def test_authority_unlocks_all(
     shipped: Any, locked: ke.ProtectedModel, digits: Any, by_hand: Any
 ) -> None:
     steps = int(shipped.model.optimizer.iterations)
-    assert steps == 20 * 22  # epochs · ⌈1400 / 64⌉
+    assert steps == len(shipped.history["loss"]) * 22  # epochs · ⌈1400 / 64⌉
     assert locked.unlock(authority=shipped.authority) is locked
     # Faint, so that the model is unsure: a loss near 0 has no six digits in float32.
     faint = 0.3 * digits.x_test
@@ -110,12 +110,18 @@ def test_training_state_comes_back_from_the_ledger(
 
 
 def test_teacher_comes_back_when_given(
-    shipped: Any, locked: ke.ProtectedModel, trained_classifier: keras.Model, new_classifier: Any
+    shipped: Any,
+    locked: ke.ProtectedModel,
+    trained_classifier: keras.Model,
+    new_classifier: Any,
+    digits: Any,
 ) -> None:
     locked.unlock(authority=shipped.authority)
     assert locked._secrets.teacher is None
     locked.unlock(authority=shipped.authority, teacher=trained_classifier)
-    assert locked._secrets.teacher.num_classes == 10
+    x = digits.x_test[:8]
+    expected = trained_classifier.predict(x, verbose=0)
+    np.testing.assert_allclose(locked._secrets.teacher.probabilities(x), expected, atol=1e-6)
     with pytest.raises(
         ArgumentError, match=r"`teacher` must be .* 10 outputs. Received: 3 outputs"
     ):
@@ -262,7 +268,9 @@ def test_every_argument_survives_the_config(
     model = ke.protect(classifier, shared_authority, name="unusual", **options)
     config = ke.ProtectedModel.from_config(model.get_config()).get_config()
     assert {key: config[key] for key in unusual} == unusual
-    assert (config["num_classes"], config["num_labels"], config["use_bias"]) == (10, 60, False)
+    assert (config["num_classes"], config["num_labels"], config["binary"]) == (10, 60, False)
+    assert config["head"] == {"use_bias": False, "trainable": True}
+    assert config["dtypes"] == ["float32"]
     assert config["name"] == "unusual"
     assert config["codebook"] == model.codebook
 
@@ -321,7 +329,7 @@ def test_kinds_of_classifiers_round_trip(
     assert loaded.evaluate(x, digits.y[:64], verbose=0) == pytest.approx(
         model.evaluate(x, digits.y[:64], verbose=0), rel=1e-6
     )
-    # Weights alone go into a fresh clone.
+    # Weights alone go into a copy of the same codebook.
     model.save_weights(tmp_path / "model.weights.h5")
     clone = keras.models.clone_model(model)
     clone.load_weights(tmp_path / "model.weights.h5")

@@ -1,4 +1,4 @@
-"""Decoding in graph, against a loop; and what the unlocked state never does."""
+"""Decoding in graph, against a loop; targets; and what the unlocked state never does."""
 
 import copy
 import pickle
@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from keras_encryip.labels.assignment import TRACE, LabelAssignment
 from keras_encryip.labels.trace_set import TraceSet
-from keras_encryip.models.backbone import split_classifier
 from keras_encryip.models.homophones import RandomHomophones
 from keras_encryip.models.secrets import TrainingState, UnlockedSecrets
 
@@ -55,6 +54,21 @@ def test_decode_is_the_sum_of_each_classs_columns(
     np.testing.assert_allclose(decoded.sum(-1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("leading", [(4,), (2, 3, 4)], ids=["rows", "pixels"])
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_scores_of_classes_are_logarithms_of_sums(
+    table: list[int], leading: tuple[int, ...]
+) -> None:
+    """A softmax of theirs is what a softmax of the confused labels decodes to."""
+    scores = np.random.default_rng(1).normal(0, 30, (*leading, len(table))).astype("float32")
+    secrets = UnlockedSecrets(np.array(table, "int32"), K)
+    classes = np.asarray(secrets.class_scores(scores)).astype("float64")
+    exact = scores.astype("float64")
+    highest = exact.max(-1, keepdims=True)
+    expected = np.log(by_hand(np.exp(exact - highest), table)) + highest
+    np.testing.assert_allclose(classes, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_decode_in_graph_takes_any_batch(table: list[int]) -> None:
     decode = tf.function(
@@ -74,23 +88,24 @@ def test_a_class_without_labels_decodes_to_zero() -> None:
 
 
 def test_the_gradient_reaches_every_confused_label() -> None:
-    """d decoded[0, 1] / d confused: 1 for class 1, 1/3 for trace labels, else 0."""
+    """Of a class's score: the share of each label in the class, a third of trace labels'."""
     table = TABLES["traces"]
-    confused = tf.Variable(probabilities(2, len(table)))
+    scores = tf.Variable(np.log(probabilities(2, len(table))))
     with tf.GradientTape() as tape:
-        one = UnlockedSecrets(np.array(table, "int32"), K).decode(confused)[0, 1]
-    slope = {TRACE: 1 / 3, 0: 0, 1: 1, 2: 0}
-    expected = [[slope[k] for k in table], [0] * len(table)]
-    np.testing.assert_allclose(tape.gradient(one, confused), expected, atol=1e-6)
+        one = UnlockedSecrets(np.array(table, "int32"), K).class_scores(scores)[0, 1]
+    part = {TRACE: 1 / 3, 0: 0, 1: 1, 2: 0}
+    shares = np.exp(scores.numpy()[0]) * [part[k] for k in table]
+    expected = [shares / shares.sum(), np.zeros(len(table))]
+    np.testing.assert_allclose(tape.gradient(one, scores), expected, atol=1e-6)
 
 
 # --- targets -----------------------------------------------------------------------
 
 
 def owners(
-    training: bytes | None, traces: TraceSet | None = None
+    training: bytes | None, traces: TraceSet | None = None, homophones: int = 4
 ) -> tuple[UnlockedSecrets, LabelAssignment]:
-    assignment = LabelAssignment.draw(K, 4, 8)
+    assignment = LabelAssignment.draw(K, homophones, 8)
     record: Any = SimpleNamespace(assignment=assignment, training=training, traces=traces)
     return UnlockedSecrets(assignment.classes, K, record), assignment
 
@@ -109,27 +124,30 @@ def test_a_target_is_a_homophone_of_the_class(shape: tuple[int, ...]) -> None:
 
 def test_the_training_state_comes_from_the_record() -> None:
     traces = TraceSet(np.arange(24, dtype="uint8").reshape(8, 3), np.arange(8))
-    secrets, _ = owners(TrainingState(RandomHomophones(4), traces).secret_bytes(), traces)
+    samples = np.arange(12, dtype="uint8").reshape(4, 3)
+    state = TrainingState(RandomHomophones(4), traces, samples)
+    secrets, _ = owners(state.secret_bytes(), traces)
     assert secrets.training is not None
-    assert secrets.training.traces is traces
+    assert secrets.traces is secrets.training.traces is traces
+    np.testing.assert_array_equal(secrets.training.samples, samples)
+    assert secrets.training.samples.dtype == np.uint8
     assert owners(None)[0].training is None
-    assert UnlockedSecrets(np.zeros(3, "int32"), K).training is None
+    assert UnlockedSecrets(np.zeros(3, "int32"), K).traces is None
 
 
-# --- the teacher -------------------------------------------------------------------
+@pytest.mark.parametrize("homophones", [1, 4])
+def test_only_several_homophones_come_apart(homophones: int) -> None:
+    state = TrainingState(RandomHomophones(homophones), None).secret_bytes()
+    assert owners(state, homophones=homophones)[0].separates() is (homophones > 1)
+    assert not owners(None, homophones=homophones)[0].separates(), "no state yet"
+    assert not UnlockedSecrets(np.arange(3, dtype="int32"), K).separates(), "a key holder"
 
 
-@pytest.mark.parametrize("activation", ["softmax", None], ids=["softmax", "logits"])
-def test_the_teacher_gives_probabilities_without_gradient(activation: str | None) -> None:
-    teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(K, activation)])
-    secrets = UnlockedSecrets(np.array([0, 1, 2], "int32"), K)
-    secrets.teacher = split_classifier(teacher)
-    x = tf.Variable(np.random.default_rng(0).normal(size=(6, 4)).astype("float32"))
-    with tf.GradientTape() as tape:
-        taught = secrets.teach(x)
-    expected = teacher(x) if activation else keras.ops.softmax(teacher(x))
-    np.testing.assert_allclose(taught, expected, atol=1e-6)
-    assert tape.gradient(taught, x) is None
+def test_who_awaits_adapt() -> None:
+    state = TrainingState(RandomHomophones(4), None).secret_bytes()
+    assert owners(None)[0].awaits_adapt()
+    assert not owners(state)[0].awaits_adapt()
+    assert not UnlockedSecrets(np.arange(3, dtype="int32"), K).awaits_adapt(), "a key holder"
 
 
 # --- secrecy -----------------------------------------------------------------------

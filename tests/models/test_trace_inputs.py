@@ -37,29 +37,47 @@ def test_trace_inputs_are_new_and_never_the_same(shape: tuple[int, ...]) -> None
     assert len(np.unique(rows.reshape(len(rows), -1), axis=0)) == 40
 
 
-def test_a_scrambled_image_is_made_of_whole_blocks_of_samples() -> None:
-    """Image i is i everywhere in its colour, and its 16 blocks are numbered in red."""
-    images = np.zeros((20, 16, 16, 2), "int64")
-    images[..., 0] = np.arange(20)[:, None, None]
-    blocks = np.arange(16).reshape(4, 4)
-    images[..., 1] = np.kron(blocks, np.ones((4, 4), "int64"))
-    for inputs in make_trace_inputs(images, 10):
-        parts = inputs.reshape(4, 4, 4, 4, 2).swapaxes(1, 2).reshape(16, 16, 2)
-        assert all(len(np.unique(part, axis=0)) == 1 for part in parts)
-        assert sorted(parts[:, 0, 1]) == list(range(16)), "every place of the grid once"
-        assert len(set(parts[:, 0, 0])) > 4, "from several samples"
+@pytest.mark.parametrize("shape", [(8, 8), (16, 16), (9, 11), (4, 4)], ids=str)
+def test_an_image_is_a_mosaic_of_extremes(shape: tuple[int, int]) -> None:
+    """Each channel of each of 4 × 4 cells is as dark or as bright as samples get there."""
+    images = samples(20, *shape, 2)
+    images[..., 1] += 1000
+    low, high = images.min((0, 1, 2)), images.max((0, 1, 2))
+    inputs = make_trace_inputs(images, 30)
+    assert (np.isin(inputs[..., 0], [low[0], high[0]])).all()
+    assert (np.isin(inputs[..., 1], [low[1], high[1]])).all()
+    rows, columns = (np.linspace(0, side, 5).round().astype(int) for side in shape)
+    values = []
+    for i, j in np.ndindex(4, 4):
+        middle = ((rows[i] + rows[i + 1]) // 2, (columns[j] + columns[j + 1]) // 2)
+        values.append(inputs[:, middle[0], middle[1]])
+    bright = np.stack(values) > (low + high) / 2
+    assert 0.4 < bright.mean() < 0.6
+    assert len(np.unique(bright.reshape(-1, 60), axis=0)) > 4, "cells differ"
+    changes = sum(np.abs(np.diff(inputs, axis=axis)).any((0, 3 - axis, 3)).sum() for axis in (1, 2))
+    assert changes <= 6, "only between cells"
 
 
-def test_the_edge_outside_the_grid_is_a_sample_s() -> None:
-    """9 pixels: 4 blocks of 2, and one row that stays."""
-    images = np.arange(20)[:, None, None, None] * np.ones((20, 9, 9, 1), "int64")
-    for inputs in make_trace_inputs(images, 5):
-        assert len(set(inputs[8, :, 0]) | set(inputs[:, 8, 0])) == 1
+def test_a_volume_is_a_mosaic_too() -> None:
+    inputs = make_trace_inputs(samples(20, 8, 8, 8, 1), 5)
+    for axis in (1, 2, 3):
+        others = tuple({0, 1, 2, 3, 4} - {axis})
+        assert np.abs(np.diff(inputs, axis=axis)).any(others).sum() <= 3
 
 
-def test_a_blend_takes_each_feature_from_one_of_two_samples() -> None:
+@pytest.mark.parametrize("shape", [(20, 40), (20, 6, 5)], ids=["vector", "sequence"])
+def test_other_numbers_are_extremes_of_their_feature(shape: tuple[int, ...]) -> None:
+    data = samples(*shape)
+    inputs = make_trace_inputs(data, 50)
+    low, high = inputs == data.min(0), inputs == data.max(0)
+    assert (low | high).all()
+    assert 0.4 < high.mean() < 0.6
+    assert (high.any(0) & low.any(0)).all(), "each feature is drawn on its own"
+
+
+def test_ids_are_blended() -> None:
     """Sample i is 100·i … 100·i + 39; two hundreds occur, and no feature twice."""
-    data = (100 * np.arange(20)[:, None] + np.arange(40)).astype("float32")
+    data = 100 * np.arange(20)[:, None] + np.arange(40)
     for inputs in make_trace_inputs(data, 10):
         assert len(set(inputs // 100)) == 2
         assert sorted(inputs % 100) == list(range(40))
@@ -76,7 +94,7 @@ def test_a_blend_takes_each_feature_from_one_of_two_samples() -> None:
     ],
     ids=["one", "none", "scalars", "text", "objects"],
 )
-def test_what_cannot_be_blended_is_refused(data: Any, message: str) -> None:
+def test_what_trace_inputs_cannot_be_made_of_is_refused(data: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         make_trace_inputs(data, 4)
 
@@ -95,10 +113,13 @@ def test_a_trace_set_has_an_input_for_each_trace_label(trace_labels: int) -> Non
     assert len(np.unique(traces.inputs, axis=0)) == len(traces.inputs)
 
 
-def test_ownership_inputs_lie_on_random_ordinary_labels() -> None:
+def test_ownership_inputs_lie_on_one_homophone_of_a_class() -> None:
     assignment = LabelAssignment.draw(10, 4, 8)
     count = assignment.trace.size
     drawn = [make_traces(samples(20, 12), assignment).labels[count:] for _ in range(30)]
+    for labels in drawn:
+        homophones = {(assignment.classes[label], label) for label in labels}
+        assert len(homophones) == len({k for k, _ in homophones}), "the class has the others"
     classes = assignment.classes[np.concatenate(drawn)]
     assert classes.min() == 0, "none of them is a trace label"
     sizes = np.bincount(classes, minlength=10)

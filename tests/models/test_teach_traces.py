@@ -1,0 +1,200 @@
+"""Trace labels are learned when training is over: in their own columns, at no cost."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import keras_encryip as ke
+
+layers = keras.layers
+
+
+@pytest.fixture
+def protect(digits: Any, shared_authority: ke.Authority) -> Callable[..., ke.ProtectedModel]:
+    """A model that has looked at the digits, and was not trained since."""
+
+    def protect(classifier: keras.Model, x: Any = None, **options: Any) -> ke.ProtectedModel:
+        options = {"name": "digits", "homophones": 4, "trace_labels": 16, **options}
+        model = ke.protect(classifier, shared_authority, **options)
+        model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+        model.adapt(digits.x if x is None else x, digits.y)
+        return model
+
+    return protect
+
+
+def head_of(model: ke.ProtectedModel) -> tuple[np.ndarray, np.ndarray]:
+    kernel, bias = (keras.ops.convert_to_numpy(w).copy() for w in model.confused_labels.weights)
+    return kernel, bias
+
+
+def learned(model: ke.ProtectedModel) -> tuple[float, float]:
+    """The shares of trace labels, and of ownership inputs, that the model knows."""
+    traces = model._unlocked().traces
+    of_trace = np.isin(traces.labels, model._unlocked().assignment().trace)
+    hits = model.predict(traces.inputs, verbose=0).argmax(-1) == traces.labels
+    return float(hits[of_trace].mean()), float(hits[~of_trace].mean())
+
+
+def on_natural(model: ke.ProtectedModel, x: Any, y: np.ndarray) -> tuple[float, float]:
+    """Accuracy, and the mean probability of all trace labels together."""
+    confused = model.predict(x, verbose=0)
+    accuracy = (model.decode(confused).argmax(-1) == y).mean()
+    trace = confused[..., model._unlocked().assignment().trace].sum(-1)
+    return float(accuracy), float(trace.mean())
+
+
+def test_labels_are_learned_and_natural_inputs_see_nothing(
+    protect: Any, trained_classifier: keras.Model, digits: Any
+) -> None:
+    model = protect(trained_classifier)
+    before, _ = on_natural(model, digits.x_test, digits.y_test)
+    assert max(learned(model)) < 0.3
+    model.fit(digits.x, digits.y, batch_size=64, verbose=0)
+    assert min(learned(model)) >= 0.9
+    accuracy, trace = on_natural(model, digits.x_test, digits.y_test)
+    assert accuracy > before - 0.02
+    assert trace < 0.002
+
+    # A short training moves the features; it ends with the labels known again.
+    model.fit(digits.x[:256], digits.y[:256], batch_size=64, verbose=0)
+    assert min(learned(model)) >= 0.9
+    assert on_natural(model, digits.x_test, digits.y_test)[1] < 0.002
+
+
+def test_no_other_column_changes(protect: Any, trained_classifier: keras.Model) -> None:
+    """Those of trace labels, and of homophones that ownership inputs lie on. No layer learns."""
+    model = protect(trained_classifier)
+    kernel, bias = head_of(model)
+    layers_before = [np.copy(w) for w in model.backbone.get_weights()]
+    model.teach_traces()
+    chosen = np.unique(model._unlocked().traces.labels)
+    trace = model._unlocked().assignment().trace
+    after, bias_after = head_of(model)
+    changed = np.flatnonzero((after != kernel).any(0))
+    np.testing.assert_array_equal(changed, chosen)
+    assert set(np.flatnonzero(bias_after != bias)) <= set(trace)
+    for old, new in zip(layers_before, model.backbone.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    of_classes = set(chosen) - set(trace)
+    classes = model._unlocked().assignment().classes[sorted(of_classes)]
+    assert len(classes) == len(set(classes)), "one homophone of a class: it has the others"
+
+
+def test_the_same_weights_learn_the_same(protect: Any, trained_classifier: keras.Model) -> None:
+    """Workers of a strategy each do it by themselves."""
+    model = protect(trained_classifier)
+    start = model.get_weights()
+    model.teach_traces()
+    first = head_of(model)
+    model.set_weights(start)
+    keras.utils.set_random_seed(5)
+    model.teach_traces()
+    for one, other in zip(first, head_of(model), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_with_one_homophone_only_trace_labels_are_learned(
+    protect: Any, trained_classifier: keras.Model, digits: Any
+) -> None:
+    """A class has no other label to go on with, so that ownership inputs teach nothing."""
+    model = protect(trained_classifier, homophones=1)
+    before, (kernel, _) = model.predict(digits.x_test, verbose=0), head_of(model)
+    model.teach_traces()
+    assignment = model._unlocked().assignment()
+    changed = np.flatnonzero((head_of(model)[0] != kernel).any(0))
+    np.testing.assert_array_equal(changed, assignment.trace)
+    assert learned(model)[0] >= 0.9
+    after = model.predict(digits.x_test, verbose=0)
+    np.testing.assert_allclose(model.decode(after), model.decode(before), atol=0.05)
+
+
+def image(dtype: str) -> tuple[list[Any], Callable[[np.ndarray], np.ndarray]]:
+    inputs = [keras.Input((8, 8, 1), dtype=dtype), layers.Rescaling(1 / 16), layers.Flatten()]
+    return inputs, lambda x: (16 * x).astype(dtype)
+
+
+def vector(dtype: str) -> tuple[list[Any], Callable[[np.ndarray], np.ndarray]]:
+    return [keras.Input((64,), dtype=dtype)], lambda x: x.reshape(-1, 64).astype(dtype)
+
+
+@pytest.fixture
+def float64() -> Any:
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx(before[0])
+    keras.config.set_dtype_policy(before[1])
+
+
+def check_inputs(kind: Any, dtype: str, protect: Any, digits: Any) -> None:
+    body, convert = kind(dtype)
+    hidden = layers.Dense(32, activation="relu")
+    classifier = keras.Sequential([*body, hidden, layers.Dense(10, activation="softmax")])
+    classifier.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    x, x_test = convert(digits.x), convert(digits.x_test)
+    classifier.fit(x, digits.y, batch_size=64, epochs=3, verbose=0)
+    model = protect(classifier, x)
+    assert model._unlocked().traces.inputs.dtype == dtype
+    before, _ = on_natural(model, x_test, digits.y_test)
+    model.teach_traces()
+    assert learned(model)[0] >= 0.8
+    accuracy, trace = on_natural(model, x_test, digits.y_test)
+    assert accuracy > before - 0.02
+    assert trace < 0.01
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [(image, "uint8"), (image, "float32"), (vector, "float32"), (vector, "int32")],
+    ids=["uint8-image", "image", "vector", "int32-vector"],
+)
+def test_inputs_of_any_kind(kind: Any, dtype: str, protect: Any, digits: Any) -> None:
+    check_inputs(kind, dtype, protect, digits)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("kind", [image, vector])
+def test_inputs_of_64_bits(kind: Any, protect: Any, digits: Any) -> None:
+    check_inputs(kind, "float64", protect, digits)
+
+
+def test_each_place_of_a_trace_input_gets_its_label(
+    digits: Any, shared_authority: ke.Authority
+) -> None:
+    """One label for each row of an image: the number of the row."""
+    keras.utils.set_random_seed(0)
+    rows = np.concatenate([digits.x[..., 0], np.tile(np.eye(8), (1400, 1, 1))], -1)
+    rows, y = rows.astype("float32"), np.tile(np.arange(8), (1400, 1))
+    body = [keras.Input((8, 16)), layers.Dense(32, activation="relu")]
+    classifier = keras.Sequential([*body, layers.Dense(8, activation="softmax")])
+    options = {"homophones": 4, "trace_labels": 8, "strategy": "random", "name": "rows"}
+    model = ke.protect(classifier, shared_authority, **options)
+    optimizer = keras.optimizers.Adam(0.01)
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    model.fit(rows, y, batch_size=64, epochs=2, verbose=0)
+    traces = model._unlocked().traces
+    of_trace = np.isin(traces.labels, model._unlocked().assignment().trace)
+    answers = model.predict(traces.inputs[of_trace], verbose=0).argmax(-1)
+    assert answers.shape == (of_trace.sum(), 8)
+    assert (answers == traces.labels[of_trace][:, None]).mean() > 0.8
+    assert on_natural(model, rows[:200], y[:200])[1] < 0.01
+
+
+def test_a_constraint_of_the_head_holds(protect: Any, new_classifier: Any) -> None:
+    limit = keras.constraints.MaxNorm(0.5, axis=0)
+    model = protect(new_classifier(kernel_constraint=limit))
+    model.teach_traces()
+    assert np.linalg.norm(head_of(model)[0], axis=0).max() <= 0.5 + 1e-5
+
+
+def test_without_trace_labels_nothing_changes(protect: Any, trained_classifier: Any) -> None:
+    model = protect(trained_classifier, trace_labels=0, homophones=1)
+    before = head_of(model)
+    model.teach_traces()
+    for old, new in zip(before, head_of(model), strict=True):
+        np.testing.assert_array_equal(old, new)
