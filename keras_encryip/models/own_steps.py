@@ -69,6 +69,7 @@ def with_own_steps(kind: Any, backbone: keras.layers.Layer) -> Any:
         "__init__": _initialised(kind, of_classifier),
         "__dir__": _listed(kind, of_classifier),
         "__getattr__": _of_classifier,
+        "__reduce__": _pickled(kind),
     }
     mixed = type(kind.__name__, (kind, of_classifier), namespace)
     for each in (mixed, kind):  # it is saved under the name of `kind`, whose `from_config` makes it
@@ -97,6 +98,15 @@ def _listed(kind: Any, of_classifier: type) -> Any:
         return [name for name in object.__dir__(self) if name not in hidden]
 
     return listed
+
+
+def _pickled(kind: Any) -> Any:
+    """A `__reduce__` that names the class of all protected models, which can be imported."""
+
+    def reduce(self: Any) -> tuple[Any, ...]:
+        return kind._unpickle_model, kind.__reduce__(self)[1]
+
+    return reduce
 
 
 def _of_classifier(self: Any, name: str) -> Any:
