@@ -166,8 +166,8 @@ class ClusteredHomophones(Homophones):
                 wanted = "inputs that are numbers"
             elif not axes or rank != 1:
                 wanted = "one label per input with features"
-            elif None in axes:
-                wanted = "inputs of one shape"
+            elif None in axes or getattr(inputs, "sparse", False):
+                wanted = "dense inputs of one shape"
             else:
                 return None
         return f"Clustered homophones need {wanted}. Received: {looks}."

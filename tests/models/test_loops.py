@@ -343,6 +343,7 @@ with strategy.scope():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     [

@@ -184,7 +184,7 @@ def test_defaults_follow_the_classifier(
         (tokens, {"strategy": "clustered"}, "look like token ids.*`strategy='random'`"),
         (tagging, {"strategy": "clustered"}, "need one label per input.*`strategy='random'`"),
         (word_counts, {"strategy": "clustered"}, "that are numbers.*`strategy='random'`"),
-        (series, {"strategy": "clustered"}, "need inputs of one shape.*`strategy='random'`"),
+        (series, {"strategy": "clustered"}, "need dense inputs of one shape.*`strategy='random'`"),
     ],
 )
 def test_refuses_what_the_classifier_cannot_have(
