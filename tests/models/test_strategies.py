@@ -1,6 +1,6 @@
 """A homophone strategy is a row of a table: nothing else knows it by its name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -134,13 +134,22 @@ class OfVectors(ByBrightness):
         return None if len(inputs.shape) == 2 else "Vectors are needed."
 
 
+@pytest.fixture
+def vectors_first() -> Iterator[None]:
+    """A row on top of the table, whose order counts."""
+    before = STRATEGIES.copy()
+    STRATEGIES.clear()
+    STRATEGIES.update({"of-vectors": OfVectors, **before})
+    yield
+    STRATEGIES.clear()
+    STRATEGIES.update(before)
+
+
+@pytest.mark.usefixtures("vectors_first")
 def test_the_first_strategy_that_suits_is_taken(
-    monkeypatch: pytest.MonkeyPatch, new_classifier: Any, authority: ke.Authority
+    new_classifier: Any, authority: ke.Authority
 ) -> None:
     """The order of the table is the order of preference; an error names what suits."""
-    for name, kind in (("of-vectors", OfVectors), *STRATEGIES.copy().items()):
-        monkeypatch.delitem(STRATEGIES, name, raising=False)
-        monkeypatch.setitem(STRATEGIES, name, kind)
     images = keras.KerasTensor((None, 8, 8, 1))
     vectors = keras.KerasTensor((None, 8))
     tokens = keras.KerasTensor((None, 8, 3), "int32")
