@@ -157,8 +157,8 @@ class ProtectedModel(Lockable):
             check_same_kind(secrets.traces.inputs.dtype, inputs.dtype)
         features = self.backbone(inputs, training=training)
         step.scores = with_mask(self.confused_labels.logits(features), mask_of(features))
-        step.inputs = inputs
-        return shown(secrets, step.scores, self.binary)
+        step.inputs, step.classes = inputs, secrets.class_scores(step.scores)
+        return shown(step, self.binary)
 
     def train_step(self, data: Any) -> Any:
         """As `keras.Model.train_step`, or that of the classifier's class; the model decodes."""
@@ -186,8 +186,9 @@ class ProtectedModel(Lockable):
         """
         secrets, step = self._unlocked(), self._running.step
         if step is None:
-            step = Step(training, x, scores_of(y_pred))
-            y_pred = shown(secrets, step.scores, self.binary)
+            scores = scores_of(y_pred)
+            step = Step(training, x, scores, secrets.class_scores(scores))
+            y_pred = shown(step, self.binary)
         given = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
         loss = self._own_loss(given, training)
         if not (training and step.training) or secrets.training is None:
@@ -283,6 +284,7 @@ class ProtectedModel(Lockable):
                 self.adapt(x, y)
         elif secrets.original is not None and (y is not None or hasattr(x, "element_spec")):
             self._look(next(batches(x, y, getattr(self, "preprocess_samples", None)))[0])
+        secrets.original = None
         history = super().fit(x, y, *args, **kwargs)
         self.teach_traces()
         return history
@@ -317,6 +319,7 @@ class ProtectedModel(Lockable):
         """As `keras.Model.train_on_batch`, on decoded probabilities; call `adapt` first."""
         if self._unlocked().awaits_adapt():
             raise ArgumentError("Call `adapt(x, y)` on a sample before `train_on_batch`.")
+        self._look(x)
         return super().train_on_batch(x, single_labels(y), *args, **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_encryip.errors import ArgumentError
@@ -39,6 +40,8 @@ def check_start(model: Any, secrets: UnlockedSecrets, inputs: Any = None) -> Non
     if parts is None or parts.head.kernel is None:
         return
     classifier, head = parts.classifier, parts.head
+    if inputs is not None and not _is_at_start(model, secrets, parts):
+        return
     hint = "" if inputs is None else " Was it trained since `protect`? The two share their layers."
     if inputs is None:
         _, inputs, outputs = answer_to_probe(classifier, parts.inputs)
@@ -63,6 +66,13 @@ def check_start(model: Any, secrets: UnlockedSecrets, inputs: Any = None) -> Non
         f"{layer_name(unsteady)} of `classifier` {classifier.name!r} gives other outputs for the "
         "same inputs, also in inference: nothing can be compared. Let it do so in training only."
     )
+
+
+def _is_at_start(model: Any, secrets: UnlockedSecrets, parts: Graft) -> bool:
+    """Whether the head has the classifier's columns still: its owner may have loaded others."""
+    kernel = keras.ops.convert_to_numpy(model.confused_labels.kernel)
+    columns = kernel[:, secrets.assignment().labels[:, 0]]
+    return parts.head.kernel is not None and np.array_equal(columns, parts.head.kernel)
 
 
 def _check_trainable(classifier: keras.Model, parts: Graft) -> None:

@@ -25,12 +25,14 @@ class Step:
         training: whether it is a training step.
         inputs: of the last call.
         scores: its answer, `[b, …, N]`: confused labels before their softmax.
+        classes: `UnlockedSecrets.class_scores` of them, `[b, …, K]`.
         taught: whether the loss was computed with the terms of this module.
     """
 
     training: bool
     inputs: Any = None
     scores: Any = None
+    classes: Any = None
     taught: bool = field(default=False)
 
 
@@ -56,21 +58,21 @@ def running(current: Running, training: bool) -> Iterator[Step]:
         current.step = before
 
 
-def shown(secrets: UnlockedSecrets, scores: Any, binary: bool) -> Any:
+def shown(step: Step, binary: bool) -> Any:
     """What losses and metrics see: class probabilities, with Keras's marks.
 
     Keras's crossentropies read the scores of a softmax or sigmoid where they find them, since
     a probability near 0 has no digits left.
 
     Args:
-        scores: of confused labels, `[b, …, N]`.
+        step: with the model's answer.
         binary: whether they see one probability, of class 1.
     """
-    classes = secrets.class_scores(scores)
+    classes = step.classes
     if binary:
         classes = classes[..., 1:] - classes[..., :1]
     result = ops.sigmoid(classes) if binary else ops.softmax(classes)
-    result = with_mask(result, mask_of(scores))
+    result = with_mask(result, mask_of(step.scores))
     result._keras_logits = classes
     return result
 
@@ -104,7 +106,7 @@ def with_terms(
         )
         distillation = Distillation(model.temperature)(
             secrets.teacher.probabilities(step.inputs),
-            with_mask(ops.softmax(secrets.class_scores(step.scores)), mask),
+            with_mask(ops.softmax(step.classes), mask),
             sample_weight=sample_weight,
         )
         total = total + model.teacher_weight * (ops.cast(distillation, loss.dtype) - data_loss)

@@ -32,19 +32,24 @@ CONFUSED = np.asarray(ops.softmax(SCORES))
 MASK = tf.constant([True, False, True, True, False])
 
 
+def seen_of(secrets: UnlockedSecrets, scores: tf.Tensor, binary: bool) -> Any:
+    """What losses see in a step that gave these scores."""
+    return shown(Step(True, None, scores, secrets.class_scores(scores)), binary)
+
+
 # --- what losses and metrics see -----------------------------------------------------
 
 
 def test_losses_see_class_probabilities() -> None:
     secrets = UnlockedSecrets(TABLE, 3)
-    seen = shown(secrets, tf.constant(SCORES), binary=False)
+    seen = seen_of(secrets, tf.constant(SCORES), binary=False)
     np.testing.assert_allclose(seen, secrets.decode(CONFUSED), atol=1e-6)
     np.testing.assert_allclose(ops.softmax(seen._keras_logits), seen, atol=1e-6)
 
 
 def test_binary_losses_see_the_probability_of_class_1() -> None:
     secrets = UnlockedSecrets(np.array([1, 0, TRACE, 1, 0, 1, 0], "int32"), 2)
-    seen = shown(secrets, tf.constant(SCORES), binary=True)
+    seen = seen_of(secrets, tf.constant(SCORES), binary=True)
     assert seen.shape == (5, 1)
     np.testing.assert_allclose(seen[:, 0], secrets.decode(CONFUSED)[:, 1], atol=1e-6)
 
@@ -52,14 +57,14 @@ def test_binary_losses_see_the_probability_of_class_1() -> None:
 def test_losses_see_what_is_certain_and_wrong() -> None:
     """A probability of e^−300 is 0 in float32: Keras reads the scores instead."""
     secrets = UnlockedSecrets(np.array([0, 1, 0], "int32"), 2)
-    seen = shown(secrets, tf.constant([[300.0, 0.0, -5.0]]), binary=False)
+    seen = seen_of(secrets, tf.constant([[300.0, 0.0, -5.0]]), binary=False)
     loss = keras.losses.SparseCategoricalCrossentropy()(np.array([1]), seen)
     assert float(loss) == pytest.approx(300, rel=1e-5)
 
 
 def test_masks_go_on() -> None:
     scores = with_mask(tf.constant(SCORES), MASK)
-    assert mask_of(shown(UnlockedSecrets(TABLE, 3), scores, False)) is MASK
+    assert mask_of(seen_of(UnlockedSecrets(TABLE, 3), scores, False)) is MASK
     assert mask_of(guarded(scores)) is MASK
     assert mask_of(scores_of(guarded(scores))) is MASK
     assert mask_of(tf.constant(SCORES)) is None
