@@ -132,19 +132,14 @@ def test_validation_data(
     close({name: values[-1] for name, values in history.items()}, expected, "val_")
 
 
-def test_column_of_labels(make: Any, small: Any, by_hand: Any) -> None:
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "categorical_crossentropy"])
+def test_labels_of_two_axes(loss: str, make: Any, small: Any, by_hand: Any) -> None:
+    """A column of classes, or one-hot rows."""
     x, y, _ = small
-    model = make()
-    model.fit(x, y[:, None], batch_size=BATCH, verbose=0)
-    close(model.evaluate(x, y[:, None], verbose=0, return_dict=True), by_hand(model, x, y))
-
-
-def test_one_hot_labels(make: Any, small: Any, by_hand: Any) -> None:
-    x, y, _ = small
-    model = make(loss="categorical_crossentropy")
-    one_hot = keras.utils.to_categorical(y, 10)
-    model.fit(x, one_hot, batch_size=BATCH, verbose=0)
-    close(model.evaluate(x, one_hot, verbose=0, return_dict=True), by_hand(model, x, y))
+    labels = y[:, None] if loss.startswith("sparse") else keras.utils.to_categorical(y, 10)
+    model = make(loss=loss)
+    model.fit(x, labels, batch_size=BATCH, verbose=0)
+    close(model.evaluate(x, labels, verbose=0, return_dict=True), by_hand(model, x, y))
 
 
 def test_validation_split_is_not_looked_at_before(
