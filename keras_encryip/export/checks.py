@@ -22,6 +22,9 @@ from keras_encryip.tracing.statistics import least_hits
 MIN_COLUMN_SPREAD: Final = 1e-4
 """A head whose homophones lie closer together than this still consists of copies."""
 
+TOLERATED_COPIES: Final = 0.05
+"""A share of labels that may stay exact copies without a word: some cluster is always small."""
+
 WATCHED_USERS: Final = 1_000
 """Among as many, `Tracer.service` should find a leaker; the export warns if it could not."""
 
@@ -61,7 +64,7 @@ def check_spread(model: ProtectedModel, assignment: LabelAssignment) -> None:
             "stand for the same class. Train it with `fit` and a `confusion_weight` above 0, for "
             "some epochs, before exporting."
         )
-    if copies.any():
+    if copies.mean() > TOLERATED_COPIES:
         classes = int(copies.any(1).sum())
         warnings.warn(
             f"In the head of model {model.name!r}, {copies.sum():,} of {copies.size:,} confused "
