@@ -69,7 +69,6 @@ def test_serialised_names_are_stable() -> None:
         assert registered == f"keras_encryip>{name}"
 
 
-@pytest.mark.filterwarnings("ignore:In the head of model 'digits', . of 640 .*exact copies")
 def test_documented_example(
     new_classifier: Any, digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
