@@ -12,8 +12,9 @@ NEEDED = "tensorflow"
 
 def chosen_backend() -> str:
     """The backend that Keras runs on, or would, without importing it."""
-    if "keras" in sys.modules:
-        return str(sys.modules["keras"].config.backend())
+    keras = sys.modules.get("keras")
+    if keras is not None:
+        return str(keras.config.backend())
     if os.environ.get("KERAS_BACKEND"):
         return os.environ["KERAS_BACKEND"]
     home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")

@@ -118,7 +118,7 @@ def test_a_head_that_was_reached_everywhere_is_not_warned_of() -> None:
     check_spread(copied(single, 0), single)
 
 
-@pytest.mark.parametrize(("reached", "distance"), [(0, 0.3), (10_000, 1e-4), (4_000, 1e-4)])
+@pytest.mark.parametrize(("reached", "distance"), [(0, 0.3), (10_000, 3e-5), (4_000, 3e-5)])
 def test_a_head_of_copies_is_refused_however_large(reached: int, distance: float) -> None:
     """Nothing was reached, or what was did not move apart."""
     assignment = LabelAssignment.draw(10_000, 2, 64)

@@ -132,6 +132,7 @@ def test_segmentation_learns(shared_authority: ke.Authority) -> None:
 # --- images of several sizes --------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras's, of generators
 @pytest.mark.parametrize("kind", ["functional", "subclass"])
 def test_images_of_several_sizes(kind: str, shared_authority: ke.Authority) -> None:
     body = (
