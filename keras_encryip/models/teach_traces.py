@@ -22,10 +22,7 @@ _ROWS = 4_096
 _ITERATIONS = 150
 _NATURAL_MARGIN = 6.0
 _TRACE_MARGIN = 3.0
-_TRACE_WEIGHTS = (1.0, 0.3, 0.1, 0.03)
-"""Tried in turn, until the samples are read as before."""
-
-_MISREAD = 0.005
+_TRACE_WEIGHT = 1.0
 _STAY = 1e-4
 
 
@@ -39,11 +36,10 @@ def teach_traces(
     With z the logits of the fitted columns C and of the others R, the loss is
 
         mean over samples of softplus(lse(z[C]) − lse(z[R]) + 6)
-        + w · mean over trace inputs of softplus(3 − z[own] + lse(z[all but own]))
+        + mean over trace inputs of softplus(3 − z[own] + lse(z[all but own]))
         + 0.0001 · mean ‖f‖² · mean over C of ‖change of the column‖²
 
-    It is convex, so L-BFGS finds the one minimum, from any start. The largest w of 1, 0.3, 0.1 and
-    0.03 is taken that leaves 99.5 % of the samples in their class; with none, nothing changes.
+    It is convex, so L-BFGS finds the one minimum, from any start.
 
     Args:
         model: a `ProtectedModel`, built.
@@ -54,7 +50,6 @@ def teach_traces(
     head = model.confused_labels
     kernel = keras.ops.convert_to_numpy(head.kernel).copy()
     bias = keras.ops.convert_to_numpy(head.bias).copy()
-    original = kernel.copy(), bias.copy()
     random = np.random.default_rng(zlib.crc32(kernel.tobytes()))  # alike in all workers
     single = assignment.homophones == 1  # a class has no other homophone to go on with
     taught = np.isin(traces.labels, assignment.trace) | (not single)
@@ -71,28 +66,11 @@ def teach_traces(
     width = kernel.shape[0]
     labels = np.searchsorted(chosen, traces.labels[taught]).repeat(of_traces[0].size // width)
     loss = _Loss(kernel, bias, chosen, rest, natural, of_traces.reshape(-1, width), labels)
-    before = _classes(natural, original, assignment)
-    for weight in _TRACE_WEIGHTS:
-        kernel[:, chosen] = loss.minimum(weight)
-        if head.kernel_constraint is not None:
-            kernel = keras.ops.convert_to_numpy(head.kernel_constraint(kernel))
-        if (_classes(natural, (kernel, bias), assignment) != before).mean() <= _MISREAD:
-            head.kernel.assign(kernel)
-            head.bias.assign(bias)
-            return
-
-
-def _classes(
-    features: np.ndarray, head: tuple[np.ndarray, np.ndarray], assignment: LabelAssignment
-) -> np.ndarray:
-    """Which class a head, kernel and bias, reads from features, int `[n]`."""
-    kernel, bias = head
-    return np.concatenate(
-        [
-            logsumexp((part @ kernel + bias)[:, assignment.labels], -1).argmax(-1)
-            for part in np.array_split(features, 1 + len(features) // _BATCH)
-        ]
-    )
+    kernel[:, chosen] = loss.minimum()
+    if head.kernel_constraint is not None:
+        kernel = keras.ops.convert_to_numpy(head.kernel_constraint(kernel))
+    head.kernel.assign(kernel)
+    head.bias.assign(bias)
 
 
 class _Loss:
@@ -126,12 +104,10 @@ class _Loss:
             )
             for features in (natural, traces)
         )
-        self.weight = _TRACE_WEIGHTS[0]
         self.stay = _STAY * float((natural**2).sum(1).mean()) / len(chosen)
 
-    def minimum(self, weight: float) -> np.ndarray:
-        """The columns, float32 `[f, c]`, with a weight of the trace inputs."""
-        self.weight = weight
+    def minimum(self) -> np.ndarray:
+        """The columns, float32 `[f, c]`."""
         limit = {"maxiter": _ITERATIONS}
         best = minimize(self, self.start.ravel(), jac=True, method="L-BFGS-B", options=limit)
         return np.asarray(best.x.reshape(self.start.shape), np.float32)
@@ -155,10 +131,10 @@ class _Loss:
         rivals = np.concatenate([scores, self.of_traces[:, None]], 1)
         rivals[rows, self.labels] = -np.inf
         short = _TRACE_MARGIN - scores[rows, self.labels] + logsumexp(rivals, -1)
-        weight = self.weight * expit(short)[:, None] / len(scores)
+        weight = _TRACE_WEIGHT * expit(short)[:, None] / len(scores)
         slope = weight * softmax(rivals, -1)[:, :-1]
         slope[rows, self.labels] = -weight[:, 0]
-        return self.weight * float(np.logaddexp(0, short).mean()), slope
+        return _TRACE_WEIGHT * float(np.logaddexp(0, short).mean()), slope
 
 
 def _features(model: Any, inputs: np.ndarray) -> np.ndarray:
