@@ -150,8 +150,7 @@ def test_teacher_is_the_classifier_as_it_was(shared_authority: ke.Authority) -> 
     """Shared layers move in `fit`; what is distilled must not move with them."""
     classifier = flat(layers.Dense(K, activation="softmax"))
     randomise(classifier)
-    options = {"homophones": 2, "trace_labels": 0}  # 12 inputs are too few to learn traces by
-    options |= {"teacher": True, "teacher_weight": 1.0, "confusion_weight": 0.0}
+    options = {**OPTIONS, "teacher": True, "teacher_weight": 1.0, "confusion_weight": 0.0}
     before = class_probabilities(classifier, IMAGES)
     wrong = (before.argmax(1) + 1) % K
     model = ke.protect(classifier, shared_authority, name="taught", **options)
