@@ -19,11 +19,8 @@ from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.models.secrets import UnlockedSecrets
 from keras_encryip.tracing.statistics import least_hits
 
-MIN_COLUMN_SPREAD: Final = 1e-4
+MIN_COLUMN_SPREAD: Final = 0.003
 """A head whose homophones lie closer together than this still consists of copies."""
-
-TOLERATED_COPIES: Final = 0.05
-"""A share of labels that may stay exact copies without a word: some cluster is always small."""
 
 WATCHED_USERS: Final = 1_000
 """Among as many, `Tracer.service` should find a leaker; the export warns if it could not."""
@@ -64,7 +61,7 @@ def check_spread(model: ProtectedModel, assignment: LabelAssignment) -> None:
             "stand for the same class. Train it with `fit` and a `confusion_weight` above 0, for "
             "some epochs, before exporting."
         )
-    if copies.mean() > TOLERATED_COPIES:
+    if copies.any():
         classes = int(copies.any(1).sum())
         warnings.warn(
             f"In the head of model {model.name!r}, {copies.sum():,} of {copies.size:,} confused "

@@ -184,7 +184,8 @@ class ClusteredHomophones(Homophones):
         """Learn the clusters: PCA over all samples, then k-means inside each class.
 
         A class with fewer than 20 samples for each of its h / copies clusters gets fewer clusters
-        with more homophones. One cluster in all is a uniform draw.
+        with more homophones, shared out by size: a homophone that no sample is drawn to would
+        stay a copy. One cluster in all is a uniform draw.
         """
         if not cls.reads_inputs(homophones, copies):
             return RandomHomophones(homophones)
@@ -199,8 +200,8 @@ class ClusteredHomophones(Homophones):
         starts = np.zeros((num_classes, clusters), np.int32)
         sizes = np.zeros((num_classes, clusters), np.int32)
         for k in range(num_classes):
-            centres = _centroids(points[classes == k], clusters)
-            bounds = np.linspace(0, homophones, len(centres) + 1).round().astype(np.int32)
+            centres, counts = _centroids(points[classes == k], clusters)
+            bounds = np.concatenate([[0], _shared_out(homophones, counts, copies).cumsum()])
             # A class with fewer clusters repeats its first one: argmin takes the first.
             index = np.arange(clusters)
             index[len(centres) :] = 0
@@ -314,13 +315,28 @@ def _below(size: Any, classes: Any, seed: Any) -> Any:
     return ops.cast(ops.minimum(ops.floor(uniform * size), size - 1), "int32")
 
 
-def _centroids(points: np.ndarray, clusters: int) -> np.ndarray:
-    """At most `clusters` distinct centroids of `[n, p]` points; one at 0 for no points."""
+def _shared_out(homophones: int, counts: np.ndarray, copies: int) -> np.ndarray:
+    """How many homophones each cluster gets: by its samples, `copies` at least.
+
+    A cluster of fewer samples than that gets one for each.
+    """
+    least = np.clip(counts, 1, copies)
+    wanted = least + (homophones - least.sum()) * counts / counts.sum()
+    shares = np.floor(wanted).astype(int)
+    shares[np.argsort(shares - wanted, kind="stable")[: homophones - shares.sum()]] += 1
+    return shares
+
+
+def _centroids(points: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `clusters` distinct centroids of `[n, p]` points, and how many lie at each.
+
+    One at 0 for no points.
+    """
     if not len(points):
-        return np.zeros((1, points.shape[1]), np.float32)
+        return np.zeros((1, points.shape[1]), np.float32), np.ones(1, int)
     clusters = min(clusters, len(points) // MIN_CLUSTER_SAMPLES)
     if clusters <= 1:
-        return points.mean(0, keepdims=True)
+        return points.mean(0, keepdims=True), np.array([len(points)])
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -328,4 +344,5 @@ def _centroids(points: np.ndarray, clusters: int) -> np.ndarray:
         # Equal samples can make fewer clusters than were asked for: the empty ones go.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = KMeans(clusters, n_init=1, random_state=0).fit(points)
-    return np.asarray(fitted.cluster_centers_[np.unique(fitted.labels_)], np.float32)
+    used, counts = np.unique(fitted.labels_, return_counts=True)
+    return np.asarray(fitted.cluster_centers_[used], np.float32), counts

@@ -274,7 +274,7 @@ def test_refuses_copied_heads(
 ) -> None:
     """Never trained, or trained without the confusion term: the head shows the grouping."""
     message = (
-        "head of model 'copied' still consists of copies .column spread .*, at least 0.0001.: it "
+        "head of model 'copied' still consists of copies .column spread .*, at least 0.003.: it "
         "would show .* Train it with `fit` and a `confusion_weight` above 0"
     )
     options = {"homophones": 4, "trace_labels": 0, "confusion_weight": 0.0}

@@ -16,6 +16,7 @@ from keras_encryip.models.homophones import (
     ClusteredHomophones,
     Homophones,
     RandomHomophones,
+    _shared_out,
     flatten,
 )
 from keras_encryip.models.secrets import TrainingState
@@ -273,3 +274,19 @@ def test_a_pickle_among_the_bytes_is_not_loaded() -> None:
     np.savez_compressed(buffer, mean=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match="Object arrays cannot be loaded when allow_pickle=False"):
         TrainingState.from_secret_bytes(buffer.getvalue(), None)
+
+
+@pytest.mark.parametrize(
+    ("counts", "copies", "shares"),
+    [
+        pytest.param([100, 100], 2, [5, 5], id="alike"),
+        pytest.param([180, 20], 2, [7, 3], id="by-size"),
+        pytest.param([199, 1], 2, [9, 1], id="one-sample-one-homophone"),
+        pytest.param([50, 40, 2], 2, [4, 4, 2], id="copies-at-least"),
+        pytest.param([1], 2, [10], id="alone"),
+    ],
+)
+def test_homophones_are_shared_out_by_samples(
+    counts: list[int], copies: int, shares: list[int]
+) -> None:
+    assert list(_shared_out(10, np.array(counts), copies)) == shares
