@@ -165,7 +165,7 @@ def test_part_of_another_model_is_told(shared_authority: ke.Authority) -> None:
 def test_fit_predict_and_export_are_quiet(shared_authority: ke.Authority, tmp_path: Path) -> None:
     """What works gets no such warning."""
     model = ke.protect(soft(), shared_authority, name="quiet", **OPTIONS)
-    model.compile("sgd", LOSS)
+    model.compile(keras.optimizers.Adam(0.02), LOSS)
 
     def work() -> None:
         model.fit(IMAGES, Y, validation_data=(IMAGES, Y), epochs=30, verbose=0)
