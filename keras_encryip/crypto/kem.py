@@ -290,6 +290,10 @@ class MasterKey(Secret):
         header = header_from_exponents(nodes, exponents)
         return header, SharedSecret(GENERATOR * (r * self._coefficients[0] % ORDER), header)
 
+    def decapsulate(self, header: Header) -> SharedSecret:
+        """The secret of a header that `encapsulate` made: S = a_0·R."""
+        return SharedSecret(header.points[0] * self._coefficients[0], header)
+
 
 def key_id(z: int) -> str:
     """The public name of the key at z."""
