@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_encryip.errors import ExportError
 from keras_encryip.formats.responses import open_responses
 from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.ciphertext import ciphertext_label
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.trace_set import TraceSet, plurality
 from keras_encryip.models.probe import answer_to_probe
@@ -284,7 +285,7 @@ class Answers:
             return True
         outputs = self._signatures["encrypted_label"](**feed)["ciphertext_bytes"]
         return all(
-            data == self.codebook.ciphertext(int.from_bytes(data[-8:-4], "big"))
+            data == self.codebook.ciphertext(ciphertext_label(data))
             for data in np.asarray(outputs).ravel()
         )
 
