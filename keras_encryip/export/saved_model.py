@@ -124,7 +124,8 @@ def export_saved_model(
         _harden_traces(model, unlocked, owner, kernels, originals)
         mark = None if marked is None else owner.keys.fingerprint_key(record.model_id, marked)
         with _marked(kernels, originals, mark):
-            check_traces(model, unlocked)
+            slots = record.assignment.slots[record.assignment.trace]
+            check_traces(model, unlocked, owner.keys.slots.biases[slots])
             if unlocked.training is not None:
                 check_trace_mass(model, unlocked.training.samples, record.assignment)
             with progress_bar("writing the SavedModel", _PHASES) as advance:
