@@ -114,7 +114,7 @@ class _Users:
             self._intact &= len(rows) == new["count"] and enrolled_digest(pairs) == digest
         untouched = tuple(new[name] for name in _STATE)
         for row in rows:
-            subject, key_id, z, *state = row
+            _, key_id, z, *state = row
             self._intact &= len(z) == 32 and encoded_key_id(z) == key_id
             if digest is None or tuple(state) != untouched:
                 self._changed[key_id] = tuple(state), dict(new)
