@@ -88,9 +88,11 @@ class Ledger:
                         f"The authority {str(path)!r} is damaged: only partly copied."
                     )
             if (version := ledger_version(connection)) != LEDGER_VERSION:
+                reader = " Release 0.3 of keras_encryip reads it." if version == 3 else ""
                 raise LedgerError(
                     f"{ledger.name!r} has ledger version {version or 'none'}; this release reads "
-                    f"{LEDGER_VERSION}. Open it with the release that made it."
+                    f"{LEDGER_VERSION}.{reader} Open it with the release that made it, or create "
+                    "a new authority and issue keys and protect models anew."
                 )
             missing = set(metadata.tables) - set(sa.inspect(connection).get_table_names())
             if missing:

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from keras_encryip.crypto.encoding import decode_scalar
 
-LEDGER_VERSION: Final = 3
+LEDGER_VERSION: Final = 4
 
 _STORED: Final = {sa.Integer: "integer", sa.String: "text", sa.LargeBinary: "blob"}
 
@@ -38,6 +38,7 @@ users_table = sa.Table(
     sa.Column("key_id", sa.String, nullable=False, unique=True),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("scope", sa.String, nullable=False),
+    sa.Column("roles", sa.String, nullable=False),
     sa.Column("issued_at", sa.String, nullable=False),
     sa.Column("not_after", sa.String, nullable=False),
     sa.Column("revoked_at", sa.String),
@@ -62,7 +63,6 @@ codebooks_table = sa.Table(
     sa.Column("created_at", sa.String, nullable=False),
     sa.Column("revoked", sa.String, nullable=False),
     sa.Column("public", sa.LargeBinary, nullable=False),
-    sa.Column("sealed_exponents", sa.LargeBinary, nullable=False),
     sa.Column("sealed_assignment", sa.LargeBinary),  # NULL: the model's own
 )
 trace_sets_table = sa.Table(
@@ -80,14 +80,6 @@ exports_table = sa.Table(
     sa.Column("recipient", sa.ForeignKey("users.key_id")),
     sa.Column("kernels", sa.String, nullable=False),
     sa.Column("kernels_digest", sa.String, nullable=False),
-)
-trace_answers_table = sa.Table(
-    "trace_answers",
-    metadata,
-    sa.Column("codebook_id", sa.ForeignKey("codebooks.codebook_id"), primary_key=True),
-    sa.Column("chunk", sa.Integer, primary_key=True),
-    sa.Column("users", sa.Integer, nullable=False),
-    sa.Column("sealed", sa.LargeBinary, nullable=False),
 )
 events_table = sa.Table(
     "events",

@@ -13,6 +13,7 @@ Security: secrets of unrevoked users are hidden from outsiders and from up to t
 revoked users together under DDH on P-256. Not constant-time, not post-quantum.
 """
 
+import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -297,7 +298,12 @@ class MasterKey(Secret):
 
 def key_id(z: int) -> str:
     """The public name of the key at z."""
-    return SHA256.new(b"encryip key id v1\0" + encode_scalar(z)).hexdigest()[:16]
+    return encoded_key_id(encode_scalar(z))
+
+
+def encoded_key_id(z: bytes) -> str:
+    """`key_id` of 32 bytes."""
+    return hashlib.sha256(b"encryip key id v1\0" + z).hexdigest()[:16]
 
 
 def user_lambdas(z: int, nodes: tuple[int, ...]) -> list[int]:

@@ -250,10 +250,10 @@ class Codebook:
             raise FormatError("The model metadata names another number of classes.")
         return metadata
 
-    def response_key(self, key: UserKey) -> bytes:
+    def response_key(self, key: UserKey | MasterKey) -> bytes:
         """What a host encrypts its responses with, 32 bytes.
 
-        Access is not checked here: a foreign key gets other bytes.
+        Access is not checked here: a foreign key gets other bytes. The owner's opens it always.
 
         Raises:
             RevokedKeyError: the key was revoked before the codebook was made.

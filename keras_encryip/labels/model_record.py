@@ -32,7 +32,7 @@ class ModelKeeper(Protocol):
 
     @property
     def num_slots(self) -> int:
-        """M, how many slots the owner has: the most trace labels of a model."""
+        """M, the slots that labels of the owner's models lie on."""
 
     def add_model(self, metadata: ModelMetadata, assignment: LabelAssignment) -> Codebook:
         """Keep a new model's assignment, and make its first codebook."""
