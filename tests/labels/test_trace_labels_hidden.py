@@ -1,6 +1,6 @@
-"""Who has one key and every codebook tells no trace label from a real one.
+"""With one key and all codebooks, nothing tells trace labels from real ones.
 
-Release 0.3 fell to each of these: class counts of blocks, block sizes, and two codebooks of a model.
+Release 0.3 fell to each of these: class counts of blocks, block sizes, two codebooks of a model.
 """
 
 import json
