@@ -1,4 +1,4 @@
-"""An authority with a model that is as if it was trained: an input says which label it comes out as.
+"""An authority and a model that is as if it was trained: inputs name the label they come out as.
 
 Everything that tracing sees of a model, in milliseconds and without TensorFlow.
 """
