@@ -92,7 +92,7 @@ def score_users(
         codewords = secrets.codewords(chunk, slots[used])
         for part, weights in zip(parts, comparisons, strict=True):
             part.append(scores(weights[used], biases[used], codewords))
-        names.append(np.array(chunk, "S16"))
+        names.append(np.frombuffer("".join(chunk).encode("ascii"), "S16"))
     totals = [np.concatenate([np.empty(0), *part]) for part in parts]
     ranking = rank_users(
         [(s, innocent_tail(w, biases, s)) for s, w in zip(totals, comparisons, strict=True)]
