@@ -168,7 +168,8 @@ def rank_users(comparisons: Sequence[tuple[np.ndarray, np.ndarray]]) -> Ranking:
             meanwhile, are left out.
     """
     if not comparisons:
-        return Ranking(*(np.zeros(0, kind) for kind in (int, float, float, int)), tests=0)
+        nobody = np.zeros(0, int)
+        return Ranking(nobody, np.zeros(0), np.zeros(0), nobody, tests=0)
     users = min(len(chances) for _, chances in comparisons)
     values, chances = (np.array([pair[i][:users] for pair in comparisons]) for i in (0, 1))
     best = np.argmin(chances, axis=0)
