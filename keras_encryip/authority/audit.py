@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from keras_encryip.authority.ledger import raw_rows
 from keras_encryip.authority.schema import (
     ACTIVE,
     PENDING,
@@ -43,6 +44,7 @@ _COLUMNS: Final = (
     "revoked_at",
 )
 _STATE: Final = _COLUMNS[3:]
+_PART: Final = 10_000
 NO_ROLES: Final = "[]"
 """The roles of a user whose bundle was never asked for."""
 
@@ -58,7 +60,8 @@ def inconsistency(connection: sa.Connection, events: Iterable[Event]) -> str | N
     Log and users are read side by side: users who are as they were enrolled take no memory.
     """
     columns = [users_table.c[name] for name in _COLUMNS]
-    users = _Users(connection.execute(sa.select(*columns).order_by(users_table.c.user_id)))
+    in_order = sa.select(*columns).order_by(users_table.c.user_id)
+    users = _Users(chain.from_iterable(raw_rows(connection, in_order, _PART)))
     others = _Others()
     for event in events:
         users.follow(event)
@@ -81,8 +84,8 @@ class _Users:
         rows: of `_COLUMNS`, in the order of issue.
     """
 
-    def __init__(self, rows: Iterable[Any]) -> None:
-        self._rows = iter(rows)
+    def __init__(self, rows: Iterator[tuple[Any, ...]]) -> None:
+        self._rows = rows
         self._changed: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._intact = True
 
@@ -114,10 +117,10 @@ class _Users:
             self._intact &= len(rows) == new["count"] and enrolled_digest(pairs) == digest
         untouched = tuple(new[name] for name in _STATE)
         for row in rows:
-            _, key_id, z, *state = row
-            self._intact &= len(z) == 32 and encoded_key_id(z) == key_id
-            if digest is None or tuple(state) != untouched:
-                self._changed[key_id] = tuple(state), dict(new)
+            key_id, state = row[1], row[3:]
+            self._intact &= encoded_key_id(row[2]) == key_id
+            if digest is None or state != untouched:
+                self._changed[key_id] = state, dict(new)
 
     def agree(self) -> bool:
         """Whether all rows are as the log says."""

@@ -144,6 +144,25 @@ class Ledger:
         )
 
 
+def raw_rows(
+    connection: sa.Connection, query: sa.Select[Any], size: int
+) -> Iterator[list[tuple[Any, ...]]]:
+    """A query's rows as the database's driver gives them, in parts: a million cost a second.
+
+    SQLAlchemy's own rows cost several times as much.
+    """
+    text = query.compile(connection, compile_kwargs={"literal_binds": True})
+    message = "The authority's file is damaged or only partly copied. Restore a full copy."
+    cursor = connection.connection.cursor()
+    with (
+        contextlib.closing(cursor),
+        instead_of(connection.dialect.dbapi.Error, raises=lambda _: LedgerError(message)),
+    ):
+        cursor.execute(str(text))
+        while part := cursor.fetchmany(size):
+            yield part
+
+
 def _in_words(error: Exception) -> str:
     """What a database's error means, and what to do."""
     text = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else "malformed"

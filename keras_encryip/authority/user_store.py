@@ -11,7 +11,7 @@ from Crypto.Random import get_random_bytes
 from keras_encryip.authority.audit import NO_ROLES, enrolled_digest
 from keras_encryip.authority.event_log import append_event
 from keras_encryip.authority.keys import AuthorityKeys
-from keras_encryip.authority.ledger import Ledger
+from keras_encryip.authority.ledger import Ledger, raw_rows
 from keras_encryip.authority.schema import ACTIVE, PENDING, REVOKED, revoked_users, users_table
 from keras_encryip.crypto.encoding import canonical_json, decode_scalar, encode_scalar, format_time
 from keras_encryip.crypto.kem import encoded_key_id, key_id
@@ -140,8 +140,8 @@ class UserStore:
         """The key ids of all users, whatever their status, in the order of issue, in parts."""
         query = sa.select(users_table.c.key_id).order_by(users_table.c.user_id)
         with self._ledger.reading() as connection:
-            for rows in connection.execute(query).partitions(size):
-                yield [row[0] for row in rows]
+            for rows in raw_rows(connection, query, size):
+                yield [key_id for (key_id,) in rows]
 
     def _select(self, query: sa.Select[Any]) -> list[User]:
         with self._ledger.reading() as connection:
