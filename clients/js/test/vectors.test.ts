@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { x25519 } from "@noble/curves/ed25519.js";
 
 import { KeyBundle } from "../src/bundle.js";
-import { parseCiphertext, readLabels } from "../src/ciphertext.js";
+import { parseCiphertext } from "../src/ciphertext.js";
 import { Codebook } from "../src/codebook.js";
 import { Decoder } from "../src/decoder.js";
 import { ascii, canonicalJson, decodeBase64, hex } from "../src/encoding.js";
