@@ -132,9 +132,7 @@ export class KeyBundle {
     const notAfter = parseTime(header.not_after, "not_after");
     parseTime(header.issued_at, "issued_at");
     const sealed =
-      "recipient" in body
-        ? publicKeyBody(body, header.roles)
-        : passphraseBody(body, header.roles);
+      "recipient" in body ? publicKeyBody(body, header.roles) : passphraseBody(body, header.roles);
     const signed = decodeBase64(signature, "signature", SIGNATURE_BYTES);
     await verify(issuer, DOMAIN, canonicalJson(bundle), signed, "key bundle");
     return new KeyBundle(header, authority, issuer, notBefore, notAfter, sealed);

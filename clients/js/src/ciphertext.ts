@@ -78,21 +78,23 @@ export async function decryptLabels(
   key: ReaderKey,
   authority: Bytes,
 ): Promise<number[]> {
-  const foreign = new ForeignKeyError(
-    "This label was encrypted under another authority's public key. " +
-      "Use the key bundle that belongs to the model that produced it.",
-  );
   const secrets = new Map<string, SharedSecret>();
   const classes: number[] = [];
   for (const data of ciphertexts) {
     const { header, slot, label, values, ...fields } = parseCiphertext(data);
-    if (!equal(fields.authority, authority)) throw foreign;
+    if (!equal(fields.authority, authority)) throw foreign();
     const name = hex(header.bytes);
     const secret = secrets.get(name) ?? (await key.point.decapsulate(header));
     secrets.set(name, secret);
-    if (slot >= key.numSlots) throw foreign;
+    if (slot >= key.numSlots) throw foreign();
     const keys = await labelKeys(secret, label, 1);
     classes.push(key.readLabels(keys, [slot], values, fields.numClasses)[0]!);
   }
   return classes;
 }
+
+const foreign = (): ForeignKeyError =>
+  new ForeignKeyError(
+    "This label was encrypted under another authority's public key. " +
+      "Use the key bundle that belongs to the model that produced it.",
+  );

@@ -217,9 +217,7 @@ export class Codebook {
 }
 
 const foreign = (key: ReaderKey): ForeignKeyError =>
-  new ForeignKeyError(
-    `Key ${key.keyId} does not open this codebook: another authority issued it.`,
-  );
+  new ForeignKeyError(`Key ${key.keyId} does not open this codebook: another authority issued it.`);
 
 /** Fill an array with the big-endian integers in `data`; false if one is not below `limit`. */
 function readIntegers(array: Uint16Array | Uint32Array, data: Bytes, limit: number): boolean {

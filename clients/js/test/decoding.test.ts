@@ -122,7 +122,9 @@ test("label ciphertexts, by decoder and by bundle", async () => {
 });
 
 test("trace labels read as the user's bits say, in tables and in ciphertexts", async () => {
-  const classes = [0, [1, 2], 2, [0, 2], [2, 1], 1, [0, 1], [1, 0]] as (number | [number, number])[];
+  const classes = [0, [1, 2], 2, [0, 2], [2, 1], 1, [0, 1], [1, 0]] as (
+    number | [number, number]
+  )[];
   const file = await acme.codebook(classes, METADATA);
   for (const bits of [0b00000000, 0b11111111, 0b01011001]) {
     const issued = await acme.bundle(acme.issue(new Uint8Array(32).fill(bits)));
@@ -145,7 +147,10 @@ test("slots beyond the key's are another authority's", async () => {
   await assert.rejects(opened, { name: "ForeignKeyError", message });
   const ciphertext = Codebook.parse(file).ciphertext(0);
   const read = (await KeyBundle.parse(bundle)).decrypt([ciphertext], PASSPHRASE);
-  await assert.rejects(read, { name: "ForeignKeyError", message: /another authority's public key/ });
+  await assert.rejects(read, {
+    name: "ForeignKeyError",
+    message: /another authority's public key/,
+  });
 });
 
 test("a ciphertext of release 0.3 is told so", () => {

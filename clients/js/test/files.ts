@@ -227,7 +227,8 @@ export class Authority {
   }
 }
 
-const bit = (codeword: Bytes, slot: number): number => (codeword[slot >> 3]! >> (7 - slot % 8)) & 1;
+const bit = (codeword: Bytes, slot: number): number =>
+  (codeword[slot >> 3]! >> (7 - (slot % 8))) & 1;
 
 /** z ‖ P(z) in hexadecimal. */
 export const userKeyOf = (text: string): Promise<UserKey> =>

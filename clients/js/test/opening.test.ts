@@ -155,7 +155,10 @@ test("a signature for another purpose is refused", async () => {
 
 test("well signed, yet refused: fields of the bundle", async () => {
   for (const [header, message] of [
-    [{ version: 1 }, /has version 1, which release 0\.3 of keras_encryip reads; this release reads 3/],
+    [
+      { version: 1 },
+      /has version 1, which release 0\.3 of keras_encryip reads; this release reads 3/,
+    ],
     [{ version: 2, opens_with: 1 }, /has version 2, which release 0\.3 of keras_encryip reads;/],
     [{ version: 4 }, /header\.version must be 3/],
     [{ version: "3" }, /header\.version must be 3/],
@@ -309,7 +312,8 @@ test("roles: reading takes the role `read`, and no other", async () => {
         publicKey === undefined ? PASSPHRASE : own,
       );
     assert.deepEqual([...(await open(reads)).secretTable()], CLASSES);
-    const message = /^Key [0-9a-f]{16} runs models, and does not read their answers: ask the model's/;
+    const message =
+      /^Key [0-9a-f]{16} runs models, and does not read their answers: ask the model's/;
     await refused(open(runs), "KeyRefusedError", message);
   }
 });

@@ -70,7 +70,10 @@ test("key bundle: associated data, keys, NFC passphrase", async () => {
   const keys = VECTORS.user_key + VECTORS.run_key.slice(64) + VECTORS.codeword + VECTORS.slot_keys;
   assert.equal(VECTORS.bundle_keys, keys);
   assert.ok(isKeyLength(keys.length / 2, bundle.header.roles));
-  assert.equal((await BundleKeys.fromSecretBytes(fromHex(keys), ["read", "run"])).reader.numSlots, 256);
+  assert.equal(
+    (await BundleKeys.fromSecretBytes(fromHex(keys), ["read", "run"])).reader.numSlots,
+    256,
+  );
 });
 
 test("key bundle to a public key: key pair, HPKE's key and nonce, user key", async () => {
@@ -115,7 +118,10 @@ test("codebook: metadata, label keys, masks, table, ciphertexts", async () => {
   const bundle = await KeyBundle.parse(VECTORS.key_bundle);
   const codebook = Codebook.parse(new TextEncoder().encode(VECTORS.codebook));
   await codebook.verify(bundle.issuer);
-  const { reader } = await BundleKeys.fromSecretBytes(fromHex(VECTORS.bundle_keys), ["read", "run"]);
+  const { reader } = await BundleKeys.fromSecretBytes(fromHex(VECTORS.bundle_keys), [
+    "read",
+    "run",
+  ]);
   const secret = await codebook.secret(reader);
   assert.equal(canonicalJson(await codebook.openMetadata(reader, secret)), VECTORS.metadata);
   assert.equal(hex(await secret.derive("label keys v2")), VECTORS.labels_key);
@@ -124,7 +130,10 @@ test("codebook: metadata, label keys, masks, table, ciphertexts", async () => {
   assert.equal(hex(await labelKeys(secret, 17, 1)), VECTORS.label_keys[17]);
   const zeros = new Array(2 * codebook.numLabels).fill(0);
   const minus = reader.readLabels(keys, codebook.slots, zeros, 3);
-  assert.deepEqual(Array.from(minus, (value) => (3 - value) % 3), VECTORS.masks);
+  assert.deepEqual(
+    Array.from(minus, (value) => (3 - value) % 3),
+    VECTORS.masks,
+  );
   assert.deepEqual([...(await codebook.decodeTable(reader, secret))], VECTORS.table);
   for (const [i, label] of [0, 1, 8, 17, 31].entries()) {
     assert.equal(hex(codebook.ciphertext(label)), VECTORS.ciphertexts[i]);
