@@ -5855,12 +5855,12 @@ var Decoder = class _Decoder {
     const { reader } = await key.unlock(secret, half(0));
     const opened = await book.secret(reader);
     const metadata = await book.openMetadata(reader, opened);
+    const table = await book.decodeTable(reader, opened, half(1));
     if (!key.allows(metadata.model)) {
       throw new WrongModelError(
         `Key bundle ${key.header.key_id} is for model(s) ${key.header.scope.join(", ")}, not for '${metadata.model}'.`
       );
     }
-    const table = await book.decodeTable(reader, opened, half(1));
     return new _Decoder(book, metadata, table, await opened.derive("hosted responses v2"));
   }
   /** The class of each confused label, to this key. Secret. */
