@@ -222,6 +222,12 @@ def to_public_key() -> tuple[str, str, X25519PrivateKey, list[int]]:
     return *text, own, codebook.decode_table(alice.reader).tolist()
 
 
+def read(codebook: bytes, bundle: bytes) -> Decoder:
+    return Decoder.open(
+        Codebook.from_bytes(codebook), KeyBundle.from_bytes(bundle), "correct horse"
+    )
+
+
 def test_node_refuses_with_pythons_words_what_it_cannot_read() -> None:
     """Bundles without the role `read`, files of release 0.3, and slots beyond the key's."""
     authority = new_authority()
@@ -239,8 +245,7 @@ def test_node_refuses_with_pythons_words_what_it_cannot_read() -> None:
     ):
         said = node(book.decode("ascii"), bundle.decode("ascii"), "correct horse", [])
         with pytest.raises(getattr(keras_encryip.errors, error)) as caught:
-            opened = KeyBundle.from_bytes(bundle)
-            Decoder.open(Codebook.from_bytes(book), opened, "correct horse")
+            read(book, bundle)
         assert said == {"name": error, "message": str(caught.value)}
 
 

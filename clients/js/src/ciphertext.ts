@@ -2,8 +2,9 @@
 
 import { type Bytes, equal, hex } from "./encoding.js";
 import { ForeignKeyError, FormatError } from "./errors.js";
-import { Header, type SharedSecret } from "./kem.js";
-import { labelKeys, MAX_SLOTS, type ReaderKey } from "./keys.js";
+import { Header } from "./kem.js";
+import { MAX_SLOTS, type ReaderKey } from "./keys.js";
+import { aesBlocks } from "./primitives.js";
 
 export const CODEBOOK_ID_BYTES = 16;
 export const DIGEST_BYTES = 32;
@@ -78,17 +79,18 @@ export async function decryptLabels(
   key: ReaderKey,
   authority: Bytes,
 ): Promise<number[]> {
-  const secrets = new Map<string, SharedSecret>();
+  const keys = new Map<string, Bytes>();
   const classes: number[] = [];
   for (const data of ciphertexts) {
     const { header, slot, label, values, ...fields } = parseCiphertext(data);
     if (!equal(fields.authority, authority)) throw foreign();
     const name = hex(header.bytes);
-    const secret = secrets.get(name) ?? (await key.point.decapsulate(header));
-    secrets.set(name, secret);
+    const labelsKey =
+      keys.get(name) ?? (await (await key.point.decapsulate(header)).derive("label keys v2"));
+    keys.set(name, labelsKey);
     if (slot >= key.numSlots) throw foreign();
-    const keys = await labelKeys(secret, label, 1);
-    classes.push(key.readLabels(keys, [slot], values, fields.numClasses)[0]!);
+    const labelKey = await aesBlocks(labelsKey, label, 1);
+    classes.push(key.readLabels(labelKey, [slot], values, fields.numClasses)[0]!);
   }
   return classes;
 }

@@ -26,6 +26,7 @@ import {
 import { ForeignKeyError, FormatError, RevokedKeyError, SignatureError } from "./errors.js";
 import { Header, type SharedSecret } from "./kem.js";
 import {
+  aesBlocks,
   pacer,
   PUBLIC_BYTES,
   SIGNATURE_BYTES,
@@ -33,7 +34,7 @@ import {
   verify,
   type WorkOptions,
 } from "./primitives.js";
-import { KEY_BYTES, labelKeys, MAX_SLOTS, type ReaderKey } from "./keys.js";
+import { KEY_BYTES, MAX_SLOTS, type ReaderKey } from "./keys.js";
 
 const MAX_CODEBOOK_BYTES = 2 ** 28;
 const DOMAIN = "codebook v2";
@@ -182,7 +183,7 @@ export class Codebook {
   ): Promise<Int32Array> {
     if (this.slots.some((slot) => slot >= key.numSlots)) throw foreign(key);
     const pace = pacer(options);
-    const keys = await labelKeys(secret, 0, this.numLabels);
+    const keys = await aesBlocks(await secret.derive("label keys v2"), 0, this.numLabels);
     const table = new Int32Array(this.numLabels);
     for (let start = 0; start < table.length; start += CHUNK) {
       await pace(start / table.length);

@@ -4,8 +4,7 @@ import { sha256 } from "@noble/hashes/sha2.js";
 
 import { ascii, type Bytes } from "./encoding.js";
 import { FormatError, KeyRefusedError } from "./errors.js";
-import { SCALAR_BYTES, type SharedSecret, split, UserKey } from "./kem.js";
-import { aesBlocks } from "./primitives.js";
+import { SCALAR_BYTES, split, UserKey } from "./kem.js";
 
 const MIN_SLOTS = 256;
 export const MAX_SLOTS = 4_096;
@@ -24,15 +23,6 @@ export function isKeyLength(length: number, roles: readonly Role[]): boolean {
   if (!roles.includes("read")) return rest === 0;
   const slots = 8 * (rest / EIGHT_SLOTS);
   return rest % EIGHT_SLOTS === 0 && slots >= MIN_SLOTS && slots <= MAX_SLOTS;
-}
-
-/** The keys L_j of the labels `first`, `first` + 1, …: 16 bytes each. */
-export async function labelKeys(
-  secret: SharedSecret,
-  first: number,
-  count: number,
-): Promise<Bytes> {
-  return aesBlocks(await secret.derive("label keys v2"), first, count);
 }
 
 /** A point on the reading polynomial, and for each slot a bit and a slot key. */
@@ -58,7 +48,7 @@ export class ReaderKey {
   /**
    * The classes of labels: (e[j, v] − mask) mod K, where v is the user's bit at the label's slot.
    *
-   * @param labelKeys 16 bytes of each label, from `labelKeys`.
+   * @param labelKeys L_j of each, 16 bytes: AES blocks under the key of purpose `label keys v2`.
    * @param slots Of each label, below `numSlots`.
    * @param values e[j, 0] and e[j, 1] of each.
    */
