@@ -4459,9 +4459,6 @@ function isKeyLength(length, roles) {
   const slots = 8 * (rest / EIGHT_SLOTS);
   return rest % EIGHT_SLOTS === 0 && slots >= MIN_SLOTS && slots <= MAX_SLOTS;
 }
-async function labelKeys(secret, first, count) {
-  return aesBlocks(await secret.derive("label keys v2"), first, count);
-}
 var ReaderKey = class {
   /** @param slots Codeword ‖ slot keys. */
   constructor(point, slots) {
@@ -4479,11 +4476,11 @@ var ReaderKey = class {
   /**
    * The classes of labels: (e[j, v] − mask) mod K, where v is the user's bit at the label's slot.
    *
-   * @param labelKeys 16 bytes of each label, from `labelKeys`.
+   * @param labelKeys L_j of each, 16 bytes: AES blocks under the key of purpose `label keys v2`.
    * @param slots Of each label, below `numSlots`.
    * @param values e[j, 0] and e[j, 1] of each.
    */
-  readLabels(labelKeys2, slots, values, numClasses) {
+  readLabels(labelKeys, slots, values, numClasses) {
     const message = new Uint8Array(TAG.length + 2 * KEY_BYTES2);
     message.set(TAG);
     const classes = new Int32Array(slots.length);
@@ -4491,7 +4488,7 @@ var ReaderKey = class {
       const slot = slots[i];
       const start = this.numSlots / 8 + KEY_BYTES2 * slot;
       message.set(this.#slots.subarray(start, start + KEY_BYTES2), TAG.length);
-      message.set(labelKeys2.subarray(KEY_BYTES2 * i, KEY_BYTES2 * (i + 1)), TAG.length + KEY_BYTES2);
+      message.set(labelKeys.subarray(KEY_BYTES2 * i, KEY_BYTES2 * (i + 1)), TAG.length + KEY_BYTES2);
       const { buffer, byteOffset } = sha256(message);
       const digest = new DataView(buffer, byteOffset);
       let mask = 0;
@@ -4652,17 +4649,17 @@ function ciphertextLabel(data) {
   return data.length < SUFFIX_BYTES ? Infinity : view.getUint32(data.length - SUFFIX_BYTES + 2);
 }
 async function decryptLabels(ciphertexts, key, authority) {
-  const secrets = /* @__PURE__ */ new Map();
+  const keys = /* @__PURE__ */ new Map();
   const classes = [];
   for (const data of ciphertexts) {
     const { header, slot, label, values, ...fields } = parseCiphertext(data);
     if (!equal(fields.authority, authority)) throw foreign();
     const name = hex(header.bytes);
-    const secret = secrets.get(name) ?? await key.point.decapsulate(header);
-    secrets.set(name, secret);
+    const labelsKey = keys.get(name) ?? await (await key.point.decapsulate(header)).derive("label keys v2");
+    keys.set(name, labelsKey);
     if (slot >= key.numSlots) throw foreign();
-    const keys = await labelKeys(secret, label, 1);
-    classes.push(key.readLabels(keys, [slot], values, fields.numClasses)[0]);
+    const labelKey = await aesBlocks(labelsKey, label, 1);
+    classes.push(key.readLabels(labelKey, [slot], values, fields.numClasses)[0]);
   }
   return classes;
 }
@@ -4951,7 +4948,7 @@ var Codebook = class _Codebook {
   async decodeTable(key, secret, options = {}) {
     if (this.slots.some((slot) => slot >= key.numSlots)) throw foreign2(key);
     const pace = pacer(options);
-    const keys = await labelKeys(secret, 0, this.numLabels);
+    const keys = await aesBlocks(await secret.derive("label keys v2"), 0, this.numLabels);
     const table = new Int32Array(this.numLabels);
     for (let start = 0; start < table.length; start += CHUNK) {
       await pace(start / table.length);

@@ -1,6 +1,6 @@
 /** What a key bundle holds, docs/key-bundle.md; how it reads labels, docs/codebook.md. */
 import { type Bytes } from "./encoding.js";
-import { type SharedSecret, UserKey } from "./kem.js";
+import { UserKey } from "./kem.js";
 export declare const MAX_SLOTS = 4096;
 /** Of slot keys and of label keys. */
 export declare const KEY_BYTES = 16;
@@ -8,8 +8,6 @@ export declare const KEY_BYTES = 16;
 export type Role = "read" | "run";
 /** Whether a key with these roles can have this many bytes. */
 export declare function isKeyLength(length: number, roles: readonly Role[]): boolean;
-/** The keys L_j of the labels `first`, `first` + 1, …: 16 bytes each. */
-export declare function labelKeys(secret: SharedSecret, first: number, count: number): Promise<Bytes>;
 /** A point on the reading polynomial, and for each slot a bit and a slot key. */
 export declare class ReaderKey {
     #private;
@@ -22,7 +20,7 @@ export declare class ReaderKey {
     /**
      * The classes of labels: (e[j, v] − mask) mod K, where v is the user's bit at the label's slot.
      *
-     * @param labelKeys 16 bytes of each label, from `labelKeys`.
+     * @param labelKeys L_j of each, 16 bytes: AES blocks under the key of purpose `label keys v2`.
      * @param slots Of each label, below `numSlots`.
      * @param values e[j, 0] and e[j, 1] of each.
      */
