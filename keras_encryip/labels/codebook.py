@@ -244,10 +244,10 @@ class Codebook:
         """
         return self._metadata(self._secret(key), key.key_id)
 
-    def response_key(self, key: UserKey) -> bytes:
+    def response_key(self, key: UserKey | MasterKey) -> bytes:
         """What a host encrypts its responses with, 32 bytes.
 
-        Access is not checked here: a foreign key gets other bytes.
+        Access is not checked here: a foreign key gets other bytes. The owner's opens it always.
 
         Raises:
             RevokedKeyError: the key was revoked before the codebook was made.

@@ -30,6 +30,10 @@ class ModelRecord:
 class ModelKeeper(Protocol):
     """Keeps the records of protected models; `authority.model_store.ModelStore` is one."""
 
+    @property
+    def num_slots(self) -> int:
+        """M, the slots that labels of the owner's models lie on."""
+
     def add_model(self, metadata: ModelMetadata, assignment: LabelAssignment) -> Codebook:
         """Keep a new model's assignment, and make its first codebook."""
 
