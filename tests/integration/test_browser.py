@@ -176,8 +176,9 @@ def test_neither_passphrase_nor_key_stays_or_leaves(
     key = bundle.unlock(served.passphrase).secret_bytes()
     sealed = json.loads(served.bundle("alice").read_text("ascii").split("\n")[1])
     secrets = [served.passphrase, key.hex(), sealed["bundle"]["body"]["sealed"]]
-    secrets += [str(int.from_bytes(half, "big")) for half in (key[:32], key[32:])]
-    secrets += [key[:32].hex(), key[32:].hex(), "correct h"]
+    parts = [key[i : i + 32] for i in range(0, 160, 32)]  # two points, codeword, slot keys
+    secrets += [str(int.from_bytes(part, "big")) for part in parts]
+    secrets += [part.hex() for part in parts] + ["correct h"]
     sent = "".join(path + body.decode("latin-1") for _, path, body in server.requests)
     kept = page.kept()
     assert "seven" in kept or "two" in kept  # the answers are there
@@ -202,7 +203,7 @@ def test_a_bundle_to_the_users_own_public_key(
     key = KeyBundle.read(carol).unlock(private_key=private_key).secret_bytes()
     armour = served.private_key.read_text("ascii").split("\n")
     secrets = [served.own_passphrase, *armour[1:-2], private_key._key.seed.hex()]
-    secrets += [key.hex(), key[:32].hex(), key[32:].hex(), "passphrase of carol's"]
+    secrets += [key[i : i + 32].hex() for i in range(0, 160, 32)] + ["passphrase of carol's"]
     sent = "".join(path + body.decode("latin-1") for _, path, body in server.requests)
     for place in (page.kept(), sent, "".join(page.urls()), "".join(page.console())):
         assert [secret for secret in secrets if secret in place] == []
