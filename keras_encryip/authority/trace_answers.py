@@ -1,7 +1,7 @@
 """Whose decode table or service this is: `Tracer.table` and `Tracer.service`."""
 
 import os
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,8 +14,11 @@ from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.model_record import ModelRecord
 from keras_encryip.labels.trace_set import ordinary_answers, plurality
 from keras_encryip.tracing.report import TraceReport
-from keras_encryip.tracing.service.query import UNANSWERED, Predict, ask
+from keras_encryip.tracing.service.natural import natural_weights
+from keras_encryip.tracing.service.query import UNANSWERED, Predict, ask_with_rows
 from keras_encryip.tracing.statistics import observed_weights, ownership
+
+_MOST_PROBABILITIES: Final = 1 << 20
 
 
 def trace_table(owner: Authority, record: ModelRecord, table: np.ndarray | Decoder) -> TraceReport:
@@ -35,6 +38,8 @@ def trace_service(
     record: ModelRecord,
     predict: Predict | str,
     *,
+    model: Any | None,
+    inputs: np.ndarray | None,
     decoder: Decoder | None,
     transcript: str | os.PathLike[str] | None,
     batch_size: int,
@@ -46,11 +51,13 @@ def trace_service(
             f"Model {record.metadata.model!r} has no trace inputs: it was not trained yet, or "
             "was protected with `trace_labels=0`."
         )
-    inputs = np.concatenate([traces.inputs for traces in sets])
-    with progress_bar("asking the service", len(inputs)) as advance:
-        said = ask(
+    questions = np.concatenate([traces.inputs for traces in sets])
+    natural = _natural_inputs(record, model, inputs)
+    with progress_bar("asking the service", len(questions) + len(natural)) as advance:
+        said, rows = ask_with_rows(
             predict,
-            inputs,
+            questions,
+            natural,
             class_names=record.metadata.class_names,
             decoder=decoder,
             transcript=transcript,
@@ -64,9 +71,28 @@ def trace_service(
     reading = ordinary_answers(asked, record.assignment.classes)
     answers.evidence = ownership([reading], record.assignment.num_classes)
     answers.evidence["unanswered"] = int((said == UNANSWERED).sum())
+    if np.isfinite(rows).any():
+        answers.add_rows(np.asarray(model.predict(natural, verbose=0)), rows)
     if decoder is not None:
         answers.set_apart(decoder.key_id)
     return answers.report({"sets": sets, "answers": parts})
+
+
+def _natural_inputs(
+    record: ModelRecord, model: Any | None, inputs: np.ndarray | None
+) -> np.ndarray:
+    """Inputs `[m, …]` to ask beside the trace inputs, as many as a transcript has room for."""
+    if model is None:
+        if inputs is not None:
+            raise ArgumentError(
+                "`inputs` need the protected model itself: what it makes of them is compared with "
+                f"the service. Received: model={record.metadata.model!r}"
+            )
+        return np.empty(0)
+    natural = record.samples if inputs is None else np.asarray(inputs)
+    if natural is None:
+        return np.empty(0)
+    return natural[: max(1, _MOST_PROBABILITIES // record.assignment.num_classes)]
 
 
 def _orders(owner: Authority, record: ModelRecord) -> list[tuple[Codebook, Any]]:
@@ -97,9 +123,23 @@ class _Answers:
         self._owner, self._kind, self._record = owner, kind, record
         assignment, secrets = record.assignment, owner.keys.slots
         self._slots = assignment.slots[assignment.trace]
-        biases = secrets.biases[self._slots]
-        self._weights = [observed_weights(said, assignment.pairs, biases) for said in observed]
+        self._biases = secrets.biases[self._slots]
+        self._weights = [
+            observed_weights(said, assignment.pairs, self._biases) for said in observed
+        ]
         self._apart: str | None = None
+
+    def add_rows(self, confused: np.ndarray, rows: np.ndarray) -> None:
+        """A further reading, from the service's probabilities `[m, K]` of natural inputs.
+
+        Args:
+            confused: float `[m, N]`, what the model itself makes of these.
+        """
+        assignment, biases = self._record.assignment, self._biases
+        labels, trace, pairs = assignment.labels, assignment.trace, assignment.pairs
+        self._weights.append(natural_weights(confused, rows, labels, trace, pairs, biases))
+        answered = np.isfinite(rows).all(axis=1)
+        self.evidence["natural inputs answered"] = f"{int(answered.sum())} of {len(rows)}"
 
     def set_apart(self, key_id: str) -> None:
         """Leave out the user whose own key turned confused labels into these answers."""

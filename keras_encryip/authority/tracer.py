@@ -118,6 +118,7 @@ class Tracer:
         predict: Predict | str,
         *,
         model: Any,
+        inputs: np.ndarray | None = None,
         decoder: Decoder | None = None,
         transcript: str | os.PathLike[str] | None = None,
         batch_size: int = 16,
@@ -125,13 +126,17 @@ class Tracer:
         """Whose key a service runs on, from the labels it answers.
 
         Sends the model's trace inputs in random order. Refused, failed and unreadable
-        answers count as none.
+        answers count as none. A service that gives probabilities is asked natural inputs, too, if
+        `model` is the model itself: the small probability that live labels have on any input shows
+        whose key it is, without the trace inputs.
 
         Args:
             predict: a function from inputs `[b, …]` to b classes, class names, or rows of
                 probabilities, `None` for a refusal; or the address of a model at TF
                 Serving's REST API.
             model: the protected model, or its name (then the newest of that name).
+            inputs: natural inputs `[m, …]`, m times K at most 2²⁰; by default those that training
+                kept. Not the owner's best-kept: the service sees them.
             decoder: reads the service's answers if these are confused labels. Any key reads
                 them, so this shows whose model it is, and the decoder's user is no suspect.
             transcript: a file that keeps the answers, so that an interrupted or
@@ -151,6 +156,8 @@ class Tracer:
             self._authority,
             self._record(model),
             predict,
+            model=None if isinstance(model, str) else model,
+            inputs=inputs,
             decoder=decoder,
             transcript=transcript,
             batch_size=batch_size,

@@ -1,11 +1,16 @@
 """What an owner keeps of a protected model, and the owner as `models/` knows it."""
 
+import io
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
+
+import numpy as np
 
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
 from keras_encryip.labels.trace_set import TraceSet
+
+SAMPLES: Final = "samples"
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,6 +30,17 @@ class ModelRecord:
     assignment: LabelAssignment
     training: bytes | None
     traces: TraceSet | None
+
+    @property
+    def samples(self) -> np.ndarray | None:
+        """The owner's inputs `[n, …]` that training kept, or `None`.
+
+        Entry `SAMPLES` of the training state, an `.npz`; the rest is for `models/` alone.
+        """
+        if self.training is None:
+            return None
+        with np.load(io.BytesIO(self.training), allow_pickle=False) as file:
+            return file.get(SAMPLES)
 
 
 class ModelKeeper(Protocol):
