@@ -29,6 +29,7 @@ class Decoder(Secret):
 
     Attributes:
         model: the model's name.
+        key_id: of the user, 16 hexadecimal digits.
         class_names: list of K names.
         num_labels: N, the model's number of outputs.
 
@@ -42,7 +43,6 @@ class Decoder(Secret):
 
     __slots__ = (
         "_codebook",
-        "_key_id",
         "_matrix",
         "_order",
         "_present",
@@ -50,6 +50,7 @@ class Decoder(Secret):
         "_starts",
         "_table",
         "class_names",
+        "key_id",
         "model",
         "num_labels",
     )
@@ -66,7 +67,7 @@ class Decoder(Secret):
         self.class_names = list(metadata.class_names)
         self.num_labels = codebook.num_labels
         self._codebook = codebook
-        self._key_id = key_id
+        self.key_id = key_id
         self._response_key = response_key
         self._table = table
         self._matrix: np.ndarray | None = None
@@ -78,7 +79,7 @@ class Decoder(Secret):
         self._present, self._starts = np.unique(table[self._order], return_index=True)
 
     def _describe(self) -> str:
-        return f"model={self.model!r} key_id={self._key_id}"
+        return f"model={self.model!r} key_id={self.key_id}"
 
     @classmethod
     def open(

@@ -30,7 +30,8 @@ LEAF_BYTES: Final = 32
 BLIND_BYTES: Final = 16
 
 _BLOCK: Final = 16
-_CODEWORD_LEAF: Final = 2 + 1 + BLIND_BYTES
+_CODEWORD_TAG: Final = b"encryip codeword v1\0"
+_CODEWORD_LEAF: Final = len(_CODEWORD_TAG) + 2 + 1 + BLIND_BYTES
 _ONE_USER: Final = 1 + 8 * SLOT_KEY_BYTES
 """Bits that a user holds of one slot: the codeword's, and a slot key."""
 
@@ -213,11 +214,13 @@ class SlotSecrets(Secret):
         The leaves of `codeword_openings` at all slots, without an object for each.
         """
         rows = np.empty((self.count, _CODEWORD_LEAF), np.uint8)
-        rows[:, :2] = np.arange(self.count, dtype=">u2").view(np.uint8).reshape(-1, 2)
-        rows[:, 2] = self.codeword(key_id)
-        rows[:, 3:] = _blocks(self._blind, np.arange(self.count), key_id)
-        data, size = rows.tobytes(), _CODEWORD_LEAF
-        return [_codeword_leaf(data[i : i + size]) for i in range(0, len(data), size)]
+        tag, rest = np.split(rows, [len(_CODEWORD_TAG)], axis=1)
+        tag[:] = np.frombuffer(_CODEWORD_TAG, np.uint8)
+        rest[:, :2] = np.arange(self.count, dtype=">u2").view(np.uint8).reshape(-1, 2)
+        rest[:, 2] = self.codeword(key_id)
+        rest[:, 3:] = _blocks(self._blind, np.arange(self.count), key_id)
+        data, size, sha256 = rows.tobytes(), _CODEWORD_LEAF, hashlib.sha256
+        return [sha256(data[i : i + size]).digest() for i in range(0, len(data), size)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,16 +269,13 @@ class CodewordOpening:
     @property
     def leaf(self) -> bytes:
         """The 32 bytes that were committed to."""
-        return _codeword_leaf(self.slot.to_bytes(2, "big") + bytes([self.bit]) + self.blind)
+        content = self.slot.to_bytes(2, "big") + bytes([self.bit]) + self.blind
+        return hashlib.sha256(_CODEWORD_TAG + content).digest()
 
 
 def commitment(leaves: Iterable[bytes]) -> str:
     """What the event log keeps of leaves: SHA-256, in hexadecimal. Each can be opened alone."""
     return hashlib.sha256(b"encryip leaves v1\0" + b"".join(leaves)).hexdigest()
-
-
-def _codeword_leaf(content: bytes) -> bytes:
-    return hashlib.sha256(b"encryip codeword v1\0" + content).digest()
 
 
 def _slot_key_digest(key: bytes) -> bytes:
