@@ -282,6 +282,7 @@ class ModelStore:
             CODEBOOK_MADE,
             model_id=model_id,
             codebook=codebook.codebook_id.hex(),
+            codebook_digest=hashlib.sha256(codebook.to_bytes()).hexdigest(),
             revoked=len(revoked),
             live=live_commitment(live_labels(secret, assignment)),
             **order,

@@ -137,7 +137,9 @@ class _Leak:
         """
         users = self.owner.user_store
         named = [self._named(user, proof=proof) for user in users.with_keys(names)]
-        findings = self._by_slot_keys() if self.bits is not None else self._by_point(named)
+        findings = self._by_point(named, proof)
+        if self.bits is not None:
+            findings = self._by_slot_keys()
         by_key = {s.key_id: s for s in findings.suspects}
         for suspect in named:
             other = by_key.get(suspect.key_id, suspect)
@@ -147,7 +149,9 @@ class _Leak:
             )
         suspects = sorted(by_key.values(), key=lambda s: (s.p_value, not s.identified))
         shown = msgspec.structs.replace(findings, suspects=suspects)
-        return TraceReport(shown, {"slot_keys": self.slot_keys, "bits": self.bits})
+        convicted = [] if self.bits is None else [s.key_id for s in findings.suspects if s.guilty]
+        exhibits = {"slot_keys": self.slot_keys, "bits": self.bits, "convicted": convicted}
+        return TraceReport(shown, exhibits)
 
     def _named(self, user: User, *, proof: bool) -> Suspect:
         secret = proof and user.status != REVOKED
@@ -162,7 +166,7 @@ class _Leak:
         scored = score_users(users, secrets, slots, [weights])
         return scored.findings(users, evidence=self.evidence, kind=self.kind, model="")
 
-    def _by_point(self, named: list[Suspect]) -> Findings:
+    def _by_point(self, named: list[Suspect], proof: bool) -> Findings:
         tested = self.owner.user_store.count()
         others = [0.0] * min(tested - len(named), MAX_SCORES)
         return Findings.now(
@@ -174,7 +178,7 @@ class _Leak:
             suspects=named,
             tested=tested,
             tests=max(1, tested),
-            threshold=1.0,
+            threshold=1.0 if proof else None,
         )
 
 

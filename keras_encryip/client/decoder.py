@@ -119,13 +119,12 @@ class Decoder(Secret):
         codebook.verify(bundle.issuer)
         bundle.check_dates()
         key = bundle.unlock(passphrase, private_key).reader
-        metadata = codebook.open_metadata(key.point)
+        metadata, table, response_key = codebook.open(key)
         if not bundle.allows(metadata.model):
             raise WrongModelError(
                 f"Key bundle {bundle.header.key_id} is for model(s) "
                 f"{', '.join(bundle.header.scope)}, not for {metadata.model!r}."
             )
-        table, response_key = codebook.decode_table(key), codebook.response_key(key.point)
         return cls(codebook, metadata, table, key.key_id, response_key)
 
     def secret_table(self) -> np.ndarray:

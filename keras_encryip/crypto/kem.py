@@ -212,8 +212,14 @@ class UserKey(Secret):
         )
 
     def secret_weights(self, nodes: tuple[int, ...]) -> list[int]:
-        """(λ_0·P(z), λ_1 … λ_t): what this key weighs a header's points by. Secret."""
-        lambda_0, *others = user_lambdas(self.z, nodes)
+        """(λ_0·P(z), λ_1 … λ_t): what this key weighs a header's points by. Secret.
+
+        Raises:
+            RevokedKeyError: z is one of the nodes.
+        """
+        if self.z in nodes:
+            raise RevokedKeyError("This key was revoked when the header was made.")
+        lambda_0, *others = lagrange_at_zero((self.z, *nodes))
         return [lambda_0 * self._value % ORDER, *others]
 
     def decapsulate(self, header: Header) -> SharedSecret:
@@ -288,7 +294,7 @@ class MasterKey(Secret):
         nodes = choose_nodes(self.threshold, revoked, random_bytes)
         r = random_scalar(random_bytes)
         exponents = [r] + [r * evaluate(self._coefficients, x) % ORDER for x in nodes]
-        header = header_from_exponents(nodes, exponents)
+        header = Header(nodes, tuple(encode_point(GENERATOR * e) for e in exponents))
         return header, SharedSecret(GENERATOR * (r * self._coefficients[0] % ORDER), header)
 
     def decapsulate(self, header: Header) -> SharedSecret:
@@ -304,13 +310,6 @@ def key_id(z: int) -> str:
 def encoded_key_id(z: bytes) -> str:
     """`key_id` of 32 bytes."""
     return hashlib.sha256(b"encryip key id v1\0" + z).hexdigest()[:16]
-
-
-def user_lambdas(z: int, nodes: tuple[int, ...]) -> list[int]:
-    """λ_0 … λ_t: the Lagrange coefficients at 0 for {z, x_1 … x_t}; z must not be a node."""
-    if z in nodes:
-        raise RevokedKeyError("This key was revoked when the header was made.")
-    return lagrange_at_zero((z, *nodes))
 
 
 def weighted_sum(weights: Sequence[int], points: Sequence[Point]) -> Point:
@@ -336,13 +335,6 @@ def choose_nodes(
     while len(nodes) < threshold:
         nodes.add(random_scalar(random_bytes))
     return tuple(sorted(nodes))
-
-
-def header_from_exponents(nodes: tuple[int, ...], exponents: Sequence[int]) -> Header:
-    """The header with R = e_0·G and H_j = e_j·G."""
-    if len(exponents) != len(nodes) + 1:
-        raise FormatError("A header needs one exponent more than nodes.")
-    return Header(nodes, tuple(encode_point(GENERATOR * e) for e in exponents))
 
 
 def split_bytes(data: bytes, size: int) -> list[bytes]:

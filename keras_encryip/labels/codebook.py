@@ -19,7 +19,7 @@ from keras_encryip.crypto.encoding import (
     encode_base64,
     parse_canonical_json,
 )
-from keras_encryip.crypto.kem import Header, MasterKey, UserKey
+from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, UserKey
 from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, SigningKey, verify
 from keras_encryip.crypto.slots import MAX_SLOTS, ReaderKey, SlotSecrets
 from keras_encryip.errors import (
@@ -221,6 +221,20 @@ class Codebook:
 
     # --- reading (key holder) ------------------------------------------------
 
+    def open(self, key: ReaderKey) -> tuple[ModelMetadata, np.ndarray, bytes]:
+        """All that a key reads, for one decapsulation.
+
+        Returns:
+            (as `open_metadata`, which comes first; as `decode_table`; as `response_key`).
+
+        Raises:
+            RevokedKeyError: the key was revoked before the codebook was made.
+            ForeignKeyError: the key is not of this authority.
+        """
+        secret = self._secret(key.point)
+        metadata = self._metadata(secret, key.key_id)
+        return metadata, self._table(secret, key), secret.derive(_RESPONSE_PURPOSE)
+
     def open_metadata(self, key: UserKey) -> ModelMetadata:
         """The sealed metadata: the test of whether the key may read this model.
 
@@ -228,27 +242,7 @@ class Codebook:
             RevokedKeyError: the key was revoked before the codebook was made.
             ForeignKeyError: the key is not of this authority.
         """
-        revoked = RevokedKeyError(
-            f"Key {key.key_id} was revoked before this model version was exported. "
-            "Ask the model's owner for a new key."
-        )
-        foreign = ForeignKeyError(
-            f"Key {key.key_id} does not open this codebook: another authority issued it."
-        )
-        with instead_of(RevokedKeyError, raises=lambda _: revoked):
-            secret = key.decapsulate(self.header)
-        with instead_of(SignatureError, raises=lambda _: foreign):
-            plaintext = unseal(
-                secret.derive(_METADATA_PURPOSE),
-                self.sealed_metadata,
-                self.codebook_id + self.authority,
-            )
-        metadata = parse_canonical_json(
-            plaintext, ModelMetadata, what="model metadata", max_bytes=MAX_CODEBOOK_BYTES
-        )
-        if len(metadata.class_names) != self.num_classes:
-            raise FormatError("The model metadata names another number of classes.")
-        return metadata
+        return self._metadata(self._secret(key), key.key_id)
 
     def response_key(self, key: UserKey | MasterKey) -> bytes:
         """What a host encrypts its responses with, 32 bytes.
@@ -258,27 +252,45 @@ class Codebook:
         Raises:
             RevokedKeyError: the key was revoked before the codebook was made.
         """
-        return key.decapsulate(self.header).derive(_RESPONSE_PURPOSE)
+        return self._secret(key).derive(_RESPONSE_PURPOSE)
 
     def decode_table(self, key: ReaderKey) -> np.ndarray:
         """int32 `[N]`: the class that each confused label stands for, to this key.
 
-        Costs one decapsulation. Access is not checked here: a foreign key gets a table of random
-        classes.
+        Access is not checked here: a foreign key gets a table of random classes.
 
         Raises:
             RevokedKeyError: the key was revoked before the codebook was made.
             ForeignKeyError: the key has fewer slots than the codebook names.
         """
-        if self.slots.max() >= len(key.slots.bits):
-            raise ForeignKeyError(
-                f"Key {key.key_id} does not open this codebook: another authority issued it."
-            )
-        keys = label_keys(key.point.decapsulate(self.header), np.arange(self.num_labels))
-        values = np.take_along_axis(self.values, key.slots.bits[self.slots][:, None], 1)[:, 0]
-        return self._classes(
-            values, label_masks(key.slots.keys[self.slots], keys, self.num_classes)
+        return self._table(self._secret(key.point), key)
+
+    def _secret(self, key: UserKey) -> SharedSecret:
+        revoked = RevokedKeyError(
+            f"Key {key.key_id} was revoked before this model version was exported. "
+            "Ask the model's owner for a new key."
         )
+        with instead_of(RevokedKeyError, raises=lambda _: revoked):
+            return key.decapsulate(self.header)
+
+    def _metadata(self, secret: SharedSecret, key_id: str) -> ModelMetadata:
+        context = self.codebook_id + self.authority
+        with instead_of(SignatureError, raises=lambda _: _foreign(key_id)):
+            plaintext = unseal(secret.derive(_METADATA_PURPOSE), self.sealed_metadata, context)
+        metadata = parse_canonical_json(
+            plaintext, ModelMetadata, what="model metadata", max_bytes=MAX_CODEBOOK_BYTES
+        )
+        if len(metadata.class_names) != self.num_classes:
+            raise FormatError("The model metadata names another number of classes.")
+        return metadata
+
+    def _table(self, secret: SharedSecret, key: ReaderKey) -> np.ndarray:
+        if self.slots.max() >= len(key.slots.bits):
+            raise _foreign(key.key_id)
+        keys = label_keys(secret, np.arange(self.num_labels))
+        values = np.take_along_axis(self.values, key.slots.bits[self.slots][:, None], 1)[:, 0]
+        masks = label_masks(key.slots.keys[self.slots], keys, self.num_classes)
+        return self._classes(values, masks)
 
     def read_label(self, label: int, bit: int, label_key: bytes, slot_key: bytes) -> int:
         """The class of one label to users with a bit, given its key and its slot's: evidence."""
@@ -309,3 +321,9 @@ class Codebook:
     def ciphertext(self, label: int) -> bytes:
         """The `LabelCiphertext` bytes of one confused label."""
         return self.ciphertext_prefix + self.ciphertext_suffixes[label]
+
+
+def _foreign(key_id: str) -> ForeignKeyError:
+    return ForeignKeyError(
+        f"Key {key_id} does not open this codebook: another authority issued it."
+    )

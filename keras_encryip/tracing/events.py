@@ -42,6 +42,15 @@ def event_digest(event: Event, previous: bytes) -> bytes:
     return hashlib.sha256(b"encryip event v1\0" + previous + canonical_json(event)).digest()
 
 
+def commits(event: Event, facts: dict[str, str]) -> bool:
+    """Whether an event has these facts. A name can be `"a or b"`: a, or b where there is no a."""
+
+    def fact(names: str) -> Any:
+        return next((event.details[n] for n in names.split(" or ") if n in event.details), None)
+
+    return all(fact(names) == value for names, value in facts.items())
+
+
 def now_text() -> str:
     """The moment, as events and reports say it: UTC, `YYYY-MM-DDThh:mm:ssZ`."""
     return format_time(datetime.now(UTC))

@@ -64,7 +64,7 @@ class InnocentScores:
             return np.zeros(scores.shape)
         near = np.minimum(scores, self._reach)
         first, chances = self._table(float(near.max()))
-        found: np.ndarray = chances[np.maximum(self._cell(near) - first, 0)]
+        found = np.array(chances[np.maximum(self._cell(near) - first, 0)])
         far = scores > self._reach
         found[far] = np.minimum(found[far], self._chernoff(scores[far]))
         return found

@@ -167,9 +167,11 @@ def rank_users(comparisons: Sequence[tuple[np.ndarray, np.ndarray]]) -> Ranking:
             these), both `[users]`, in the order of issue. Users whom one of them lacks, added
             meanwhile, are left out.
     """
-    users = min((len(chances) for _, chances in comparisons), default=0)
+    if not comparisons:
+        return Ranking(*(np.zeros(0, kind) for kind in (int, float, float, int)), tests=0)
+    users = min(len(chances) for _, chances in comparisons)
     values, chances = (np.array([pair[i][:users] for pair in comparisons]) for i in (0, 1))
-    best = np.argmin(chances, axis=0) if users else np.zeros(0, int)
+    best = np.argmin(chances, axis=0)
     values, chances = (array[best, np.arange(users)] for array in (values, chances))
     tests = users * len(comparisons)
     order = np.lexsort((-values, chances))

@@ -25,7 +25,6 @@ from keras_encryip.crypto.encoding import canonical_json, decode_base64
 from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, UserKey
 from keras_encryip.crypto.signing import SigningKey
 from keras_encryip.crypto.slots import SlotSecrets, commitment
-from keras_encryip.crypto.tracing_header import TracingHeader
 from keras_encryip.formats.bundle_body import INFO
 from keras_encryip.formats.bundle_keys import BundleKeys
 from keras_encryip.formats.key_bundle import KeyBundle, make_bundle
@@ -89,18 +88,15 @@ class Owner:
 
 
 def kem_case(threshold: int, users: int, revoked: int) -> dict[str, Any]:
-    """One authority, its users, a header that shuts the first ones out, a tracing header."""
+    """One authority, its users, a header that shuts the first ones out."""
     name = f"encryip kem vector t={threshold}"
     master = MasterKey.generate(threshold, random_bytes=counter_stream(f"{name} master"))
     keys = [master.issue(random_bytes=counter_stream(f"{name} user {i}")) for i in range(users)]
     out = [key.z for key in keys[:revoked]]
     header, secret = master.encapsulate(out, random_bytes=counter_stream(f"{name} header"))
-    tracing = TracingHeader.generate(
-        threshold, out, random_bytes=counter_stream(f"{name} tracing header")
-    )
     return {
         "threshold": threshold,
-        "seeds": f"{name} + ' master', ' user i', ' header', ' tracing header'",
+        "seeds": f"{name} + ' master', ' user i', ' header'",
         "master_key": master.secret_bytes().hex(),
         "public_key": master.public_key().to_bytes().hex(),
         "authority": master.public_key().digest.hex(),
@@ -108,9 +104,6 @@ def kem_case(threshold: int, users: int, revoked: int) -> dict[str, Any]:
         "revoked_users": list(range(revoked)),
         "header": _header(header),
         "keys": _keys(secret),
-        "tracing_header": _header(tracing.header),
-        "tracing_exponents": tracing.secret_bytes().hex(),
-        "tracing_keys": [_keys(tracing.predict(key)) for key in keys[revoked:]],
     }
 
 
