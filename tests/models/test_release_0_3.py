@@ -1,5 +1,6 @@
 """Files of release 0.3 (tests/vectors/release-0.3): each error says what reads them."""
 
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_a_codebook_and_the_folder_that_it_lies_in(exported: Path, tmp_path: Pat
     with ke.Authority.create(tmp_path / "a.authority", "p", scrypt_log2_n=14) as authority:
         authority.issue("alice", tmp_path / "alice", passphrase="p", scrypt_log2_n=14)
     for bundle in (tmp_path / "alice", FOLDER / "alice.keybundle"):
-        with pytest.raises(FormatError, match="has version 1, which release 0.3 of keras_encryip"):
+        with pytest.raises(FormatError, match=re.escape(said)):
             ke.Decoder.open(exported, bundle, "p")
 
 
@@ -95,8 +96,8 @@ def test_weights(new_classifier: Any, shared_authority: ke.Authority, tmp_path: 
     model.save_weights(path)
     with h5py.File(path, "r+") as file:
         del file["vars"]["codebook"]
-    before = [np.array(weight) for weight in model.weights]
+    before = model.get_weights()
     with pytest.raises(WrongModelError, match=r"trained for no codebook, or by release 0\.3, and"):
         model.load_weights(path)
-    for weight, value in zip(model.weights, before, strict=True):
+    for weight, value in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, value)
