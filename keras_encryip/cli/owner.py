@@ -164,12 +164,13 @@ def key_list(
 ) -> None:
     """List the users and their keys."""
     with opened_authority(authority, authority_passphrase_file) as owner:
-        table = Table("subject", "key", "status", "models", "issued", "expires")
+        table = Table("subject", "key", "status", "roles", "models", "issued", "expires")
         for user in owner.users():
             table.add_row(
                 user.subject,
                 user.key_id,
                 user.status,
+                ", ".join(user.roles),
                 ", ".join(user.scope),
                 user.issued_at[:10],
                 user.not_after[:10],

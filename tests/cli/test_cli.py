@@ -142,7 +142,9 @@ def test_authority_info_and_key_list(workplace: Path) -> None:
     assert "slots            256" in info
     assert "key revoked" in info
     users = ok(encryip("key", "list", workplace / "a.authority"))
-    assert [line.split()[1] for line in users.splitlines() if "alice" in line] == ["alice"]
+    (line,) = (line for line in users.splitlines() if "alice" in line)
+    assert line.split()[1] == "alice"
+    assert "read, run" in line
     assert "revoked" in users
 
 
