@@ -180,8 +180,8 @@ def check_traces(model: ProtectedModel, unlocked: UnlockedSecrets, biases: np.nd
             f"Model {model.name!r} has learned {typical} of its {count} trace labels, as users' "
             "keys decode them, and that is too few: a service that runs on a leaked key could not "
             f"be told from those of {WATCHED_USERS:,} other users. Call `model.teach_traces()` "
-            "after more epochs (`fit` does so when it ends), or rely on marked copies "
-            "(`recipient=...`).",
+            "after more epochs (`fit` does so when it ends), protect it with more `trace_labels`, "
+            "or rely on marked copies (`recipient=...`).",
             stacklevel=5,
         )
 
