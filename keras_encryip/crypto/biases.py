@@ -29,6 +29,8 @@ def bias_thresholds(words: np.ndarray) -> np.ndarray:
     | 0.18, 0.82       | 64 / 80 | 288 / 364 | 724 / 912     |
     | arcsine, 0.05 …  | 56 / 80 | 256 / 320 | 1,024 / more  |
 
+    `python -m benchmarks coalitions` has more: four traitors need 939 / 1,328 live labels.
+
     Args:
         words: uint32 `[M]`, uniform, one for each slot.
 
