@@ -111,7 +111,7 @@ def test_edited_bytes_are_refused(changes: list[tuple[str, int, int, bytes]], in
     refuse(data)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_arbitrary_bytes_are_refused(data: bytes, inside: bool) -> None:
     refuse(BEGIN + data + END if inside else data, "key bundle")
