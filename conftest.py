@@ -131,7 +131,7 @@ def shipped(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("shipped")
     url = f"sqlite:///{folder}/acme.authority"
     with ke.Authority.create(url, PASSPHRASE, scrypt_log2_n=CHEAP) as made:
-        options = {"class_names": NAMES, "homophones": 4, "trace_labels": 8}
+        options = {"class_names": NAMES, "homophones": 4, "trace_labels": 64}
         model = ke.protect(build_classifier(), made, name="digits", **options)
         optimizer = keras.optimizers.Adam(0.01)
         model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])

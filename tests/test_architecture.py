@@ -29,7 +29,7 @@ BESIDE = {"__init__", "errors", "registration"}
 
 LIGHT = {"numpy", "msgspec", "Crypto"}
 LIBRARIES = {
-    "crypto": {"msgspec", "Crypto"},
+    "crypto": LIGHT,
     "labels": LIGHT,
     "formats": LIGHT | {"rich"},
     "client": LIGHT,

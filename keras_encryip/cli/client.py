@@ -67,8 +67,8 @@ def inspect(
             "issuer": codebook.issuer.hex(),
             "classes": codebook.num_classes,
             "confused labels": codebook.num_labels,
-            "blocks": len(codebook.headers),
-            "threshold": codebook.access_header.threshold,
+            "slots": len(set(codebook.slots.tolist())),
+            "threshold": codebook.header.threshold,
         }
     )
 

@@ -246,7 +246,8 @@ def _application(directory: Path, user: str, y_test: np.ndarray) -> tuple[str, s
 
 def _forced(version: Path, bundle: Path, confused: np.ndarray) -> np.ndarray:
     """What a foreign key reads if nothing stops it."""
-    table = read_codebook(version).decode_table(ke.KeyBundle.read(bundle).unlock(PASSPHRASE))
+    key = ke.KeyBundle.read(bundle).unlock(PASSPHRASE).reader
+    table = read_codebook(version).decode_table(key)
     return (confused @ (table[:, None] == np.arange(len(NAMES)))).argmax(-1)
 
 

@@ -167,7 +167,7 @@ class LabelAssignment(Secret):
             or slots.max() >= MAX_SLOTS
             or np.unique(slots[trace]).size != trace.size
             or pairs.size != 2 * trace.size
-            or pairs.max(initial=0) >= labels.size // file.homophones
+            or not ((pairs >= 0) & (pairs < labels.size // file.homophones)).all()
             or (pairs[::2] == pairs[1::2]).any()
         ):
             raise FormatError("The label assignment is inconsistent.")

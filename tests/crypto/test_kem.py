@@ -85,6 +85,16 @@ def test_owner_and_anyone_make_the_same_header_from_the_same_bytes(
     assert owner == anyone
 
 
+@quick
+@given(threshold=st.integers(1, 4), by=encapsulators, seed=seeds)
+def test_the_owner_opens_a_header_again(stream: Stream, threshold: int, by: str, seed: int) -> None:
+    """Without a point of its own, and whoever is revoked."""
+    source = stream(f"again {seed}")
+    master = MasterKey.generate(threshold, random_bytes=source)
+    header, secret = encapsulate(master, by, [5], source)
+    assert master.decapsulate(header).derive(PURPOSE) == secret
+
+
 def test_two_headers_share_neither_nodes_nor_secret() -> None:
     master = MasterKey.generate(2)
     (first, one), (second, two) = master.encapsulate(), master.encapsulate()

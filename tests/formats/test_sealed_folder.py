@@ -16,6 +16,7 @@ from keras_encryip.errors import (
     ExpiredKeyError,
     ForeignKeyError,
     FormatError,
+    KeyRefusedError,
     PassphraseError,
     RevokedKeyError,
     SignatureError,
@@ -109,6 +110,9 @@ def test_revoked_and_foreign_keys_are_refused(
     foreign = KeyBundle.from_bytes(other.bundle(other.issue()))
     with pytest.raises(ForeignKeyError, match=r"by another authority .'Other'. than the one"):
         unseal_folder(path, target, foreign, PASSPHRASE)
+    host = KeyBundle.from_bytes(world.authority.bundle(world.authority.issue("run")))
+    with pytest.raises(KeyRefusedError, match="does not read their answers"):
+        unseal_folder(path, target, host, PASSPHRASE)
     assert nothing_left(target)
 
 

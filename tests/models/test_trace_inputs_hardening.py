@@ -245,7 +245,7 @@ def bands(size: np.ndarray) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def trained(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A model of 32 trace labels, trained for a short time, and not exported yet."""
+    """A model of 64 trace labels, trained for a short time, and not exported yet."""
     folder = tmp_path_factory.mktemp("hardening")
     url = f"sqlite:///{folder}/acme.authority"
     keras.utils.set_random_seed(0)
@@ -253,7 +253,7 @@ def trained(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     classifier = keras.Sequential([keras.Input((8, 8, 1)), *layers])
     with ke.Authority.create(url, "owner", scrypt_log2_n=14) as authority:
         authority.issue("alice", folder / "alice", passphrase="p", scrypt_log2_n=14)
-        model = ke.protect(classifier, authority, name="digits", homophones=4, trace_labels=32)
+        model = ke.protect(classifier, authority, name="digits", homophones=4, trace_labels=64)
         model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
         model.fit(digits.x, digits.y, batch_size=32, epochs=5, verbose=0)
         yield model

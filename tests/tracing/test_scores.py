@@ -148,6 +148,35 @@ def test_wildly_different_weights() -> None:
     np.testing.assert_allclose(found, [0.01, 0, 1], rtol=1e-3, atol=1e-12)
 
 
+@pytest.mark.parametrize("unit", [1e-300, 1e-9, 1e300])
+def test_the_unit_of_weights_does_not_matter(unit: float) -> None:
+    weights, biases = np.array([1.0, -2.0, 3.5]), np.array([0.3, 0.6, 0.5])
+    values, chances = every_score(weights, biases)
+    np.testing.assert_allclose(innocent_tail(weights * unit, biases, values * unit), chances)
+    assert least_score(weights * unit, biases, 1, 0.2) == pytest.approx(
+        least_score(weights, biases, 1, 0.2) * unit
+    )
+
+
+@pytest.mark.parametrize("labels", [1, 64])
+def test_low_scores_alone_are_certain(labels: int) -> None:
+    found = innocent_tail(np.ones(labels), np.full(labels, 0.2), np.array([-1e9, -labels * 0.2]))
+    assert found.tolist() == [1, 1]
+
+
+def test_biases_of_complements_are_exact_in_spite_of_rounding() -> None:
+    """Weights of 0.2113 and of 1 - 0.2113 differ in their last bit."""
+    biases = np.array([0.2113] * 40 + [1 - 0.2113] * 24)
+    bits = np.array([1] * 40 + [0] * 24)
+    score = float(np.abs(tardos(bits, biases)) @ np.where(bits == 1, 1 - biases, biases))
+    assert innocent_tail(tardos(bits, biases), biases, np.array(score)) == pytest.approx(
+        0.2113**64, rel=1e-3
+    )
+    near = innocent_tail(tardos(bits, biases), biases, np.array(score * 0.5))
+    agreements = math.ceil(64 * 0.2113 + 64 * (1 - 0.2113) / 2 - 1e-9)
+    assert near == pytest.approx(stats.binom.sf(agreements - 1, 64, 0.2113), rel=1e-6)
+
+
 def test_extreme_biases_of_32_bits() -> None:
     biases = np.array([2.0**-32, 1 - 2.0**-32] * 8)
     weights = tardos(np.array([1, 0] * 8), biases)
