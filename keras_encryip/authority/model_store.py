@@ -237,8 +237,9 @@ class ModelStore:
 
     def live_labels(self, codebook: Codebook) -> list[LiveLabel]:
         """The trace labels of one of this authority's codebooks, with what opens each. Secret."""
-        secret = self._keys.read_master.decapsulate(codebook.header)
-        return live_labels(secret, self.assignment_of(codebook))
+        assignment = self.assignment_of(codebook)
+        codebook.verify(self._keys.issuer)
+        return live_labels(self._keys.read_master.decapsulate(codebook.header), assignment)
 
     def _add_codebook(
         self,

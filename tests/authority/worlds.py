@@ -31,7 +31,7 @@ class World:
 
     Attributes:
         assignment: as the model numbers labels.
-        traces: its trace inputs, and as many on ordinary labels.
+        traces: its trace inputs, and some 40 on ordinary labels.
     """
 
     authority: Authority
@@ -100,7 +100,7 @@ def make_world(
     assignment = LabelAssignment.draw(classes, homophones, trace_labels, store.num_slots)
     metadata = ModelMetadata(model=MODEL, class_names=[f"class {i}" for i in range(classes)])
     codebook = store.add_model(metadata, assignment)
-    ordinary = assignment.labels[:, 0]
+    ordinary = assignment.labels.ravel()[:: max(1, assignment.labels.size // 40)]
     numbers = np.concatenate([assignment.trace, ordinary]).astype(np.float32)
     inputs = np.stack([numbers, np.arange(len(numbers), dtype=np.float32)], 1)
     traces = TraceSet(inputs, numbers.astype(np.int32))
