@@ -44,6 +44,7 @@ _COLUMNS: Final = (
     "revoked_at",
 )
 _STATE: Final = _COLUMNS[3:]
+_CHECKED: Final = (authority_table, users_table, models_table, codebooks_table, exports_table)
 _PART: Final = 10_000
 NO_ROLES: Final = "[]"
 """The roles of a user whose bundle was never asked for."""
@@ -66,10 +67,10 @@ def inconsistency(connection: sa.Connection, events: Iterable[Event]) -> str | N
     for event in events:
         users.follow(event)
         others.follow(event)
+    wrong = {name for name, rows in _stored(connection) if rows != others.rows[name]}
     if not users.agree():
-        return users_table.name
-    stored = _stored(connection)
-    return next((name for name, rows in stored if rows != others.rows[name]), None)
+        wrong.add(users_table.name)
+    return next((table.name for table in _CHECKED if table.name in wrong), None)
 
 
 def enrolled_digest(users: Sequence[tuple[str, str]]) -> str:

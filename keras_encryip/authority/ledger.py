@@ -153,14 +153,15 @@ def raw_rows(
     """
     text = query.compile(connection, compile_kwargs={"literal_binds": True})
     message = "The authority's file is damaged or only partly copied. Restore a full copy."
+    driver: Any = connection.dialect.dbapi
     cursor = connection.connection.cursor()
     with (
         contextlib.closing(cursor),
-        instead_of(connection.dialect.dbapi.Error, raises=lambda _: LedgerError(message)),
+        instead_of(driver.Error, raises=lambda _: LedgerError(message)),
     ):
         cursor.execute(str(text))
         while part := cursor.fetchmany(size):
-            yield part
+            yield list(part)
 
 
 def _in_words(error: Exception) -> str:

@@ -38,7 +38,7 @@ def trace_service(
     record: ModelRecord,
     predict: Predict | str,
     *,
-    model: Any | None,
+    model: Any,
     inputs: np.ndarray | None,
     decoder: Decoder | None,
     transcript: str | os.PathLike[str] | None,
@@ -78,9 +78,7 @@ def trace_service(
     return answers.report({"sets": sets, "answers": parts})
 
 
-def _natural_inputs(
-    record: ModelRecord, model: Any | None, inputs: np.ndarray | None
-) -> np.ndarray:
+def _natural_inputs(record: ModelRecord, model: Any, inputs: np.ndarray | None) -> np.ndarray:
     """Inputs `[m, …]` to ask beside the trace inputs, as many as a transcript has room for."""
     if model is None:
         if inputs is not None:

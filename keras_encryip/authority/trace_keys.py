@@ -139,7 +139,7 @@ class _Leak:
         named = [self._named(user, proof=proof) for user in users.with_keys(names)]
         findings = self._by_point(named, proof)
         if self.bits is not None:
-            findings = self._by_slot_keys()
+            findings = self._by_slot_keys(self.bits)
         by_key = {s.key_id: s for s in findings.suspects}
         for suspect in named:
             other = by_key.get(suspect.key_id, suspect)
@@ -158,10 +158,10 @@ class _Leak:
         chance = corrected(FORGERY, self.owner.user_store.count()) if secret else 1.0
         return Suspect(user.subject, user.key_id, user.status, 1.0, chance, identified=not secret)
 
-    def _by_slot_keys(self) -> Findings:
+    def _by_slot_keys(self, bits: np.ndarray) -> Findings:
         secrets = self.owner.keys.slots
         both = np.tile([0, 1], (secrets.count, 1))
-        weights = observed_weights(self.bits, both, secrets.biases)
+        weights = observed_weights(bits, both, secrets.biases)
         users, slots = self.owner.user_store, np.arange(secrets.count)
         scored = score_users(users, secrets, slots, [weights])
         return scored.findings(users, evidence=self.evidence, kind=self.kind, model="")

@@ -210,13 +210,14 @@ class UserStore:
         facts = {"scope": scope, "issued_at": now, "not_after": now}
         zs = [encode_scalar(random_scalar(get_random_bytes)) for _ in subjects]
         same = {"status": PENDING, "roles": NO_ROLES, **facts}
+        ids = [encoded_key_id(z) for z in zs]
         rows = [
-            {"subject": subject, "z": z, "key_id": encoded_key_id(z), **same}
-            for subject, z in zip(subjects, zs, strict=True)
+            {"subject": subject, "z": z, "key_id": name, **same}
+            for subject, z, name in zip(subjects, zs, ids, strict=True)
         ]
         users = [
-            User(row["subject"], row["key_id"], PENDING, [ANY_MODEL], [], now, now, None)
-            for row in rows
+            User(subject, name, PENDING, [ANY_MODEL], [], now, now, None)
+            for subject, name in zip(subjects, ids, strict=True)
         ]
         digest = enrolled_digest([(user.subject, user.key_id) for user in users])
         counted = {"count": len(rows), "digest": digest}

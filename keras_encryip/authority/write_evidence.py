@@ -65,23 +65,7 @@ def write_evidence(
     models: ModelStore,
 ) -> None:
     """What `Tracer.evidence` does."""
-    if not isinstance(report, TraceReport):
-        raise ArgumentError(f"`report` must be a TraceReport. Received: {type(report).__name__}")
-    if not report.guilty:
-        raise ArgumentError("An inconclusive report accuses nobody: there is no evidence to write.")
-    if not report.exhibits:
-        raise ArgumentError(
-            "`report` was read from a file and holds no exhibits. Trace again, and pass the result."
-        )
-    if report.kind in ("bundle", "key", "combined key") and not report.exhibits["convicted"]:
-        raise ArgumentError(
-            "A point of the polynomial proves nothing to others: they cannot check it without a z "
-            "that must stay secret, and its owner could have computed it. Evidence needs slot "
-            "keys: trace the opened bundle, or pass `slot_keys`."
-        )
-    target = Path(directory)
-    if target.exists():
-        raise ArgumentError(f"{str(target)!r} exists already, and is never overwritten.")
+    target = _checked_target(report, directory)
     case = _Case(report, keys, models)
     accused = case.accused()
     known = {user.key_id for user in users.with_keys(s.key_id for s in accused)}
@@ -111,6 +95,28 @@ def write_evidence(
         verify_evidence(draft, issuer=keys.issuer)
 
     make_new_folder(target, fill)
+
+
+def _checked_target(report: TraceReport, directory: str | PathLike[str]) -> Path:
+    """Refuse reports that are no evidence, and folders that exist."""
+    if not isinstance(report, TraceReport):
+        raise ArgumentError(f"`report` must be a TraceReport. Received: {type(report).__name__}")
+    if not report.guilty:
+        raise ArgumentError("An inconclusive report accuses nobody: there is no evidence to write.")
+    if not report.exhibits:
+        raise ArgumentError(
+            "`report` was read from a file and holds no exhibits. Trace again, and pass the result."
+        )
+    if report.kind in ("bundle", "key", "combined key") and not report.exhibits["convicted"]:
+        raise ArgumentError(
+            "A point of the polynomial proves nothing to others: they cannot check it without a z "
+            "that must stay secret, and its owner could have computed it. Evidence needs slot "
+            "keys: trace the opened bundle, or pass `slot_keys`."
+        )
+    target = Path(directory)
+    if target.exists():
+        raise ArgumentError(f"{str(target)!r} exists already, and is never overwritten.")
+    return target
 
 
 @dataclass(repr=False)
@@ -199,8 +205,8 @@ class _Case:
             "codebook": codebook.codebook_id.hex(),
             "live": [ShownLabel(o.label, encode_base64(o.key), o.classes) for o in live],
         }
-        made = {"codebook": codebook.codebook_id.hex()}
-        self.commitments.append((CODEBOOK_MADE, made))
+        name = {"codebook": codebook.codebook_id.hex()}
+        self.commitments.append((CODEBOOK_MADE, name))
         self._open(accused, slots, with_keys=True)
 
     def _slot_keys(self, accused: list[Suspect]) -> None:

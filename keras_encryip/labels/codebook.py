@@ -265,7 +265,9 @@ class Codebook:
         """
         return self._table(self._secret(key.point), key)
 
-    def _secret(self, key: UserKey) -> SharedSecret:
+    def _secret(self, key: UserKey | MasterKey) -> SharedSecret:
+        if isinstance(key, MasterKey):  # nobody shuts out the owner
+            return key.decapsulate(self.header)
         revoked = RevokedKeyError(
             f"Key {key.key_id} was revoked before this model version was exported. "
             "Ask the model's owner for a new key."

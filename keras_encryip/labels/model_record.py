@@ -40,7 +40,8 @@ class ModelRecord:
         if self.training is None:
             return None
         with np.load(io.BytesIO(self.training), allow_pickle=False) as file:
-            return file.get(SAMPLES)
+            samples: np.ndarray | None = file.get(SAMPLES)
+        return samples
 
 
 class ModelKeeper(Protocol):

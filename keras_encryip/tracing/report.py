@@ -67,7 +67,7 @@ class Findings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tested: int
     tests: int
     threshold: float | None
-    version: Literal[2] = 2
+    version: Literal[1, 2] = 2
 
     @classmethod
     def now(cls, **facts: Any) -> Self:

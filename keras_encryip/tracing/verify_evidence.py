@@ -118,7 +118,7 @@ class _Case:
         events = [self._checked(signed_event) for signed_event in self.statement.events]
         self.events = [event for event in events if event.at <= self.report.at]
         self.bound: list[str] = []
-        self.created = self._event(AUTHORITY_CREATED, number=1)
+        self.created = self._event(AUTHORITY_CREATED)
 
     def verify(self) -> Verified:
         statement, p_values = self.statement, {}
@@ -245,10 +245,11 @@ class _Case:
         self._event(BUNDLE_WRITTEN, **user)
         return self._event(KEY_ISSUED, **user)
 
-    def _event(self, kind: str, number: int | None = None, **facts: str) -> Event:
+    def _event(self, kind: str, **facts: str) -> Event:
         """The first event of a kind that `commits` to these facts; none is after the trace."""
         for event in self.events:
-            if event.kind == kind and number in (None, event.number) and commits(event, facts):
+            first = event.number == 1 or kind != AUTHORITY_CREATED
+            if event.kind == kind and first and commits(event, facts):
                 self.bound.append(event.at)
                 return event
         named = f" to its {', '.join(facts)}" if facts else ""

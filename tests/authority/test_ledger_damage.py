@@ -35,7 +35,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         for name in ("alice", "bob"):
             authority.issue(name, folder / name, passphrase="x", scrypt_log2_n=14)
         metadata = ModelMetadata(model="digits", class_names=["ant", "bee", "cicada"])
-        first = authority.model_store.add_model(metadata, LabelAssignment.draw(3, 4, 8))
+        first = authority.model_store.add_model(metadata, LabelAssignment.draw(3, 4, 8, 1024))
         authority.revoke("bob")
         authority.model_store.current_codebook(first.codebook_id)
     return file.read_bytes()
@@ -153,8 +153,8 @@ EDITS: dict[str, tuple[str, str]] = {
         LOG + " at event 10",
     ),
     "user added": (
-        "INSERT INTO users SELECT 3, 'eve', x'01', '0123456789abcdef', 'active', scope, issued_at,"
-        " not_after, NULL FROM users WHERE user_id = 1",
+        "INSERT INTO users SELECT 3, 'eve', x'01', '0123456789abcdef', 'active', scope, roles, "
+        "issued_at, not_after, NULL FROM users WHERE user_id = 1",
         "users of .* do not agree",
     ),
     "user removed": ("DELETE FROM users WHERE subject = 'alice'", "users of .* do not agree"),
@@ -194,8 +194,8 @@ EDITS: dict[str, tuple[str, str]] = {
         "UPDATE codebooks SET number = 3 WHERE number = 1",
         "codebooks of .* do not agree",
     ),
-    "version": ("UPDATE authority SET ledger_version = 9", "has ledger version 9; this .* reads 3"),
-    "no authority": ("DELETE FROM authority", "has ledger version none; this release reads 3"),
+    "version": ("UPDATE authority SET ledger_version = 9", "has ledger version 9; this .* reads 4"),
+    "no authority": ("DELETE FROM authority", "has ledger version none; this release reads 4"),
     "table dropped": ("DROP TABLE codebooks", r"table\(s\) codebooks are missing"),
     "bytes as text": (
         "UPDATE users SET z = 'text' WHERE user_id = 1",

@@ -126,7 +126,7 @@ def test_a_bundle_without_slot_keys(authority: Authority, issue: Any, tmp_path: 
     issue(authority, "alice", roles=("run",))
     report = Tracer(authority).bundle(tmp_path / "alice.keybundle", PASSPHRASE)
     assert (names(report), report.p_value) == (["alice"], FORGERY)
-    with pytest.raises(ArgumentError, match="proves nothing to others.*Evidence needs slot keys"):
+    with pytest.raises(ArgumentError, match=r"proves nothing to others.*Evidence needs slot keys"):
         Tracer(authority).evidence(report, tmp_path / "case")
 
 
