@@ -260,7 +260,8 @@ def docstring_names(
             return decoder.labels(shipped.model.predict(images, verbose=0))
 
         names |= {"authority": shipped.authority, "suspicious_service": suspicious_service}
-        names["report"] = ke.Tracer(shipped.authority).bundle(shipped.bundles["alice"])
+        opened = shipped.bundles["alice"], shipped.passphrase
+        names["report"] = ke.Tracer(shipped.authority).bundle(*opened)
     elif module.startswith("keras_encryip.models"):
         digits = get("digits")
         names |= {"x": digits.x, "y": digits.y, "authority": get("shared_authority")}

@@ -68,10 +68,10 @@ class InnocentScores:
             return np.zeros(scores.shape)
         near = np.minimum(scores, self._reach)
         first, chances = self._table(float(near.max()))
-        found = np.array(chances[np.maximum(self._cell(near) - first, 0)])
+        bounds = np.array(chances[np.maximum(self._cell(near) - first, 0)])
         far = scores > self._reach
-        found[far] = np.minimum(found[far], self._chernoff(scores[far]))
-        return found
+        bounds[far] = np.minimum(bounds[far], self._chernoff(scores[far]))
+        return bounds
 
     def least(self, chance: float) -> float:
         """The smallest score whose bound is at most `chance`; inf if there is none."""
@@ -99,8 +99,8 @@ class InnocentScores:
         best = np.full(scores.shape, np.inf)
         for tilt, cumulant in zip(self._tilts, self._cumulants, strict=True):
             np.minimum(best, cumulant - tilt * scores, out=best)
-        found: np.ndarray = np.exp(np.minimum(best + _SLACK, 0))
-        return found
+        bounds: np.ndarray = np.exp(np.minimum(best + _SLACK, 0))
+        return bounds
 
     def _far_score(self, chance: float) -> float:
         """A score whose Chernoff bound is `chance`, or the highest one."""
@@ -126,8 +126,8 @@ class InnocentScores:
     def _cell(self, scores: np.ndarray) -> np.ndarray:
         """The first cell whose value is that score or more, but for the slack."""
         scores = np.maximum(scores, self._origin)
-        found: np.ndarray = np.ceil((scores - self._origin) / self._step - _SLACK).astype(np.int64)
-        return found
+        cells: np.ndarray = np.ceil((scores - self._origin) / self._step - _SLACK).astype(np.int64)
+        return cells
 
     def _table(self, score: float) -> tuple[int, np.ndarray]:
         """(first cell, chance of each cell or more from there up to that of `score`).

@@ -67,13 +67,13 @@ def scores(weights: np.ndarray, biases: np.ndarray, codewords: np.ndarray) -> np
     Returns:
         float64 `[users]`.
     """
-    found = np.empty(len(codewords))
+    totals = np.empty(len(codewords))
     step = max(1, _CHUNK // max(1, len(weights)))
     for start in range(0, len(codewords), step):
         bits = codewords[start : start + step].astype(np.float64)
-        np.matmul(bits, weights, out=found[start : start + step])
-    found -= weights @ biases
-    return found
+        np.matmul(bits, weights, out=totals[start : start + step])
+    totals -= weights @ biases
+    return totals
 
 
 def innocent_tail(weights: np.ndarray, biases: np.ndarray, scores: np.ndarray) -> np.ndarray:

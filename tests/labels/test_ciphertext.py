@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from Crypto.Cipher import AES
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, UserKey
@@ -55,6 +55,7 @@ def test_label_keys_are_aes_of_the_label(monkeypatch: pytest.MonkeyPatch) -> Non
     ]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.binary(min_size=16, max_size=16), st.binary(min_size=16, max_size=16)),

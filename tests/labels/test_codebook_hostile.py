@@ -105,7 +105,7 @@ def test_edited_bytes_are_refused(changes: list[tuple[str, int, int, bytes]]) ->
     refuse(data)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused(data: bytes) -> None:
     refuse(data, "(?i)the codebook is|codebook has version 1")

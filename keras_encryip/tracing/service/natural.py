@@ -72,16 +72,16 @@ def natural_weights(
     for column, odds in ((0, 1 - biases), (1, biases)):
         np.add.at(mean.T, pairs[:, column], (live * odds).T)
     signs = _Fit(given, mean, live, pairs, biases).signs()
-    found: np.ndarray = signs / np.sqrt(biases * (1 - biases))
-    return found
+    weights: np.ndarray = signs / np.sqrt(biases * (1 - biases))
+    return weights
 
 
 def _probabilities(answers: np.ndarray) -> np.ndarray:
     if (answers < 0).any():
         answers = np.exp(answers - answers.max(1, keepdims=True))
     total = answers.sum(1, keepdims=True)
-    found: np.ndarray = answers / np.where(total > 0, total, 1.0)
-    return found
+    shares: np.ndarray = answers / np.where(total > 0, total, 1.0)
+    return shares
 
 
 def _step(given: np.ndarray) -> float:
@@ -139,15 +139,15 @@ class _Fit:
         shifts = _BITS[:, None] - self._biases
         logs = shifts * (bits / variances) - shifts**2 * precision / 2
         odds = _PRIOR[:, None] * np.exp(logs - logs.max(0))
-        found: np.ndarray = (2 * _BITS - 1) @ odds / odds.sum(0)
-        return found
+        signs: np.ndarray = (2 * _BITS - 1) @ odds / odds.sum(0)
+        return signs
 
     def _powers(self, sharpness: float) -> np.ndarray:
         """The mean's power, normalised: float64 `[n, K]`."""
         logs = sharpness * self._logs
         powers = np.exp(logs - logs.max(1, keepdims=True))
-        found: np.ndarray = powers / powers.sum(1, keepdims=True)
-        return found
+        normalised: np.ndarray = powers / powers.sum(1, keepdims=True)
+        return normalised
 
     def _first_sharpness(self) -> float:
         """The power that leaves the least absolute residuals, by golden section."""
