@@ -97,8 +97,8 @@ def test_purposes_are_apart() -> None:
 
 # --- bytes -------------------------------------------------------------------
 
-# t = 1: version at 0, codebook id 1, authority 17, K 49, header 53 (99 bytes), masked slot 152, j 154,
-# e[j, 0] 158, e[j, 1] 162.
+# t = 1: version at 0, codebook id 1, authority 17, K 49, header 53 (99 bytes), masked slot 152,
+# j 154, e[j, 0] 158, e[j, 1] 162.
 SIZE = 166
 SLOT = 77
 

@@ -215,9 +215,7 @@ def test_loads_of_slots_do_not_tell_trace_labels(labels: int, trace: int) -> Non
     ("k", "h", "trace", "measured"),
     [(10, 64, 128, 0.57), (100, 19, 128, 0.72), (1000, 1, 128, 0.94)],
 )
-def test_how_much_the_count_of_its_class_tells(
-    k: int, h: int, trace: int, measured: float
-) -> None:
+def test_how_much_the_count_of_its_class_tells(k: int, h: int, trace: int, measured: float) -> None:
     """What a key holder's own table does tell: classes with more labels have more trace labels.
 
     Every class has h real labels, so a class that the table names more than h times has that many
