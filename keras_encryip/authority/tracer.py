@@ -137,8 +137,8 @@ class Tracer:
                 probabilities, `None` for a refusal; or the address of a model at TF
                 Serving's REST API.
             model: the protected model, or its name (then the newest of that name).
-            inputs: natural inputs `[m, …]`, m times K at most 2²⁰; by default those that training
-                kept. Not the owner's best-kept: the service sees them.
+            inputs: natural inputs `[m, …]`, m times K at most 2²⁰ and m times T at most 2²³; by
+                default those that training kept. Not the owner's best-kept: the service sees them.
             decoder: reads the service's answers if these are confused labels. Any key reads
                 them, so this shows whose model it is, and the decoder's user is no suspect.
             transcript: a file that keeps the answers, so that an interrupted or

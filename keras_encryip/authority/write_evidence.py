@@ -315,7 +315,8 @@ def _events(ledger: Ledger, case: _Case, key_ids: set[str]) -> list[SignedEvent]
     shown += [
         e
         for e in events
-        if e.event.number in case.earlier.events and any(accuses(e.event, key_id) for key_id in key_ids)
+        if e.event.number in case.earlier.events
+        and any(accuses(e.event, key_id) for key_id in key_ids)
     ]
     events.sort(key=lambda e: e.event.details.get("recipient", "") not in {"", *key_ids})
     for kind, facts in case.commitments:
