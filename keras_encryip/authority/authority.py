@@ -169,7 +169,18 @@ class Authority(Secret):
                 public_key=row.public_key,
                 issuer=row.issuer,
             )
-        with ledger.reading() as connection:
+        with (
+            instead_of(
+                LookupError,
+                TypeError,
+                ValueError,
+                AttributeError,
+                raises=lambda _: LedgerError(
+                    f"The event log of {ledger.name!r} holds what this release cannot read."
+                ),
+            ),
+            ledger.reading() as connection,
+        ):
             table = inconsistency(connection, read_events(connection, keys.issuer))
             if expect_log is not None:
                 check_log(connection, expect_log)

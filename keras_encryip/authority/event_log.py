@@ -41,31 +41,34 @@ def append_event(connection: sa.Connection, keys: AuthorityKeys, kind: str, **de
 
 
 def read_events(connection: sa.Connection, issuer: bytes) -> Iterator[Event]:
-    """The whole log in order, its chain checked event by event, and at last its signature.
+    """The whole log in order: the newest event's signature is checked first, then the chain.
 
     Raises:
         LedgerError: an event was changed, removed or added by somebody else.
     """
-    number, digest, signature = 0, _FIRST, b""
-    for row in connection.execute(sa.select(events_table).order_by(events_table.c.number)):
-        number += 1
+    digest, e = _FIRST, events_table.c
+    newest = connection.execute(
+        sa.select(e.number, e.digest, e.signature).order_by(e.number.desc()).limit(1)
+    ).first()
+    if newest is not None:
+        with instead_of(
+            SignatureError,
+            raises=lambda _: LedgerError(
+                f"The event log was changed: event {newest.number} is not signed."
+            ),
+        ):
+            verify(issuer, EVENT_DOMAIN, newest.digest, newest.signature, what="event log")
+    rows = connection.execute(sa.select(events_table).order_by(e.number))
+    for number, row in enumerate(rows, 1):
         intact = row.number == number and row.previous == digest
         try:
             event = Event(row.number, row.at, row.kind, msgspec.json.decode(row.details))
-            digest, signature = event_digest(event, digest), row.signature
+            digest = event_digest(event, digest)
         except (msgspec.DecodeError, ValueError, RecursionError):
             intact = False
         if not intact or digest != row.digest:
             raise LedgerError(f"The event log was changed at event {row.number}.")
         yield event
-    if number:
-        with instead_of(
-            SignatureError,
-            raises=lambda _: LedgerError(
-                f"The event log was changed: event {number} is not signed."
-            ),
-        ):
-            verify(issuer, EVENT_DOMAIN, digest, signature, what="event log")
 
 
 def log_head(connection: sa.Connection) -> str:

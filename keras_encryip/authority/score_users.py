@@ -21,7 +21,8 @@ from keras_encryip.tracing.statistics import (
     scores,
 )
 
-_CHUNK: Final = 1 << 17
+_CHUNK: Final = 1 << 23
+"""Bits of codewords that are computed at a time."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,17 +123,18 @@ def score_users(
     biases = secrets.biases[slots]
     used = np.flatnonzero(np.any(comparisons, axis=0))
     parts: list[list[np.ndarray]] = [[] for _ in comparisons]
-    names = [np.empty(0, "S16")]
-    for chunk in users.key_ids(_CHUNK):
-        if apart in chunk:
-            chunk.remove(apart)
-        codewords = secrets.codewords(chunk, slots[used])
+    key_ids = users.key_ids()
+    if apart is not None:
+        key_ids = key_ids[key_ids != apart.encode("ascii")]
+    step = max(1, _CHUNK // max(1, len(used)))
+    for start in range(0, len(key_ids), step):
+        chunk = key_ids[start : start + step].tobytes().decode("ascii")
+        codewords = secrets.codewords([chunk], slots[used])
         for part, weights in zip(parts, comparisons, strict=True):
             part.append(scores(weights[used], biases[used], codewords))
-        names.append(np.frombuffer("".join(chunk).encode("ascii"), "S16"))
     totals = [np.concatenate([np.empty(0), *part]) for part in parts]
     tails = [innocent_tail(w, biases, s) for s, w in zip(totals, comparisons, strict=True)]
-    readings, key_ids = list(zip(totals, tails, strict=True)), np.concatenate(names)
+    readings = list(zip(totals, tails, strict=True))
     earlier = earlier or EarlierEvidence()
     tests = len(key_ids) * len(comparisons)
     identified = []

@@ -16,10 +16,11 @@ from keras_encryip.labels.model_record import ModelRecord
 from keras_encryip.labels.trace_set import ordinary_answers, plurality
 from keras_encryip.tracing.report import TraceReport
 from keras_encryip.tracing.service.natural import natural_weights
-from keras_encryip.tracing.service.query import UNANSWERED, Predict, ask_with_rows
+from keras_encryip.tracing.service.query import UNANSWERED, Predict, ask
 from keras_encryip.tracing.statistics import observed_weights, ownership
 
 _MOST_PROBABILITIES: Final = 1 << 20
+_MOST_LIVE: Final = 1 << 23
 
 
 def trace_table(owner: Authority, record: ModelRecord, table: np.ndarray | Decoder) -> TraceReport:
@@ -55,7 +56,7 @@ def trace_service(
     questions = np.concatenate([traces.inputs for traces in sets])
     natural = _natural_inputs(record, model, inputs)
     with progress_bar("asking the service", len(questions) + len(natural)) as advance:
-        said, rows = ask_with_rows(
+        said, rows = ask(
             predict,
             questions,
             natural,
@@ -80,7 +81,7 @@ def trace_service(
 
 
 def _natural_inputs(record: ModelRecord, model: Any, inputs: np.ndarray | None) -> np.ndarray:
-    """Inputs `[m, …]` to ask beside the trace inputs, as many as a transcript has room for."""
+    """Inputs `[m, …]` to ask beside the trace inputs, as many as there is room and time for."""
     if model is None:
         if inputs is not None:
             raise ArgumentError(
@@ -91,7 +92,11 @@ def _natural_inputs(record: ModelRecord, model: Any, inputs: np.ndarray | None) 
     natural = record.samples if inputs is None else np.asarray(inputs)
     if natural is None:
         return np.empty(0)
-    return natural[: max(1, _MOST_PROBABILITIES // record.assignment.num_classes)]
+    assignment = record.assignment
+    most = min(
+        _MOST_PROBABILITIES // assignment.num_classes, _MOST_LIVE // max(1, len(assignment.trace))
+    )
+    return natural[: max(1, most)]
 
 
 def _orders(owner: Authority, record: ModelRecord) -> list[tuple[Codebook, Any]]:

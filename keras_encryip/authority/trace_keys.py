@@ -20,7 +20,7 @@ from keras_encryip.authority.user_store import User
 from keras_encryip.crypto.combined_key import CombinedKey, find_traitors
 from keras_encryip.crypto.kem import UserKey, key_id
 from keras_encryip.crypto.slots import SLOT_KEY_BYTES
-from keras_encryip.errors import ArgumentError, ForeignKeyError
+from keras_encryip.errors import ArgumentError, ForeignKeyError, instead_of
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.tracing.report import MAX_SCORES, Findings, Suspect, TraceReport
@@ -45,12 +45,10 @@ def trace_bundle(
         leak.evidence["opened"] = "no: anybody who saw it on its way can have it"
         return leak.report([bundle.header.key_id], proof=False)
     keys = bundle.unlock(passphrase, private_key)
-    issued = owner.keys.user_keys(keys.z, keys.roles)
-    genuine = issued.secret_bytes() == keys.secret_bytes()
-    leak.evidence["opened"] = "yes, to this user's keys" if genuine else "yes, to other keys"
+    leak.evidence["opened"] = "yes, to this user's keys"
     if "read" in keys.roles:
         leak.take_slot_keys(keys.reader.slots.keys)
-    return leak.report([keys.key_id] if genuine else [], proof=True)
+    return leak.report([keys.key_id], proof=True)
 
 
 def trace_key(
@@ -195,11 +193,19 @@ class _Leak:
 
 def _slot_keys(given: Any, count: int) -> np.ndarray:
     """uint8 `[M, 16]`, rows of zeros where a slot's key is unknown."""
-    if isinstance(given, np.ndarray):
-        keys = given
-    else:
-        rows = [np.zeros(SLOT_KEY_BYTES) if row is None else row for row in given]
-        keys = np.array([list(r) if isinstance(r, bytes) else np.asarray(r) for r in rows])
+    keys = given
+    if not isinstance(given, np.ndarray):
+        with instead_of(
+            TypeError,
+            ValueError,
+            OverflowError,
+            raises=lambda _: ArgumentError(
+                f"`slot_keys` must hold {count} slot keys of {SLOT_KEY_BYTES} bytes each. "
+                f"Received: {type(given).__name__}"
+            ),
+        ):
+            rows = [bytes(SLOT_KEY_BYTES) if row is None else row for row in given]
+            keys = np.array([list(r) if isinstance(r, bytes) else np.asarray(r) for r in rows])
     good = keys.shape == (count, SLOT_KEY_BYTES) and keys.dtype.kind in "iuf"
     if not good or not ((keys >= -1) & (keys <= 255)).all():
         raise ArgumentError(

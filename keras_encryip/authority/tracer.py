@@ -132,13 +132,16 @@ class Tracer:
         `model` is the model itself: the small probability that live labels have on any input shows
         whose key it is, without the trace inputs.
 
+        A service that forwards its questions to a key holder's own application makes that holder
+        look guilty: nothing in the answers tells the two apart.
+
         Args:
             predict: a function from inputs `[b, …]` to b classes, class names, or rows of
                 probabilities, `None` for a refusal; or the address of a model at TF
                 Serving's REST API.
             model: the protected model, or its name (then the newest of that name).
-            inputs: natural inputs `[m, …]`, m times K at most 2²⁰; by default those that training
-                kept. Not the owner's best-kept: the service sees them.
+            inputs: natural inputs `[m, …]`, m times K at most 2²⁰ and m times T at most 2²³; by
+                default those that training kept. Not the owner's best-kept: the service sees them.
             decoder: reads the service's answers if these are confused labels. Any key reads
                 them, so this shows whose model it is, and the decoder's user is no suspect.
             transcript: a file that keeps the answers, so that an interrupted or
@@ -243,10 +246,12 @@ class Tracer:
     def evidence(self, report: TraceReport, directory: str | os.PathLike[str]) -> None:
         """Write a folder that anybody can check with `encryip verify-evidence`.
 
-        It shows the leaked material, what this authority had committed to before, and what
-        the accused users' keys make of it; no key, and nothing about other users. It does
-        show the trace inputs, tracing blocks and marks that it rests on: hand it to a
-        court or an expert, not to the public, and export anew afterwards.
+        It shows the leaked material, what this authority had committed to before, and the
+        accused users' bits and slot keys at the trace labels' slots, or their marks. It shows
+        nothing about other users. Whoever has it can imitate the accused there, so the log
+        says what it opens, and later traces do not count that against them. Hand it to a
+        court or an expert, not to the public. Exporting anew does not help, since a model keeps
+        its slots: protect anew.
 
         Args:
             report: of this authority's tracer, with a guilty user.

@@ -1,10 +1,11 @@
 """What the ledger keeps of users: who they are, and the public half of their keys."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import sqlalchemy as sa
 from Crypto.Random import get_random_bytes
 
@@ -29,6 +30,7 @@ from keras_encryip.tracing.events import (
 )
 
 _ENROLL_BATCH: Final = 10_000
+_PART: Final = 1 << 16
 
 
 class User(msgspec.Struct, frozen=True):
@@ -136,12 +138,18 @@ class UserStore:
             z = connection.execute(query).scalar()
         return None if z is None else decode_scalar(z, what="z")
 
-    def key_ids(self, size: int) -> Iterator[list[str]]:
-        """The key ids of all users, whatever their status, in the order of issue, in parts."""
+    def key_ids(self) -> np.ndarray:
+        """The key ids of all users, whatever their status, in the order of issue: `[users]`, S16.
+
+        All at once: the file is locked only as long as they are read.
+        """
         query = sa.select(users_table.c.key_id).order_by(users_table.c.user_id)
         with self._ledger.reading() as connection:
-            for rows in raw_rows(connection, query, size):
-                yield [key_id for (key_id,) in rows]
+            parts = [
+                np.array([key_id for (key_id,) in rows], "S16")
+                for rows in raw_rows(connection, query, _PART)
+            ]
+        return np.concatenate([np.empty(0, "S16"), *parts])
 
     def _select(self, query: sa.Select[Any]) -> list[User]:
         with self._ledger.reading() as connection:

@@ -5,7 +5,7 @@ docs/tracing.md says what such a folder holds, and what it proves to whom.
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -36,7 +36,17 @@ class SignedEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signature: str
 
 
-class ShownBit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What opens a commitment: it stands in the folder, and in no log or traceback."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    def __rich_repr__(self) -> Iterator[Any]:
+        return iter(())
+
+
+class ShownBit(_Shown, frozen=True, forbid_unknown_fields=True):
     """An accused user's codeword at one of the slots that are shown.
 
     Attributes:
@@ -50,7 +60,7 @@ class ShownBit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str = ""
 
 
-class Accused(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Accused(_Shown, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is shown about one guilty user.
 
     Attributes:
@@ -67,7 +77,7 @@ class Accused(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     fingerprint_key: str = ""
 
 
-class ShownSlot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ShownSlot(_Shown, frozen=True, forbid_unknown_fields=True):
     """`crypto.slots.SlotOpening`, bytes as base64."""
 
     slot: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
@@ -77,7 +87,7 @@ class ShownSlot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest_1: str
 
 
-class ShownLabel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ShownLabel(_Shown, frozen=True, forbid_unknown_fields=True):
     """`labels.live_labels.LiveLabel`, its key as base64."""
 
     label: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
@@ -88,7 +98,7 @@ class ShownLabel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ]
 
 
-class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Statement(_Shown, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The signed content of `statement.json`: all that is not a file of its own.
 
     Attributes:

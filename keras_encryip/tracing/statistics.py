@@ -110,27 +110,7 @@ def least_score(
     return InnocentScores(weights, biases).least(level / max(1, tests))
 
 
-def coincidences(
-    said: np.ndarray, predicted: np.ndarray, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The accusation rule for answers: how often users' keys predict what was said.
-
-    Args:
-        said: int `[T]`, the answers at the trace labels, below 0 for none.
-        predicted: int `[users, T]`, what each user's key reads there.
-        num_classes: K.
-
-    Returns:
-        (int `[users]` agreements, float64 `[users]` chances of as many or more for an innocent
-        user, before any correction).
-    """
-    answered = said >= 0
-    expected = said[answered].astype(predicted.dtype)
-    hits: np.ndarray = (predicted[:, answered] == expected).sum(1)
-    return hits, binomial_tail(int(answered.sum()), num_classes)[hits]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ranking:
     """Users by the comparison that speaks most against each.
 
@@ -152,11 +132,6 @@ class Ranking:
     def guilty(self) -> int:
         """How many users are proved guilty."""
         return int((self.p_values <= SIGNIFICANCE).sum())
-
-    @property
-    def hits(self) -> np.ndarray:
-        """The scores, under their name of release 0.3."""
-        return self.scores
 
 
 def rank_users(comparisons: Sequence[tuple[np.ndarray, np.ndarray]]) -> Ranking:
@@ -240,13 +215,3 @@ def binomial_tail(n: int, num_classes: int) -> np.ndarray:
 def corrected(p_value: float, tests: int) -> float:
     """Bonferroni: the chance that any of `tests` innocents scores so high, at most 1."""
     return min(1.0, p_value * max(1, tests))
-
-
-def least_hits(n: int, num_classes: int, tests: int) -> int:
-    """The smallest number of coincidences whose corrected p-value is at most `SIGNIFICANCE`.
-
-    Returns:
-        1 … n, or n + 1 if even n coincidences are too few.
-    """
-    enough = np.flatnonzero(binomial_tail(n, num_classes) * max(1, tests) <= SIGNIFICANCE)
-    return int(enough[0]) if enough.size else n + 1

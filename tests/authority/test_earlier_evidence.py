@@ -11,6 +11,7 @@ from keras_encryip.authority.authority import Authority
 from keras_encryip.errors import EvidenceError
 from keras_encryip.tracing.events import EVIDENCE_WRITTEN
 from keras_encryip.tracing.fingerprint import embed
+from keras_encryip.tracing.statement import parse_statement
 from keras_encryip.tracing.verify_evidence import verify_evidence
 from tests.authority.worlds import MODEL, OWNER, PASSPHRASE, World, make_world
 
@@ -129,3 +130,16 @@ def test_the_authority_opens_afterwards(world: World) -> None:
     world.authority.close()
     with Authority.open(world.folder / "acme.authority", OWNER) as again:
         assert again.events()[-1].kind == EVIDENCE_WRITTEN
+
+
+def test_what_a_folder_opens_shows_itself_nowhere_else(world: World) -> None:
+    folder = world.evidence(world.trace(world.table("alice")), "case-1")
+    statement = parse_statement((folder / "statement.json").read_bytes()).statement
+    for part in (
+        statement,
+        statement.accused[0],
+        statement.accused[0].bits[0],
+        statement.slots[0],
+        statement.live[0],
+    ):
+        assert repr(part) == f"<{type(part).__name__}>"

@@ -31,11 +31,14 @@ def world(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
     """
     folder = tmp_path_factory.mktemp(f"classes-{request.param}")
     world = make_world(folder, USERS, classes=request.param, homophones=16, revoked=["carol"])
+    reports = {}  # all from before there is evidence
     for user in ("dave", "erin", *INSIDERS):
-        world.evidence(world.trace(world.table(user)), f"evidence service {user}")
-        world.evidence(world.tracer.table(world.table(user), model=MODEL), f"evidence table {user}")
-        report = world.tracer.bundle(world.bundle(user), "correct horse")
-        world.evidence(report, f"evidence bundle {user}")
+        reports[f"evidence service {user}"] = world.trace(world.table(user))
+        reports[f"evidence table {user}"] = world.tracer.table(world.table(user), model=MODEL)
+        bundle = world.tracer.bundle(world.bundle(user), "correct horse")
+        reports[f"evidence bundle {user}"] = bundle
+    for name, report in reports.items():
+        world.evidence(report, name)
     yield world
     world.authority.close()
 
@@ -135,6 +138,26 @@ def test_no_third_user_is_guilty_by_any_answers(world: World, attacker: Attacker
         assert not third_users(world.tracer.table(table, model=MODEL)), seed
         if seed % 7 == seed // 20:
             assert not third_users(world.trace(table)), seed
+
+
+@pytest.mark.parametrize("user", ["dave", "erin"])
+def test_evidence_is_no_kit_to_accuse_its_user_again(
+    world: World, attacker: Attacker, user: str
+) -> None:
+    """The folder shows how dave reads each trace label, and his slot keys there."""
+    table, keys = attacker.tables[0].copy(), np.zeros_like(attacker.slot_keys[0])
+    for path in world.folder.glob(f"evidence * {user}/statement.json"):
+        statement = json.loads(path.read_bytes())["statement"]
+        bits = [bit["bit"] for bit in statement["accused"][0]["bits"]]
+        for one, bit in zip(statement["live"], bits, strict=False):
+            table[one["label"]] = one["classes"][bit]
+        shown = statement["leaked"] or [b["key"] for b in statement["accused"][0]["bits"]]
+        for slot, key in zip(statement["slots"], shown, strict=True):
+            keys[slot["slot"]] = np.frombuffer(base64.b64decode(key), np.uint8)
+    found = world.trace(table), world.tracer.table(table, model=MODEL), world.tracer.key(None, keys)
+    for report in found:
+        assert report.verdict == "identified"
+        assert [s.subject for s in report.identified] == [user]
 
 
 def test_no_third_user_is_guilty_by_any_slot_keys(world: World, attacker: Attacker) -> None:
@@ -273,15 +296,23 @@ def test_two_traitors_who_compare_are_found(large: World, strategy: str) -> None
     assert named >= len(pairs) - 1
 
 
-def test_one_traitor_is_found_with_the_default_labels(world: World) -> None:
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """No evidence was written yet."""
+    world = make_world(tmp_path_factory.mktemp("fresh"), USERS, trace_labels=128)
+    yield world
+    world.authority.close()
+
+
+def test_one_traitor_is_found_with_the_default_labels(fresh: World) -> None:
     for user in ("alice", "bob", "dave", "erin"):
-        guilty = [s.subject for s in world.trace(world.table(user)).guilty]
+        guilty = [s.subject for s in fresh.trace(fresh.table(user)).guilty]
         assert guilty == [user]
 
 
-def test_pooled_bundles_name_both(world: World) -> None:
-    keys = [world.keys(user).reader.slots.keys for user in INSIDERS]
+def test_pooled_bundles_name_both(fresh: World) -> None:
+    keys = [fresh.keys(user).reader.slots.keys for user in INSIDERS]
     for seed in range(5):
         mask = np.random.default_rng(seed).random((len(keys[0]), 1)) < 0.5
-        report = world.tracer.key(None, np.where(mask, *keys))
+        report = fresh.tracer.key(None, np.where(mask, *keys))
         assert sorted(s.subject for s in report.guilty) == list(INSIDERS)

@@ -9,6 +9,7 @@ import pytest
 
 from keras_encryip.errors import ArgumentError
 from keras_encryip.tracing.report import TraceReport
+from keras_encryip.tracing.verify_evidence import verify_evidence
 from tests.authority.worlds import MODEL, World, make_world
 
 QUESTIONS = 300
@@ -75,6 +76,26 @@ def test_natural_inputs_convict_where_trace_inputs_are_refused(
     assert report.evidence["comparisons"] == 2
     with pytest.raises(ArgumentError, match="Only the probabilities of natural inputs convict"):
         world.evidence(report, "natural")
+
+
+def test_trace_inputs_that_convict_less_strongly_are_evidence(
+    world: World, model: NaturalModel
+) -> None:
+    """Natural inputs tell more here than two thirds of the trace inputs; others check the latter"""
+    table, natural = world.table("carol"), rows_of(world, model, "carol", [], 9)
+    table[world.assignment.trace[40:]] = -1
+
+    def serve(batch: np.ndarray) -> list[Any]:
+        told = natural(batch)
+        for i, label in enumerate(batch[:, 0].astype(int)):
+            if label >= 0:
+                told[i] = np.eye(10)[table[label]] if table[label] >= 0 else None
+        return told
+
+    report = trace(world, serve, model=model, inputs=model.inputs)
+    assert [s.subject for s in report.guilty] == ["carol"]
+    found = verify_evidence(world.evidence(report, "trace inputs"))
+    assert report.p_value < found.p_values["carol"] <= 1e-6
 
 
 def test_a_service_that_gives_classes_is_asked_one_batch_of_them(

@@ -309,8 +309,17 @@ def test_slot_keys_that_are_none(acme: Authority) -> None:
 
 @pytest.mark.parametrize(
     "rows",
-    [np.zeros((1023, 16), int), np.zeros((1024, 15), int), np.full((1024, 16), 256), [None] * 3],
-    ids=["few", "short", "large", "list"],
+    [
+        np.zeros((1023, 16), int),
+        np.zeros((1024, 15), int),
+        np.full((1024, 16), 256),
+        [None] * 3,
+        5,
+        [bytes(16), None, 3],
+        [[1], [1, 2]],
+        [b"x", b"xy", None],
+    ],
+    ids=["few", "short", "large", "list", "number", "mixed", "ragged", "ragged bytes"],
 )
 def test_what_are_no_slot_keys(acme: Authority, rows: Any) -> None:
     with pytest.raises(ArgumentError, match="`slot_keys` must hold 1024 slot keys of 16 bytes"):

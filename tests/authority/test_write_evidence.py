@@ -47,10 +47,16 @@ SLOTTED = ("bundle", "key", "table", "service")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Alice leaks; evidence of each kind is in a folder of that name."""
+    """Alice leaks; evidence of each kind is in a folder of that name, and so for bob."""
     world = make_world(tmp_path_factory.mktemp("world"))
+    bobs = {
+        "bob answers": world.tracer.table(world.decoder("bob"), model=MODEL),
+        "bob keys": world.tracer.bundle(world.bundle("bob"), PASSPHRASE),
+    }
     for kind, report in trace_all(world).items():
         world.evidence(report, kind)
+    for name, report in bobs.items():
+        world.evidence(report, name)
     yield world
     world.authority.close()
 
@@ -339,10 +345,7 @@ def test_edited_evidence_is_refused(forge: Forge, kind: str, change: Change, mes
 @pytest.mark.parametrize("kind", SLOTTED)
 def test_accusing_bob_of_what_alice_leaked(world: World, forge: Forge, kind: str) -> None:
     """With all that is true of him."""
-    report = world.tracer.table(world.decoder("bob"), model=MODEL)
-    if kind in ("bundle", "key"):
-        report = world.tracer.bundle(world.bundle("bob"), PASSPHRASE)
-    bob = world.evidence(report, f"bob for {kind}")
+    bob = world.folder / ("bob keys" if kind in ("bundle", "key") else "bob answers")
     true = json.loads((bob / STATEMENT).read_bytes())["statement"]
 
     def change(statement: Any, files: dict[str, bytes]) -> None:
@@ -462,7 +465,7 @@ def test_what_is_no_evidence(world: World, tmp_path: Path) -> None:
     tracer, alice = world.tracer, world.keys("alice")
     nothing = tracer.table(np.full(world.assignment.num_labels, -1), model=MODEL)
     sealed = tracer.bundle(world.bundle("alice"))
-    table = tracer.table(world.decoder("alice"), model=MODEL)
+    table = tracer.table(world.decoder("carol"), model=MODEL)
     read = TraceReport.from_bytes(table.to_bytes())
     for report, message in (
         (nothing, "accuses nobody"),
@@ -498,13 +501,13 @@ def test_reports_of_another_authority(world: World, tmp_path: Path) -> None:
 def test_evidence_from_a_reordered_version(world: World, tmp_path: Path) -> None:
     """Its order is another one; a table of it, and a service that runs it, are traced as ever."""
     codebook, moved = world.authority.model_store.reorder(world.codebook)
-    table = world.decoder("alice", codebook).secret_table()
-    np.testing.assert_array_equal(table[moved], world.table("alice"))
+    table = world.decoder("carol", codebook).secret_table()
+    np.testing.assert_array_equal(table[moved], world.table("carol"))
     report = world.tracer.table(table, model=MODEL)
-    assert [s.subject for s in report.guilty] == ["alice"]
+    assert [s.subject for s in report.guilty] == ["carol"]
     assert report.tests == 2 * report.tested
     world.tracer.evidence(report, tmp_path / "case")
-    assert [*verify_evidence(tmp_path / "case").p_values] == ["alice"]
+    assert [*verify_evidence(tmp_path / "case").p_values] == ["carol"]
     statement = json.loads((tmp_path / "case" / STATEMENT).read_bytes())["statement"]
     assert statement["codebook"] == codebook.codebook_id.hex()
 

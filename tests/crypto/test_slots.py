@@ -256,6 +256,13 @@ def holders() -> list[Any]:
     return [SECRETS, slots, ReaderKey(point, slots)]
 
 
+def test_openings_hide_what_they_open() -> None:
+    secrets = SlotSecrets(bytes(32), 256)
+    for opening in (secrets.slot_openings([3])[0], secrets.codeword_openings("0" * 16, [3])[0]):
+        assert str(opening.blind)[2:-1] not in repr(opening)
+        assert "blind" not in repr(opening)
+
+
 def test_repr_shows_no_secret() -> None:
     secrets, slots, reader = holders()
     assert repr(secrets) == "<SlotSecrets slots=256>"

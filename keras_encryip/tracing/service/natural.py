@@ -21,7 +21,6 @@ _FLOAT: Final = 2e-7
 _FREEDOM: Final = 4.0
 """Of the Student distribution of residuals: outliers lose their weight."""
 _SHARPEST: Final = 8.0
-_CHUNK: Final = 1 << 22
 _BITS: Final = np.linspace(0, 1, 25)
 _PRIOR: Final = np.array([0.3, *[0.4 / 23] * 23, 0.3])
 """Of a label's bit in the service's key, or of the mean of several keys' bits."""
@@ -194,25 +193,33 @@ class _Fit:
     def _solve(self, sharpness: float, trust: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         """(β - p and its variance, float64 `[T]` both; change of the sharpness)."""
         labels = len(self._spread)
-        normal = np.zeros((labels + 2, labels + 2))
         powers = self._powers(sharpness)
         level = (powers * self._logs).sum(1, keepdims=True)
         tilt = (powers * (self._logs - level))[:, self._touched]
         residuals = self._residuals(np.zeros(labels), sharpness)
         gains = (sharpness * powers / self._mean)[:, self._touched]
         powers = powers[:, self._touched]
-        step = max(1, _CHUNK // (len(self._touched) * (labels + 2)))
-        for start in range(0, len(residuals), step):
-            part = slice(start, start + step)
-            design = gains[part, :, None] * self._turn * self._live[part, None, :]
-            rest = np.stack([tilt[part], residuals[part]], -1)
-            design = np.concatenate([design, rest], -1)
-            # Each row's scale is free.
-            scale, weight = powers[part, :, None], trust[part, :, None]
-            along = (weight * scale * design).sum(1, keepdims=True)
-            design -= scale * (along / ((weight * scale**2).sum(1, keepdims=True) + _SMALLEST))
-            flat = design.reshape(-1, labels + 2)
-            normal += flat.T @ (flat * weight.reshape(-1, 1))
+        # A label's column is not 0 at its two classes alone: live · gain · turn.
+        normal = np.zeros((labels + 2, labels + 2))
+        squares = trust * gains**2
+        for row, turn in enumerate(self._turn):
+            (here,) = np.nonzero(turn)
+            columns = self._live[:, here] * turn[here]
+            normal[np.ix_(here, here)] += columns.T @ (columns * squares[:, row, None])
+        for column, rest in ((-2, tilt), (-1, residuals)):
+            products = (self._live * ((trust * gains * rest) @ self._turn)).sum(0)
+            normal[:-2, column] = normal[column, :-2] = products
+        rests = np.stack([tilt.ravel(), residuals.ravel()])
+        normal[-2:, -2:] = (rests * trust.ravel()) @ rests.T
+        # Each row's scale is free: what lies along it is taken off.
+        weighted = trust * powers
+        along = np.empty((len(trust), labels + 2))
+        along[:, :-2] = self._live * ((weighted * gains) @ self._turn)
+        along[:, -2] = (weighted * tilt).sum(1)
+        along[:, -1] = (weighted * residuals).sum(1)
+        scale = (weighted * powers).sum(1, keepdims=True)
+        share = (scale + 2 * _SMALLEST) / (scale + _SMALLEST) ** 2
+        normal -= along.T @ (along * share)
         matrix, right = normal[:-1, :-1], normal[:-1, -1]
         matrix = matrix + np.diag(np.append(1 / self._spread, 1e-6))
         size = np.sqrt(matrix.diagonal())

@@ -34,52 +34,7 @@ MAX_RETRY_AFTER_S: Final = 300.0
 def ask(
     predict: Predict | str,
     inputs: np.ndarray,
-    *,
-    class_names: Sequence[str],
-    decoder: Decoder | None = None,
-    transcript: str | os.PathLike[str] | None = None,
-    batch_size: int = 16,
-    retries: int = 4,
-    backoff: float = 1.0,
-    progress: Callable[[int], None] | None = None,
-    sleep: Callable[[float], None] = time.sleep,
-) -> np.ndarray:
-    """Ask a service for the class of each input: `ask_with_rows` without natural inputs.
-
-    Args:
-        As of `ask_with_rows`.
-
-    Returns:
-        int32 `[n]` of classes, `UNANSWERED` where the service refused, failed, or
-        answered with something that is no class.
-
-    Example:
-    >>> def service(batch):
-    ...     return ["Bee " if sum(x) < 5 else None for x in batch]
-    >>> ask(service, np.array([[1, 2], [3, 4], [0, 2]]), class_names=["ant", "bee"])
-    array([ 1, -1,  1], dtype=int32)
-    """
-    inputs = check_inputs("inputs", inputs)
-    classes, _ = ask_with_rows(
-        predict,
-        inputs,
-        inputs[:0],
-        class_names=class_names,
-        decoder=decoder,
-        transcript=transcript,
-        batch_size=batch_size,
-        retries=retries,
-        backoff=backoff,
-        progress=progress,
-        sleep=sleep,
-    )
-    return classes
-
-
-def ask_with_rows(
-    predict: Predict | str,
-    inputs: np.ndarray,
-    natural: np.ndarray,
+    natural: np.ndarray | None = None,
     *,
     class_names: Sequence[str],
     decoder: Decoder | None = None,
@@ -128,8 +83,17 @@ def ask_with_rows(
         ServiceError: no input was given a class. The message says why.
         FormatError: the transcript is malformed; it is left as it is.
         ArgumentError: the transcript is of other inputs, or another argument is wrong.
+
+    Example:
+    >>> def service(batch):
+    ...     return ["Bee " if sum(x) < 5 else None for x in batch]
+    >>> classes, _ = ask(service, np.array([[1, 2], [3, 4], [0, 2]]), class_names=["ant", "bee"])
+    >>> classes
+    array([ 1, -1,  1], dtype=int32)
     """
     names = _check_names(class_names, decoder)
+    inputs = check_inputs("inputs", inputs)
+    natural = np.empty(0) if natural is None else np.asarray(natural)
     count, inputs = len(inputs), _together(inputs, natural)
     batch_size = check_count("batch_size", batch_size, 1)
     retries = check_count("retries", retries, 0)
@@ -257,7 +221,6 @@ class _Run:
 
 
 def _together(inputs: np.ndarray, natural: np.ndarray) -> np.ndarray:
-    inputs, natural = check_inputs("inputs", inputs), np.asarray(natural)
     if not natural.size:
         return inputs
     natural = check_inputs("natural", natural)

@@ -1,5 +1,6 @@
 """Live labels read out of natural answers: simulated services, and innocents beside them."""
 
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from keras_encryip.tracing.service.natural import natural_weights
+from keras_encryip.tracing.service.natural import _Fit, natural_weights
 from keras_encryip.tracing.statistics import innocent_tail, scores
 
 CLASSES, HOMOPHONES, LIVE, USERS = 10, 4, 64, 1_000
@@ -182,3 +183,61 @@ def test_no_answers_and_no_labels() -> None:
 def test_one_query_is_read_as_far_as_it_goes() -> None:
     model = simulate(3, queries=1)
     assert np.isfinite(model.weights(model.answers(0))).all()
+
+
+# --- the normal equations --------------------------------------------------------------------
+
+
+def dense(fit: _Fit, sharpness: float, trust: np.ndarray) -> np.ndarray:
+    """What `_Fit._solve` solves, with every entry of the design written out."""
+    powers = fit._powers(sharpness)
+    tilt = powers * (fit._logs - (powers * fit._logs).sum(1, keepdims=True))
+    touched, labels = fit._touched, len(fit._spread)
+    residuals = fit._residuals(np.zeros(labels), sharpness)
+    gains, scale = (sharpness * powers / fit._mean)[:, touched], powers[:, touched, None]
+    design = gains[:, :, None] * fit._turn * fit._live[:, None, :]
+    design = np.concatenate([design, np.stack([tilt[:, touched], residuals], -1)], -1)
+    weight = trust[:, :, None]
+    design -= scale * (
+        (weight * scale * design).sum(1, keepdims=True)
+        / ((weight * scale**2).sum(1, keepdims=True) + 1e-30)
+    )
+    flat = design.reshape(-1, labels + 2)
+    normal = flat.T @ (flat * weight.reshape(-1, 1))
+    matrix = normal[:-1, :-1] + np.diag(np.append(1 / fit._spread, 1e-6))
+    return np.linalg.solve(matrix, normal[:-1, -1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_normal_equations_are_those_of_the_dense_design(seed: int) -> None:
+    model, random = simulate(seed, queries=40), np.random.default_rng(seed)
+    answers, live = model.answers(0), model.confused[:, model.trace].astype(np.float64)
+    mean = model.answers(1)
+    fit = _Fit(answers, mean, live, model.pairs, model.biases)
+    trust = random.exponential(size=(40, len(fit._touched))) * 1e8
+    bits, _, change = fit._solve(0.9, trust)
+    np.testing.assert_allclose([*bits, change], dense(fit, 0.9, trust), rtol=1e-6, atol=1e-9)
+
+
+def test_a_thousand_classes_and_labels_take_seconds() -> None:
+    """25 minutes once: the design was dense."""
+    random = np.random.default_rng(0)
+    classes, live, rows = 1_000, 1_024, 1_048
+    confused = random.gamma(0.2, size=(rows, classes + live))
+    confused[:, classes:] *= 1e-4
+    first = random.integers(classes, size=live)
+    pairs = np.stack([first, (first + random.integers(1, classes, live)) % classes], 1)
+    bits, biases = random.integers(0, 2, live), np.full(live, 0.5)
+    answers = confused[:, :classes].copy()
+    np.add.at(answers.T, pairs[np.arange(live), bits], confused[:, classes:].T)
+    start = time.process_time()
+    weights = natural_weights(
+        confused,
+        answers,
+        np.arange(classes)[:, None],
+        np.arange(classes, classes + live),
+        pairs,
+        biases,
+    )
+    assert time.process_time() - start < 30
+    assert ((weights > 0) == bits).mean() > 0.99

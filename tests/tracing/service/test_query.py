@@ -78,7 +78,7 @@ def put(naps: list[float]) -> Callable[..., np.ndarray]:
 
     def put(predict: Any, inputs: np.ndarray = INPUTS, **options: Any) -> np.ndarray:
         settings = {"class_names": NAMES, "batch_size": 4, "sleep": naps.append}
-        return ask(predict, inputs, **{**settings, **options})
+        return ask(predict, inputs, **{**settings, **options})[0]
 
     return put
 
