@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.earlier_evidence import EarlierEvidence
 from keras_encryip.authority.score_users import score_users
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.errors import ArgumentError, LedgerError
@@ -148,8 +149,14 @@ class _Answers:
     def report(self, exhibits: dict[str, Any]) -> TraceReport:
         """Score all users in each reading."""
         users = self._owner.user_store
+        earlier = EarlierEvidence.read(self._owner.ledger)
         scored = score_users(
-            users, self._owner.keys.slots, self._slots, self._weights, apart=self._apart
+            users,
+            self._owner.keys.slots,
+            self._slots,
+            self._weights,
+            earlier=earlier,
+            apart=self._apart,
         )
         read = max(int(np.count_nonzero(weights)) for weights in self._weights)
         facts = {
@@ -162,11 +169,15 @@ class _Answers:
             kind=self._kind,
             model=self._record.metadata.model,
         )
-        best = {
-            key_id: int(scored.ranking.best[position])
-            for key_id, position in scored.leading(len(findings.suspects)).items()
-        }
-        return TraceReport(findings, {**exhibits, "record": self._record, "best": best})
+        return TraceReport(
+            findings,
+            {
+                **exhibits,
+                "record": self._record,
+                "earlier": earlier.events,
+                "alone": [scored.alone(s) for s in findings.suspects if s.guilty],
+            },
+        )
 
 
 def _checked_table(table: np.ndarray | Decoder, record: ModelRecord) -> np.ndarray:

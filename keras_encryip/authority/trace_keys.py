@@ -6,13 +6,14 @@ had: a point at a secret z, or the slot keys of their codeword.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.earlier_evidence import EarlierEvidence
 from keras_encryip.authority.schema import REVOKED
 from keras_encryip.authority.score_users import score_users
 from keras_encryip.authority.user_store import User
@@ -112,6 +113,7 @@ class _Leak:
     Attributes:
         slot_keys: uint8 `[M, 16]`, those that were found.
         bits: int8 `[M]`, which of a slot's two keys that is, -1 for neither.
+        earlier: evidence that was written before.
     """
 
     owner: Authority
@@ -119,6 +121,10 @@ class _Leak:
     evidence: dict[str, Any]
     slot_keys: np.ndarray | None = None
     bits: np.ndarray | None = None
+    earlier: EarlierEvidence = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.earlier = EarlierEvidence.read(self.owner.ledger)
 
     def take_slot_keys(self, keys: np.ndarray) -> None:
         same = (self.owner.keys.slots.keys == keys[:, None]).all(axis=2)
@@ -145,12 +151,17 @@ class _Leak:
             other = by_key.get(suspect.key_id, suspect)
             chance = min(suspect.p_value, other.p_value)
             by_key[suspect.key_id] = msgspec.structs.replace(
-                other, p_value=chance, identified=suspect.identified
+                other, p_value=chance, identified=other.identified or suspect.identified
             )
         suspects = sorted(by_key.values(), key=lambda s: (s.p_value, not s.identified))
         shown = msgspec.structs.replace(findings, suspects=suspects)
         convicted = [] if self.bits is None else [s.key_id for s in findings.suspects if s.guilty]
-        exhibits = {"slot_keys": self.slot_keys, "bits": self.bits, "convicted": convicted}
+        exhibits = {
+            "slot_keys": self.slot_keys,
+            "bits": self.bits,
+            "convicted": convicted,
+            "earlier": self.earlier.events,
+        }
         return TraceReport(shown, exhibits)
 
     def _named(self, user: User, *, proof: bool) -> Suspect:
@@ -163,7 +174,7 @@ class _Leak:
         both = np.tile([0, 1], (secrets.count, 1))
         weights = observed_weights(bits, both, secrets.biases)
         users, slots = self.owner.user_store, np.arange(secrets.count)
-        scored = score_users(users, secrets, slots, [weights])
+        scored = score_users(users, secrets, slots, [weights], earlier=self.earlier)
         return scored.findings(users, evidence=self.evidence, kind=self.kind, model="")
 
     def _by_point(self, named: list[Suspect], proof: bool) -> Findings:

@@ -4,9 +4,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.earlier_evidence import EarlierEvidence
 from keras_encryip.authority.trace_answers import trace_service, trace_table
 from keras_encryip.authority.trace_keys import trace_bundle, trace_combined_key, trace_key
 from keras_encryip.authority.write_evidence import write_evidence
@@ -198,29 +200,42 @@ class Tracer:
             result = score_copies(matched, originals, marks, advance)
         ranked = sorted(result.scores, key=lambda recipient: -result.scores[recipient])
         tests = len(marks) * result.looks
-        suspects = [
-            Suspect(*recipients[k], z, corrected(p_value(z), tests))
-            for k, z in ((k, result.scores[k]) for k in ranked)
-        ]
+        earlier = EarlierEvidence.read(self._authority.ledger)
+        suspects = []
+        for k in ranked:
+            z = result.scores[k]
+            suspect = Suspect(*recipients[k], z, corrected(p_value(z), tests))
+            if (record.model_id, k) in earlier.marks:  # anybody can mark weights with it
+                suspect = msgspec.structs.replace(suspect, p_value=1.0, identified=suspect.guilty)
+            suspects.append(suspect)
+        suspects.sort(key=lambda s: (s.p_value, -s.score))
         stated = "blind: none given"
         if originals is not None:
             exported = kernels_digest(originals) in digests
             stated = "as exported" if exported else "given, not what was exported"
+        shown = suspects[: max(MAX_SHOWN, sum(s.guilty for s in suspects))]
+        shown += [s for s in suspects if s.identified and s not in shown]
         findings = Findings.now(
             evidence={
                 "kernels found": f"{sum(k is not None for k in result.kernels)} of {len(shapes)}",
                 "original weights": stated,
+                **earlier.stated((s.key_id, s.subject) for s in shown if s.identified),
             },
             kind="weights",
             model=record.metadata.model,
             score_name="standard deviations",
             scores=[result.scores[k] for k in ranked[:MAX_SCORES]],
-            suspects=suspects[: max(MAX_SHOWN, sum(s.guilty for s in suspects))],
+            suspects=shown,
             tested=len(marks),
             tests=tests,
             threshold=result.threshold,
         )
-        exhibits = {"record": record, "suspect": result.kernels, "reference": originals}
+        exhibits = {
+            "record": record,
+            "suspect": result.kernels,
+            "reference": originals,
+            "earlier": earlier.events,
+        }
         return TraceReport(findings, exhibits)
 
     # --- verdicts ----------------------------------------------------------------

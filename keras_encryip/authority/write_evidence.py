@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 import sqlalchemy as sa
 
-from keras_encryip.authority.event_log import signed_events
+from keras_encryip.authority.earlier_evidence import EarlierEvidence
+from keras_encryip.authority.event_log import append_event, signed_events
 from keras_encryip.authority.keys import AuthorityKeys
 from keras_encryip.authority.ledger import Ledger
 from keras_encryip.authority.model_store import ModelStore
@@ -25,8 +26,10 @@ from keras_encryip.tracing.events import (
     AUTHORITY_CREATED,
     BUNDLE_WRITTEN,
     CODEBOOK_MADE,
+    EVIDENCE_WRITTEN,
     KEY_ISSUED,
     MODEL_EXPORTED,
+    accuses,
     commits,
 )
 from keras_encryip.tracing.fingerprint import kernels_digest
@@ -64,9 +67,13 @@ def write_evidence(
     users: UserStore,
     models: ModelStore,
 ) -> None:
-    """What `Tracer.evidence` does."""
+    """What `Tracer.evidence` does.
+
+    The log says what the folder shows before the folder gets its name.
+    """
     target = _checked_target(report, directory)
-    case = _Case(report, keys, models)
+    earlier = EarlierEvidence.read(ledger, known=report.exhibits["earlier"])
+    case = _Case(report, keys, models, earlier)
     accused = case.accused()
     known = {user.key_id for user in users.with_keys(s.key_id for s in accused)}
     if unknown := {s.key_id for s in accused} - known:
@@ -78,7 +85,7 @@ def write_evidence(
     files = case.files | {REPORT: TraceReport(shown).to_bytes()}
     statement = Statement(
         accused=case.shown,
-        events=_events(ledger, {s.key_id for s in accused}, case.commitments, report.at),
+        events=_events(ledger, case, {s.key_id for s in accused}),
         files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         format="encryip-evidence",
         issuer=encode_base64(keys.issuer),
@@ -93,6 +100,8 @@ def write_evidence(
             write_new_file(draft / name, data)
         write_new_file(draft / STATEMENT, sign_statement(statement, keys.sign))
         verify_evidence(draft, issuer=keys.issuer)
+        with ledger.writing() as connection:
+            append_event(connection, keys, EVIDENCE_WRITTEN, **case.disclosed())
 
     make_new_folder(target, fill)
 
@@ -124,36 +133,55 @@ class _Case:
     """What a report of one kind shows.
 
     Attributes:
+        earlier: evidence that the trace knew of.
         shown: the accused users.
         facts: other fields of the statement.
         files: name → bytes.
         commitments: (kind, facts) of events that must have committed to these.
+        which: number of the comparison that convicts, where there are several.
     """
 
     report: TraceReport
     keys: AuthorityKeys
     models: ModelStore
+    earlier: EarlierEvidence
     shown: list[Accused] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     commitments: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    which: int = 0
 
     def accused(self) -> list[Suspect]:
-        """The guilty users whom one comparison convicts, without what others cannot check."""
+        """The guilty users whom the strongest comparison that others can check convicts."""
         guilty, exhibits = self.report.guilty, self.report.exhibits
         if self.report.kind in ("bundle", "key"):
             return [s for s in guilty if s.key_id in exhibits["convicted"]]
         if self.report.kind == "weights":
             return guilty
-        best = exhibits["best"]
-        if self.report.kind == "service":
-            guilty = [s for s in guilty if best[s.key_id] < len(exhibits["sets"])]
-        if not guilty:
+        checked = exhibits["sets" if self.report.kind == "service" else "codebooks"]
+        alone = [comparisons[: len(checked)] for comparisons in exhibits["alone"]]
+        chances = [min(s.p_value for s in suspects) for suspects in zip(*alone, strict=True)]
+        self.which = int(np.argmin(chances))
+        accused = [comparisons[self.which] for comparisons in alone]
+        if not any(s.guilty for s in accused):
             raise ArgumentError(
                 "Only the probabilities of natural inputs convict here, and others cannot check "
                 "these without the model: there is no evidence to write."
             )
-        return [s for s in guilty if best[s.key_id] == best[guilty[0].key_id]]
+        return sorted((s for s in accused if s.guilty), key=lambda s: s.p_value)
+
+    def disclosed(self) -> dict[str, Any]:
+        """What the event log says of this evidence: whom it accuses, and what it opens of them."""
+        facts: dict[str, Any] = {
+            "accused": sorted(user.key_id for user in self.shown),
+            "traced": self.report.kind,
+            "slots": sorted(shown.slot for shown in self.facts.get("slots", ())),
+        }
+        if "codebook" in self.facts:
+            facts["codebook"] = self.facts["codebook"]
+        if self.report.kind == "weights":
+            facts["model_id"] = self.report.exhibits["record"].model_id
+        return facts
 
     def collect(self, accused: list[Suspect]) -> None:
         """Fill the attributes."""
@@ -161,8 +189,8 @@ class _Case:
         if kind == "weights":
             self._weights(accused)
         elif kind in ("table", "service"):
-            best = self.report.exhibits["best"][accused[0].key_id]
-            self._answers(accused, self._table(best) if kind == "table" else self._service(best))
+            codebook = self._table() if kind == "table" else self._service()
+            self._answers(accused, codebook)
         else:
             self._slot_keys(accused)
 
@@ -182,15 +210,15 @@ class _Case:
             facts = {"recipient": s.key_id, "kernels_digest": digest}
             self.commitments.append((MODEL_EXPORTED, facts))
 
-    def _table(self, which: int) -> Codebook:
+    def _table(self) -> Codebook:
         self.files = {"table.npy": _npy(self.report.exhibits["table"])}
-        codebook: Codebook = self.report.exhibits["codebooks"][which]
+        codebook: Codebook = self.report.exhibits["codebooks"][self.which]
         return codebook
 
-    def _service(self, which: int) -> Codebook:
+    def _service(self) -> Codebook:
         """The trace inputs that convict, as the model numbers labels, and the answers to them."""
         exhibits = self.report.exhibits
-        traces, answers = exhibits["sets"][which], exhibits["answers"][which]
+        traces, answers = exhibits["sets"][self.which], exhibits["answers"][self.which]
         self.files = {"trace-set.npy": traces.secret_bytes(), "answers.npy": _npy(answers)}
         digest = self.facts["trace_set"] = traces.digest.hex()
         self.commitments.append((MODEL_EXPORTED, {"model_trace_set or trace_set": digest}))
@@ -224,14 +252,18 @@ class _Case:
     def _enough(self, accused: list[Suspect], bits: np.ndarray, leaves: bytes) -> int:
         secrets = self.keys.slots
         codewords = np.array([secrets.codeword(s.key_id) for s in accused])
+        unseens = [self.earlier.unseen(s.key_id, np.arange(secrets.count)) for s in accused]
         counts = sorted({*LEAKED_COUNTS, secrets.count})
         for count in counts:
             slots = slots_to_show(leaves, count)
             biases = secrets.biases[slots]
             weights = observed_weights(bits[slots], np.tile([0, 1], (count, 1)), biases)
-            results = scores(weights, biases, codewords[:, slots])
-            chances = innocent_tail(weights, biases, results) * len(counts) * self.report.tests
-            if all(proves_guilt(float(chance)) for chance in chances):
+            chances = [
+                innocent_tail(counted, biases, scores(counted, biases, codeword[None, slots]))[0]
+                for codeword, unseen in zip(codewords, unseens, strict=True)
+                for counted in [weights * unseen[slots]]
+            ]
+            if all(proves_guilt(c * len(counts) * self.report.tests) for c in chances):
                 return count
         return secrets.count
 
@@ -261,18 +293,17 @@ class _Case:
             self.shown.append(user)
 
 
-def _events(
-    ledger: Ledger, key_ids: set[str], commitments: list[tuple[str, dict[str, str]]], before: str
-) -> list[SignedEvent]:
+def _events(ledger: Ledger, case: _Case, key_ids: set[str]) -> list[SignedEvent]:
     """The authority's creation, the accused users' keys, and an event for each commitment.
 
+    Also what earlier evidence, as far as the trace knew it, has shown of the accused.
     Exports tell of their recipient: others' are shown only where there is no other.
     """
     with ledger.reading() as connection:
         events = [
             SignedEvent(event, encode_base64(previous), encode_base64(signature))
             for event, previous, signature in signed_events(connection, _wanted(key_ids))
-            if event.at <= before
+            if event.at <= case.report.at
         ]
     personal = (KEY_ISSUED, BUNDLE_WRITTEN)
     shown = [e for e in events if e.event.kind in (AUTHORITY_CREATED, *personal)]
@@ -281,8 +312,14 @@ def _events(
         for e in shown
         if e.event.kind == AUTHORITY_CREATED or e.event.details["key_id"] in key_ids
     ]
+    shown += [
+        e
+        for e in events
+        if e.event.number in case.earlier.events
+        and any(accuses(e.event, key_id) for key_id in key_ids)
+    ]
     events.sort(key=lambda e: e.event.details.get("recipient", "") not in {"", *key_ids})
-    for kind, facts in commitments:
+    for kind, facts in case.commitments:
         committed = [e for e in events if e.event.kind == kind and commits(e.event, facts)]
         shown += [e for e in committed[:1] if e not in shown]
     return sorted(shown, key=lambda e: e.event.number)
@@ -293,7 +330,7 @@ def _wanted(key_ids: set[str]) -> sa.ColumnElement[bool]:
     e = events_table.c
     personal = [e.details.contains(key_id) for key_id in key_ids]
     return e.kind.in_([AUTHORITY_CREATED, CODEBOOK_MADE, MODEL_EXPORTED]) | (
-        e.kind.in_([KEY_ISSUED, BUNDLE_WRITTEN]) & sa.or_(*personal)
+        e.kind.in_([KEY_ISSUED, BUNDLE_WRITTEN, EVIDENCE_WRITTEN]) & sa.or_(*personal)
     )
 
 

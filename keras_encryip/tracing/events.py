@@ -19,6 +19,7 @@ MODEL_PROTECTED: Final = "model protected"
 CODEBOOK_MADE: Final = "codebook made"
 MODEL_EXPORTED: Final = "model exported"
 FOLDER_SEALED: Final = "folder sealed"
+EVIDENCE_WRITTEN: Final = "evidence written"
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -49,6 +50,12 @@ def commits(event: Event, facts: dict[str, str]) -> bool:
         return next((event.details[n] for n in names.split(" or ") if n in event.details), None)
 
     return all(fact(names) == value for names, value in facts.items())
+
+
+def accuses(event: Event, key_id: str) -> bool:
+    """Whether evidence about this user was written."""
+    accused = event.details.get("accused")
+    return event.kind == EVIDENCE_WRITTEN and isinstance(accused, list) and key_id in accused
 
 
 def now_text() -> str:

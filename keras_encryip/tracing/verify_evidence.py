@@ -29,6 +29,7 @@ from keras_encryip.tracing.events import (
     KEY_ISSUED,
     MODEL_EXPORTED,
     Event,
+    accuses,
     commits,
     event_digest,
 )
@@ -154,7 +155,8 @@ class _Case:
 
         def chance_of(accused: Accused) -> float:
             bits = slots.bits_of(accused, self._issued(accused))
-            return choices * _chance(weights, slots.biases, bits)
+            counted = weights * self._unseen(accused, slots.numbers)
+            return choices * _chance(counted, slots.biases, bits)
 
         return chance_of
 
@@ -192,7 +194,10 @@ class _Case:
             self._issued(accused)
             key = decode_base64(accused.fingerprint_key, what="fingerprint_key", length=32)
             mark = {"recipient": accused.key_id, "fingerprint": fingerprint_commitment(key)}
-            self._event(MODEL_EXPORTED, **mark, kernels_digest=digest)
+            exported = self._event(MODEL_EXPORTED, **mark, kernels_digest=digest)
+            model_id = exported.details.get("model_id")
+            if any(e.details.get("model_id") == model_id for e in self._earlier(accused)):
+                raise EvidenceError(f"Earlier evidence has shown the mark of {accused.subject!r}.")
             return p_value(correlate(marks, key))
 
         return chance_of
@@ -210,7 +215,8 @@ class _Case:
         def chance_of(accused: Accused) -> float:
             bits = slots.bits_of(accused, self._issued(accused))
             slots.check_reading(accused, codebook, live)
-            return _chance(weights, slots.biases, bits)
+            counted = weights * self._unseen(accused, slots.numbers)
+            return _chance(counted, slots.biases, bits)
 
         return chance_of
 
@@ -246,6 +252,16 @@ class _Case:
         user = {"key_id": accused.key_id, "subject": accused.subject}
         self._event(BUNDLE_WRITTEN, **user)
         return self._event(KEY_ISSUED, **user)
+
+    def _earlier(self, accused: Accused) -> list[Event]:
+        """Earlier evidence about this user: who has it can imitate them."""
+        return [event for event in self.events if accuses(event, accused.key_id)]
+
+    def _unseen(self, accused: Accused, slots: list[int]) -> np.ndarray:
+        """float64 `[n]`: 0 at the slots of this user that earlier evidence has opened, else 1."""
+        events = self._earlier(accused)
+        shown = {slot for event in events for slot in event.details.get("slots", ())}
+        return np.array([slot not in shown for slot in slots], np.float64)
 
     def _event(self, kind: str, **facts: str) -> Event:
         """The first event of a kind that `commits` to these facts; none is after the trace."""
