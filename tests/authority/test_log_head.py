@@ -75,7 +75,7 @@ def test_numbers_of_slots(create: Any, slots: Any) -> None:
 def test_other_numbers_of_slots(create: Any, issue: Any, protect: Any, file: Path) -> None:
     authority = create(slots=256)
     issue(authority, "alice")
-    codebook, _ = protect(authority)
-    assert codebook.slots.max() < 256 == authority.model_store.num_slots
+    _, assignment = protect(authority)
+    assert assignment.slots.max() < 256 == authority.model_store.num_slots
     authority.close()
     opened(file, None)

@@ -200,9 +200,9 @@ def test_the_log_commits_to_live_labels(authority: Authority, protect: Any) -> N
     event = authority.events()[-1]
     assert event.details["live"] == live_commitment(live)
     for one in live:
-        slot = codebook.slots[one.label]
+        assert one.slot == assignment.slots[one.label]
         for bit in (0, 1):
-            key = authority.keys.slots.keys[slot, bit].tobytes()
+            key = authority.keys.slots.keys[one.slot, bit].tobytes()
             assert codebook.read_label(one.label, bit, one.key, key) == one.classes[bit]
 
 

@@ -97,13 +97,14 @@ def test_a_bundle_that_reads_only_reads(world: Any, confused: np.ndarray) -> Non
     assert Decoder.open(world.model, bundle, PASSPHRASE).labels(confused).tolist() == [7, 2, 1]
 
 
-def test_a_key_with_fewer_slots_is_told_so(world: Any) -> None:
-    """Its authority is another one, although signature and digest are this one's."""
-    larger = replace(world.authority, slots=SlotSecrets(bytes(32), 512))
-    codebook = larger.codebook(LabelAssignment.draw(10, 64, 32, 512))
+def test_a_key_with_other_slots_reads_random_classes(world: Any) -> None:
+    """No authority makes these files: points and signature of one, slot keys of two."""
+    other = replace(world.authority, slots=SlotSecrets(bytes(32), 512))
+    assignment = LabelAssignment.draw(10, 64, 32, 512)
     bundle = KeyBundle.from_bytes(world.authority.bundle(world.alice))
-    with pytest.raises(ForeignKeyError, match="another authority issued it"):
-        Decoder.open(codebook, bundle, PASSPHRASE)
+    decoder = Decoder.open(other.codebook(assignment), bundle, PASSPHRASE)
+    right = (decoder.secret_table() == assignment.classes)[assignment.labels.ravel()]
+    assert 20 < right.sum() < 120  # of 640: 64 expected
 
 
 def test_opening_costs_one_decapsulation(
@@ -370,8 +371,10 @@ def test_ciphertexts_of_another_codebook_are_refused(decoder: Decoder, world: An
             decoder.decrypt([world.codebook.ciphertext(0), other])
     large = world.codebook.ciphertext(0)
     beyond = large[:-12] + decoder.num_labels.to_bytes(4, "big") + large[-8:]
-    with pytest.raises(WrongModelError, match=message):
-        decoder.decrypt([beyond])
+    other_slot = large[:-14] + bytes([large[-14] ^ 255]) + large[-13:]
+    for changed in (beyond, other_slot):
+        with pytest.raises(WrongModelError, match=message):
+            decoder.decrypt([changed])
 
 
 @pytest.mark.parametrize(
@@ -385,7 +388,6 @@ def test_ciphertexts_of_another_codebook_are_refused(decoder: Decoder, world: An
         pytest.param(lambda d: d[:-4] + b"\xff" * 4, id="value out of range"),
         pytest.param(lambda d: d[:-8] + b"\xff" * 4 + d[-4:], id="other value out of range"),
         pytest.param(lambda d: d[:-12] + b"\xff" * 4 + d[-8:], id="label out of range"),
-        pytest.param(lambda d: d[:-14] + b"\xff" * 2 + d[-12:], id="slot out of range"),
     ],
 )
 def test_malformed_ciphertexts_are_refused(

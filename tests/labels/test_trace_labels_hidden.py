@@ -199,11 +199,11 @@ def auc(scores: np.ndarray, of_trace: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("trace", [16, 64, 128])
-@pytest.mark.parametrize("labels", [256, 272, 320, 384, 448, 496, 512])
+@pytest.mark.parametrize("labels", [256, 272, 320, 336, 384, 448, 496, 512])
 def test_loads_of_slots_do_not_tell_trace_labels(labels: int, trace: int) -> None:
-    """Key holders know the slots. How many labels share one says little, up to T = M/2."""
+    """Key holders know the slots. How many labels share one says little: 0.45 at worst."""
     found = []
-    for _ in range(60):
+    for _ in range(200):
         drawn = LabelAssignment.draw(2, (labels - trace) // 2, trace, 256)
         assert drawn.num_labels == labels
         loads = np.bincount(drawn.slots, minlength=256)
