@@ -34,18 +34,18 @@ class EarlierEvidence:
     @classmethod
     def read(cls, ledger: Ledger, known: Container[int] | None = None) -> "EarlierEvidence":
         """Of an authority's event log: all of it, or the events of these numbers."""
-        found = cls()
+        evidence = cls()
         with ledger.reading() as connection:
             for event, _, _ in signed_events(connection, events_table.c.kind == EVIDENCE_WRITTEN):
                 if known is not None and event.number not in known:
                     continue
-                found.events.add(event.number)
+                evidence.events.add(event.number)
                 for key_id in event.details["accused"]:
-                    found.slots.setdefault(key_id, set()).update(event.details["slots"])
-                    found.dates[key_id] = event.at
+                    evidence.slots.setdefault(key_id, set()).update(event.details["slots"])
+                    evidence.dates[key_id] = event.at
                     if "model_id" in event.details:
-                        found.marks.add((event.details["model_id"], key_id))
-        return found
+                        evidence.marks.add((event.details["model_id"], key_id))
+        return evidence
 
     def unseen(self, key_id: str, slots: np.ndarray) -> np.ndarray:
         """bool `[n]`: which of some slots no evidence about this user has opened."""
