@@ -95,7 +95,7 @@ class Authority(Secret):
             threshold: t, 1 … 64: how many users can be revoked, and how many
                 colluders together learn nothing beyond their own keys.
             slots: M, a multiple of 8 in 256 … 4,096: the bits of a user's codeword, 16 bytes of
-                their bundle each, and the most trace labels that a model can have.
+                their bundle each. A model has at most half as many trace labels.
             name: shown to users in their bundles; by default the file's name.
             scrypt_log2_n: cost of trying a passphrase, 14 … 20.
 

@@ -227,7 +227,7 @@ class _Case:
     def _answers(self, accused: list[Suspect], codebook: Codebook) -> None:
         """Of a codebook: its trace labels, their slots, and what the accused read there."""
         live = self.models.live_labels(codebook)
-        slots = codebook.slots[[one.label for one in live]].tolist()
+        slots = [one.slot for one in live]
         self.files["codebook.json"] = codebook.to_bytes()
         self.facts |= {
             "codebook": codebook.codebook_id.hex(),

@@ -67,7 +67,6 @@ def inspect(
             "issuer": codebook.issuer.hex(),
             "classes": codebook.num_classes,
             "confused labels": codebook.num_labels,
-            "slots": len(set(codebook.slots.tolist())),
             "threshold": codebook.header.threshold,
         }
     )

@@ -116,8 +116,8 @@ class _Demo:
         self._fit(self.model, "protected")
         self.model.save(self.directory / "digits.keras")
         self.console.print(
-            f"{self.model.num_labels} confused labels stand for {len(NAMES)} classes and 64 "
-            "trace labels."
+            f"{self.model.num_labels} confused labels stand for {len(NAMES)} classes and "
+            f"{self.model._unlocked().assignment().trace.size} trace labels."
         )
 
     def issue_and_export(self) -> None:

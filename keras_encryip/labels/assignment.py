@@ -28,14 +28,15 @@ class LabelAssignment(Secret):
     """Which of the N = K·h + T confused labels stands for which class or trace input.
 
     Which label stands for what is drawn from the operating system's generator. Each label lies on
-    a slot, which is public. A trace label reads as one class to users whose codeword has a 0 at its
+    a slot. A trace label reads as one class to users whose codeword has a 0 at its
     slot, and as another to those with a 1.
 
     Attributes:
         labels: int32 `[K, h]`, the homophones of each class.
         trace: int32 `[T]`, the trace labels; entry i belongs to trace input i.
         pairs: int32 `[T, 2]`, two different classes for each of `trace`: what bits 0 and 1 read.
-        slots: uint16 `[N]`, the slot of each label. Trace labels lie on T different ones.
+        slots: uint16 `[N]`, the slot of each label, which only key holders learn. Trace labels lie
+            on T different ones.
     """
 
     __slots__ = ("labels", "pairs", "slots", "trace")
@@ -87,7 +88,7 @@ class LabelAssignment(Secret):
         Args:
             num_classes: K, 2 … 2²⁰.
             homophones: h, at least 1.
-            trace_labels: T, at most M.
+            trace_labels: T, at most M/2.
             slots: M, of the authority.
         """
         if not 2 <= num_classes <= MAX_CLASSES:
@@ -98,10 +99,11 @@ class LabelAssignment(Secret):
             raise ArgumentError(
                 f"`homophones` must be a positive integer. Received: homophones={homophones}"
             )
-        if not 0 <= trace_labels <= slots:
+        if not 0 <= trace_labels <= slots // 2:
             raise ArgumentError(
-                f"`trace_labels` must be in 0 … {slots}: each lies on a slot of its own, and the "
-                f"authority has {slots}. Received: trace_labels={trace_labels}"
+                f"`trace_labels` must be in 0 … {slots // 2}, half of the authority's {slots} "
+                "slots. For more, create an authority with more slots. "
+                f"Received: trace_labels={trace_labels}"
             )
         count = num_classes * homophones + trace_labels
         if count > MAX_LABELS:
@@ -113,10 +115,10 @@ class LabelAssignment(Secret):
         random = secrets.SystemRandom()
         order = np.array(random.sample(range(slots), slots), np.uint16)
         of_label = _permuted(np.resize(order, count))
-        # A random label of each slot that there is: as many of these as are wanted trace.
+        # Labels in random order trace, but for those whose slot has one already.
         labels = _permuted(np.arange(count, dtype=np.int32))
         _, first = np.unique(of_label[labels], return_index=True)
-        trace = _permuted(labels[first])[:trace_labels]
+        trace = labels[np.sort(first)][:trace_labels]
         real = labels[~np.isin(labels, trace)].reshape(num_classes, homophones)
         pairs = [random.sample(range(num_classes), 2) for _ in range(trace_labels)]
         return cls(real, trace, np.array(pairs, np.int32).reshape(-1, 2), of_label)

@@ -9,7 +9,7 @@ import numpy as np
 from Crypto.Cipher import AES
 
 from keras_encryip.crypto.kem import Header, SharedSecret
-from keras_encryip.crypto.slots import MAX_SLOTS, SLOT_KEY_BYTES, ReaderKey
+from keras_encryip.crypto.slots import SLOT_KEY_BYTES, ReaderKey, SlotKeys
 from keras_encryip.errors import ForeignKeyError, FormatError
 from keras_encryip.labels.assignment import MAX_CLASSES, MAX_LABELS
 
@@ -23,22 +23,26 @@ _LABEL_PURPOSE: Final = "label keys v2"
 _MASK_TAG: Final = b"encryip label mask v2\0"
 
 
-def label_keys(secret: SharedSecret, labels: np.ndarray) -> np.ndarray:
-    """L_j = AES-256 of the 16-byte block j, under a key from a codebook's secret.
+def label_keys(secret: SharedSecret, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """L_j, and what label j's slot is masked with: AES-256 of the 16-byte blocks 2·j and 2·j + 1.
 
-    L_j together with a slot key opens label j, and tells nothing of other labels.
+    The AES key comes from a codebook's secret. L_j together with a slot key opens label j, and
+    tells nothing of other labels. Slots are masked, because a label has the same slot in every
+    codebook of a model: in the clear, they would carry an old decode table to a new numbering.
 
     Args:
         secret: what the codebook's header opens to.
         labels: int `[n]`, the confused labels j.
 
     Returns:
-        uint8 `[n, 16]`.
+        (L_j, uint8 `[n, 16]`; the first two bytes of the other block, big-endian, uint16 `[n]`).
     """
-    counters = np.zeros((len(labels), 2), ">u8")
-    counters[:, 1] = labels
+    counters = np.zeros((len(labels), 2, 2), ">u8")
+    counters[:, :, 1] = 2 * labels.astype(np.int64)[:, None] + np.arange(2)
     words = AES.new(secret.derive(_LABEL_PURPOSE), AES.MODE_ECB).encrypt(counters.tobytes())
-    return np.frombuffer(words, np.uint8).reshape(-1, LABEL_KEY_BYTES)
+    blocks = np.frombuffer(words, np.uint8).reshape(-1, 2, LABEL_KEY_BYTES)
+    masks = np.ascontiguousarray(blocks[:, 1, :2]).view(">u2")[:, 0].astype(np.uint16)
+    return np.ascontiguousarray(blocks[:, 0]), masks
 
 
 def label_masks(slot_keys: np.ndarray, keys: np.ndarray, num_classes: int) -> np.ndarray:
@@ -65,26 +69,55 @@ def label_masks(slot_keys: np.ndarray, keys: np.ndarray, num_classes: int) -> np
     return ((words[:, 0] % k * shift + words[:, 1] % k) % k).astype(np.int64)
 
 
+def read_labels(
+    secret: SharedSecret,
+    slots: SlotKeys,
+    labels: np.ndarray,
+    masked_slots: np.ndarray,
+    values: np.ndarray,
+    num_classes: int,
+) -> np.ndarray:
+    """What a user reads: (e[j, v] − mask) mod K, with v the user's bit at the label's slot.
+
+    Args:
+        secret: what the labels' header opens to.
+        slots: the user's.
+        labels: int `[n]`, the confused labels j.
+        masked_slots: uint16 `[n]`. A foreign key finds random ones, mod M.
+        values: uint32 `[n, 2]`, e.
+        num_classes: K.
+
+    Returns:
+        int32 `[n]`.
+    """
+    keys, slot_masks = label_keys(secret, labels)
+    of_label = (masked_slots ^ slot_masks) % len(slots.bits)
+    chosen = np.take_along_axis(values, slots.bits[of_label][:, None], 1)[:, 0]
+    masks = label_masks(slots.keys[of_label], keys, num_classes)
+    return np.asarray((chosen.astype(np.int64) - masks) % num_classes, np.int32)
+
+
 @dataclass(frozen=True)
 class LabelCiphertext:
-    """An encrypted label: header, label j, its slot and two values. Public, not authenticated.
+    """An encrypted label: header, label j, its masked slot and two values. Public, not
+    authenticated.
 
-    Bytes: version (1) ‖ codebook id (16) ‖ authority digest (32) ‖ K (4) ‖ header ‖ slot (2) ‖
-    j (4) ‖ e[j, 0] (4) ‖ e[j, 1] (4), integers big-endian.
+    Bytes: version (1) ‖ codebook id (16) ‖ authority digest (32) ‖ K (4) ‖ header ‖ masked slot
+    (2) ‖ j (4) ‖ e[j, 0] (4) ‖ e[j, 1] (4), integers big-endian.
     """
 
     codebook_id: bytes
     authority: bytes
     num_classes: int
     header: Header
-    slot: int
+    masked_slot: int
     label: int
     values: tuple[int, int]
 
     def to_bytes(self) -> bytes:
         return ciphertext_prefix(
             self.codebook_id, self.authority, self.num_classes, self.header
-        ) + ciphertext_suffix(self.slot, self.label, self.values)
+        ) + ciphertext_suffix(self.masked_slot, self.label, self.values)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "LabelCiphertext":
@@ -101,35 +134,18 @@ class LabelCiphertext:
         codebook_id, rest = fixed[:CODEBOOK_ID_BYTES], fixed[CODEBOOK_ID_BYTES:]
         authority, num_classes = rest[:DIGEST_BYTES], int.from_bytes(rest[DIGEST_BYTES:], "big")
         header = Header.from_bytes(data[_FIXED_BYTES:-_SUFFIX_BYTES])
-        slot = int.from_bytes(suffix[:2], "big")
+        masked_slot = int.from_bytes(suffix[:2], "big")
         label, *values = (int.from_bytes(suffix[i : i + 4], "big") for i in (2, 6, 10))
-        if (
-            not 2 <= num_classes <= MAX_CLASSES
-            or slot >= MAX_SLOTS
-            or label >= MAX_LABELS
-            or max(values) >= num_classes
-        ):
+        if not 2 <= num_classes <= MAX_CLASSES or label >= MAX_LABELS or max(values) >= num_classes:
             raise FormatError("A label ciphertext has a field out of range.")
-        return cls(codebook_id, authority, num_classes, header, slot, label, (values[0], values[1]))
+        pair = (values[0], values[1])
+        return cls(codebook_id, authority, num_classes, header, masked_slot, label, pair)
 
     def class_for(self, secret: SharedSecret, key: ReaderKey) -> int:
-        """class(j) = (e[j, v] − mask) mod K, with v the user's bit at the label's slot.
-
-        Raises:
-            ForeignKeyError: the key has fewer slots than this label's authority.
-        """
-        if self.slot >= len(key.slots.bits):
-            raise ForeignKeyError(_FOREIGN)
-        value = self.values[int(key.slots.bits[self.slot])]
-        keys = label_keys(secret, np.array([self.label]))
-        mask = label_masks(key.slots.keys[[self.slot]], keys, self.num_classes)[0]
-        return int((value - mask) % self.num_classes)
-
-
-_FOREIGN: Final = (
-    "This label was encrypted under another authority's public key. "
-    "Use the key bundle that belongs to the model that produced it."
-)
+        """class(j) = (e[j, v] − mask) mod K, with v the user's bit at the label's slot."""
+        label, slot = np.array([self.label]), np.array([self.masked_slot], np.uint16)
+        values = np.array([self.values], np.uint32)
+        return int(read_labels(secret, key.slots, label, slot, values, self.num_classes)[0])
 
 
 def ciphertext_prefix(
@@ -141,7 +157,7 @@ def ciphertext_prefix(
 
 
 def ciphertext_suffix(slot: int, label: int, values: Iterable[int]) -> bytes:
-    """The bytes of one label: slot ‖ j ‖ e[j, 0] ‖ e[j, 1]."""
+    """The bytes of one label: masked slot ‖ j ‖ e[j, 0] ‖ e[j, 1]."""
     numbers = b"".join(int(number).to_bytes(4, "big") for number in (label, *values))
     return slot.to_bytes(2, "big") + numbers
 
@@ -173,7 +189,10 @@ def decrypt_labels(
     for data in ciphertexts:
         ciphertext = LabelCiphertext.from_bytes(bytes(data))
         if authority is not None and ciphertext.authority != authority:
-            raise ForeignKeyError(_FOREIGN)
+            raise ForeignKeyError(
+                "This label was encrypted under another authority's public key. "
+                "Use the key bundle that belongs to the model that produced it."
+            )
         if ciphertext.header not in secrets:
             secrets[ciphertext.header] = key.point.decapsulate(ciphertext.header)
         classes.append(ciphertext.class_for(secrets[ciphertext.header], key))

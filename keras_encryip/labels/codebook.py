@@ -21,7 +21,7 @@ from keras_encryip.crypto.encoding import (
 )
 from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, UserKey
 from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, SigningKey, verify
-from keras_encryip.crypto.slots import MAX_SLOTS, ReaderKey, SlotSecrets
+from keras_encryip.crypto.slots import ReaderKey, SlotSecrets
 from keras_encryip.errors import (
     ForeignKeyError,
     FormatError,
@@ -37,6 +37,7 @@ from keras_encryip.labels.ciphertext import (
     ciphertext_suffix,
     label_keys,
     label_masks,
+    read_labels,
 )
 
 FORMAT: Final = "encryip-codebook"
@@ -90,7 +91,7 @@ class Codebook:
         num_classes: K.
         header: opens to the secret of all labels.
         sealed_metadata: under that secret.
-        slots: uint16 `[N]`, the slot of every confused label.
+        masked_slots: uint16 `[N]`, the slot of every confused label, masked (`label_keys`).
         values: uint32 `[N, 2]`, e[j, v] for users whose bit at the label's slot is v.
         signature: Ed25519 over the canonical body.
     """
@@ -101,7 +102,7 @@ class Codebook:
     num_classes: int
     header: Header
     sealed_metadata: bytes
-    slots: np.ndarray
+    masked_slots: np.ndarray
     values: np.ndarray
     signature: bytes = b""
 
@@ -133,8 +134,6 @@ class Codebook:
         if len(slots) % 2 or not 4 <= len(slots) <= 2 * MAX_LABELS:
             raise FormatError(f"The codebook must have 2 … {MAX_LABELS} labels, 2 bytes each.")
         slots = slots.view(">u2").astype(np.uint16)
-        if slots.max() >= MAX_SLOTS:
-            raise FormatError(f"A codebook slot is not below {MAX_SLOTS}.")
         raw = decode_base64(body.values, what="codebook values", length=8 * len(slots))
         values = np.frombuffer(raw, ">u4").astype(np.uint32).reshape(-1, 2)
         if values.max() >= body.num_classes:
@@ -168,7 +167,7 @@ class Codebook:
             issuer=encode_base64(self.issuer),
             metadata=encode_base64(self.sealed_metadata),
             num_classes=self.num_classes,
-            slots=encode_base64(self.slots.astype(">u2").tobytes()),
+            slots=encode_base64(self.masked_slots.astype(">u2").tobytes()),
             values=encode_base64(self.values.astype(">u4").tobytes()),
             version=VERSION,
         )
@@ -197,7 +196,7 @@ class Codebook:
             revoked: the z of at most t users who must not open it.
         """
         header, secret = master.encapsulate(revoked)
-        keys = label_keys(secret, np.arange(assignment.num_labels))
+        keys, slot_masks = label_keys(secret, np.arange(assignment.num_labels))
         versions, classes = assignment.versions, assignment.num_classes
         masks = [label_masks(slots.keys[assignment.slots, v], keys, classes) for v in (0, 1)]
         authority = master.public_key().digest
@@ -212,7 +211,7 @@ class Codebook:
             classes,
             header,
             sealed,
-            assignment.slots,
+            assignment.slots ^ slot_masks,
             ((versions + np.stack(masks, 1)) % classes).astype(np.uint32),
         )
         return replace(
@@ -261,7 +260,6 @@ class Codebook:
 
         Raises:
             RevokedKeyError: the key was revoked before the codebook was made.
-            ForeignKeyError: the key has fewer slots than the codebook names.
         """
         return self._table(self._secret(key.point), key)
 
@@ -287,25 +285,15 @@ class Codebook:
         return metadata
 
     def _table(self, secret: SharedSecret, key: ReaderKey) -> np.ndarray:
-        if self.slots.max() >= len(key.slots.bits):
-            raise _foreign(key.key_id)
-        keys = label_keys(secret, np.arange(self.num_labels))
-        values = np.take_along_axis(self.values, key.slots.bits[self.slots][:, None], 1)[:, 0]
-        masks = label_masks(key.slots.keys[self.slots], keys, self.num_classes)
-        return self._classes(values, masks)
+        labels = np.arange(self.num_labels)
+        slots, values = self.masked_slots, self.values
+        return read_labels(secret, key.slots, labels, slots, values, self.num_classes)
 
     def read_label(self, label: int, bit: int, label_key: bytes, slot_key: bytes) -> int:
         """The class of one label to users with a bit, given its key and its slot's: evidence."""
         slot_keys, keys = (np.frombuffer(k, np.uint8)[None] for k in (slot_key, label_key))
-        masks = label_masks(slot_keys, keys, self.num_classes)
-        return int(self._classes(self.values[[label], bit], masks)[0])
-
-    def _classes(self, values: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        """(e − mask) mod K: int32 `[n]`."""
-        classes: np.ndarray = ((values.astype(np.int64) - masks) % self.num_classes).astype(
-            np.int32
-        )
-        return classes
+        mask = int(label_masks(slot_keys, keys, self.num_classes)[0])
+        return (int(self.values[label, bit]) - mask) % self.num_classes
 
     # --- ciphertexts ---------------------------------------------------------
 
@@ -317,7 +305,7 @@ class Codebook:
     @cached_property
     def ciphertext_suffixes(self) -> tuple[bytes, ...]:
         """For each confused label, the bytes that its ciphertext ends with."""
-        pairs = zip(self.slots.tolist(), self.values.tolist(), strict=True)
+        pairs = zip(self.masked_slots.tolist(), self.values.tolist(), strict=True)
         return tuple(ciphertext_suffix(slot, j, pair) for j, (slot, pair) in enumerate(pairs))
 
     def ciphertext(self, label: int) -> bytes:

@@ -18,19 +18,22 @@ class LiveLabel:
 
     Attributes:
         label: its number j.
+        slot: where it lies.
         key: L_j, 16 bytes; together with a slot key it reads the label.
         classes: what bits 0 and 1 read.
     """
 
     label: int
+    slot: int
     key: bytes
     classes: tuple[int, int]
 
     @property
     def leaf(self) -> bytes:
-        """SHA-256 over a tag ‖ j (4) ‖ L_j (16) ‖ the two classes (4 each), big-endian."""
+        """SHA-256 over a tag ‖ j (4) ‖ slot (2) ‖ L_j (16) ‖ two classes (4 each), big-endian."""
+        place = self.label.to_bytes(4, "big") + self.slot.to_bytes(2, "big")
         a, b = (c.to_bytes(4, "big") for c in self.classes)
-        return hashlib.sha256(_TAG + self.label.to_bytes(4, "big") + self.key + a + b).digest()
+        return hashlib.sha256(_TAG + place + self.key + a + b).digest()
 
 
 def live_labels(secret: SharedSecret, assignment: LabelAssignment) -> list[LiveLabel]:
@@ -40,9 +43,10 @@ def live_labels(secret: SharedSecret, assignment: LabelAssignment) -> list[LiveL
         secret: what the codebook's header opens to.
         assignment: as the codebook numbers the labels.
     """
-    keys = label_keys(secret, assignment.trace)
-    rows = zip(assignment.trace.tolist(), keys, assignment.pairs.tolist(), strict=True)
-    return [LiveLabel(label, key.tobytes(), (a, b)) for label, key, (a, b) in rows]
+    labels, (keys, _) = assignment.trace, label_keys(secret, assignment.trace)
+    places = zip(labels.tolist(), assignment.slots[labels].tolist(), strict=True)
+    rows = zip(places, keys, assignment.pairs.tolist(), strict=True)
+    return [LiveLabel(*place, key.tobytes(), (a, b)) for place, key, (a, b) in rows]
 
 
 def live_commitment(labels: list[LiveLabel]) -> str:

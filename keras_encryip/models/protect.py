@@ -59,7 +59,7 @@ def protect(
         name: the model's name, which key bundles can be limited to.
         class_names: K names, sealed for key holders; by default `"0"`, `"1"`, …
         homophones: h ≥ 1; by default as many as keep N ≤ 2,048, within 1 … 64.
-        trace_labels: T, 0 … as many as the authority has slots; by default 128 where the
+        trace_labels: T, 0 … half as many as the authority has slots; by default 128 where the
             classifier takes a single input of numbers, else 0.
         strategy: a key of `homophones.STRATEGIES`: `"clustered"` (homophones follow the inputs)
             or `"random"`; by default the first that suits the inputs and labels.

@@ -8,8 +8,9 @@ were fitted to trace inputs, which do show there, then look like all others in n
 import numpy as np
 
 RADIUS = 3.0
-"""Norm of the noise, in those of the columns themselves."""
+"""Norm of the noise, in the median of those of the columns themselves."""
 
+_SPREAD = 0.05
 _NARROWEST, _STEPS = 1e-4, 60
 _COLUMNS = 128
 _SAMPLE = 512
@@ -39,6 +40,7 @@ class QuietNoise:
         self._own = random.normal(size=shape).astype(np.float32)
         self._common = random.normal(size=shape).astype(np.float32)
         self._common[:, labels] = self._common[:, labels[:, :1]]
+        self._radii = RADIUS * np.exp(_SPREAD * random.normal(size=count)).astype(np.float32)
 
     def widest(self, kernel: np.ndarray, limit: float) -> float | None:
         """The largest τ at which scores change by `limit` at most (root of mean square).
@@ -75,8 +77,8 @@ class QuietNoise:
         own, common = self._own[:, some], self._common[:, some]
         noise = quiet * (np.sqrt(1 - shared) * own + np.sqrt(shared) * common)
         loud = (1 - quiet) * (self._axes.T @ kernel[:, some])
-        radius = RADIUS * np.sqrt((loud**2).sum(0).mean())
-        noise *= radius / np.linalg.norm(noise, axis=0)
+        radius = float(np.median(np.linalg.norm(loud, axis=0)))  # fitted columns may be longer
+        noise *= radius * self._radii[some] / np.linalg.norm(noise, axis=0)
         return np.asarray(self._axes @ (loud + noise), np.float32)
 
 

@@ -206,11 +206,9 @@ class _Case:
 
     def _answers(self, codebook: Codebook, read: Callable[[np.ndarray], np.ndarray]) -> _Chance:
         """From what was said to live labels; `read` maps their numbers `[T]` to classes."""
-        live = self._live_labels(codebook)
-        labels = np.array([one.label for one in live], np.int64)
         slots = ShownSlots(self.statement, self.created)
-        if slots.numbers != codebook.slots[labels].tolist():
-            raise EvidenceError("The slots that are shown are not those of the trace labels.")
+        live = self._live_labels(codebook, slots.numbers)
+        labels = np.array([one.label for one in live], np.int64)
         pairs = np.array([one.classes for one in live], np.int64).reshape(-1, 2)
         weights = observed_weights(read(labels), pairs, slots.biases)
 
@@ -222,13 +220,17 @@ class _Case:
 
         return chance_of
 
-    def _live_labels(self, codebook: Codebook) -> list[LiveLabel]:
+    def _live_labels(self, codebook: Codebook, slots: list[int]) -> list[LiveLabel]:
         """All trace labels of the codebook: the log committed to them when it was made."""
         name, digest = codebook.codebook_id.hex(), sha256(codebook.to_bytes()).hexdigest()
         event = self._event(CODEBOOK_MADE, codebook=name, codebook_digest=digest)
+        if len(slots) != len(self.statement.live):
+            raise EvidenceError("The slots that are shown are not those of the trace labels.")
         live = [
-            LiveLabel(one.label, decode_base64(one.key, what="label key", length=16), one.classes)
-            for one in self.statement.live
+            LiveLabel(
+                one.label, slot, decode_base64(one.key, what="label key", length=16), one.classes
+            )
+            for one, slot in zip(self.statement.live, slots, strict=True)
         ]
         if live_commitment(live) != event.details.get("live"):
             raise EvidenceError("The trace labels are not those that the log committed to.")

@@ -437,7 +437,7 @@ def test_a_user_reads_every_codebook_of_a_model_alike(
     books = [read_codebook(tmp_path / version) for version in ("1", "2")]
     assert books[0].codebook_id != books[1].codebook_id
     assert (books[0].values != books[1].values).any(), "drawn anew"
-    np.testing.assert_array_equal(books[0].slots, books[1].slots)
+    assert (books[0].masked_slots == books[1].masked_slots).sum() <= 2, "by chance"
     for first, second in tables.values():
         np.testing.assert_array_equal(first, second)
     differ = np.flatnonzero(tables["alice"][0] != tables["carol"][0])

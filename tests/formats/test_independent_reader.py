@@ -76,6 +76,11 @@ def aes(key: bytes, block: bytes) -> bytes:
     return AES.new(key, AES.MODE_ECB).encrypt(block)
 
 
+def label_key_and_slot(labels_key: bytes, label: int, masked_slot: int) -> tuple[bytes, int]:
+    blocks = [aes(labels_key, (2 * label + i).to_bytes(16, "big")) for i in (0, 1)]
+    return blocks[0], masked_slot ^ int.from_bytes(blocks[1][:2], "big")
+
+
 def mask(slot_key: bytes, label_key: bytes, num_classes: int) -> int:
     digest = tagged(b"encryip label mask v2", slot_key + label_key)
     return int.from_bytes(digest[:16], "big") % num_classes
@@ -96,7 +101,8 @@ class Reader:
     def bit(self, slot: int) -> int:
         return self.codeword[slot // 8] >> (7 - slot % 8) & 1
 
-    def read(self, slot: int, values: tuple[int, int], label_key: bytes, k: int) -> int:
+    def read(self, unmasked: int, values: tuple[int, int], label_key: bytes, k: int) -> int:
+        slot = unmasked % (8 * len(self.codeword))
         slot_key = self.slot_keys[16 * slot : 16 * slot + 16]
         return (values[self.bit(slot)] - mask(slot_key, label_key, k)) % k
 
@@ -267,18 +273,22 @@ def test_pycryptodome_opens_the_vector_of_rfc_9180() -> None:
     assert cipher.unseal(RFC_CIPHERTEXT, RFC_ASSOCIATED) == RFC_PLAINTEXT
 
 
-def read_table(codebook: dict[str, Any], reader: Reader) -> tuple[list[bytes], list[int]]:
-    """Every label's key and class."""
+def read_table(
+    codebook: dict[str, Any], reader: Reader
+) -> tuple[list[bytes], list[int], list[int]]:
+    """Every label's key, slot and class."""
     body = codebook["body"]
     slots, values, k = b64decode(body["slots"]), b64decode(body["values"]), body["num_classes"]
     assert len(values) == 4 * len(slots)
     labels_key = open_header(reader.point, b64decode(body["header"]), b"label keys v2")
-    keys, table = [], []
+    keys, found, table = [], [], []
     for j in range(len(slots) // 2):
-        slot, e0, e1 = struct.unpack(">HII", slots[2 * j : 2 * j + 2] + values[8 * j : 8 * j + 8])
-        keys.append(aes(labels_key, j.to_bytes(16, "big")))
-        table.append(reader.read(slot, (e0, e1), keys[-1], k))
-    return keys, table
+        masked, e0, e1 = struct.unpack(">HII", slots[2 * j : 2 * j + 2] + values[8 * j : 8 * j + 8])
+        label_key, slot = label_key_and_slot(labels_key, j, masked)
+        keys.append(label_key)
+        found.append(slot)
+        table.append(reader.read(slot, (e0, e1), label_key, k))
+    return keys, found, table
 
 
 def test_codebook(bundle: dict[str, Any], codebook: dict[str, Any], reader: Reader) -> None:
@@ -294,10 +304,12 @@ def test_codebook(bundle: dict[str, Any], codebook: dict[str, Any], reader: Read
     assert metadata.decode() == VECTORS["metadata"]
     labels_key = open_header(reader.point, kem_header, b"label keys v2")
     assert labels_key.hex() == VECTORS["labels_key"]
-    keys, table = read_table(codebook, reader)
+    keys, slots, table = read_table(codebook, reader)
     assert [key.hex() for key in keys] == VECTORS["label_keys"]
-    assert table == VECTORS["table"]
-    slots = struct.unpack(">32H", b64decode(body["slots"]))
+    assert (slots, table) == (VECTORS["slots"], VECTORS["table"])
+    assert len(set(slots)) == 32  # of 256, in a codebook of 32 labels
+    masked = struct.unpack(">32H", b64decode(body["slots"]))
+    assert [a ^ b for a, b in zip(masked, slots, strict=True)] == VECTORS["slot_masks"]
     slot_keys = [reader.slot_keys[16 * slot : 16 * slot + 16] for slot in slots]
     masks = [mask(a, b, body["num_classes"]) for a, b in zip(slot_keys, keys, strict=True)]
     assert masks == VECTORS["masks"]
@@ -308,8 +320,8 @@ def test_another_user_reads_trace_labels_in_another_way(codebook: dict[str, Any]
     assert keys.hex() == VECTORS["reader_bundle_keys"]
     header = unarmour(VECTORS["reader_bundle"])["bundle"]["header"]
     assert header["roles"] == ["read"]
-    _, table = read_table(codebook, Reader(keys, header["roles"]))
-    assert table == VECTORS["reader_table"]
+    _, slots, table = read_table(codebook, Reader(keys, header["roles"]))
+    assert (slots, table) == (VECTORS["slots"], VECTORS["reader_table"])
     differ = sum(a != b for a, b in zip(table, VECTORS["table"], strict=True))
     assert 0 < differ <= 8  # T
 
@@ -319,9 +331,9 @@ def test_label_ciphertexts(reader: Reader) -> None:
         data = bytes.fromhex(text)
         assert data[0] == 2
         k = int.from_bytes(data[49:53], "big")
-        slot, label, e0, e1 = struct.unpack(">HIII", data[-14:])
+        masked, label, e0, e1 = struct.unpack(">HIII", data[-14:])
         labels_key = open_header(reader.point, data[53:-14], b"label keys v2")
-        label_key = aes(labels_key, label.to_bytes(16, "big"))
+        label_key, slot = label_key_and_slot(labels_key, label, masked)
         assert reader.read(slot, (e0, e1), label_key, k) == expected
         assert VECTORS["table"][label] == expected
 

@@ -42,17 +42,18 @@ def secret_with(monkeypatch: pytest.MonkeyPatch, key: bytes) -> SharedSecret:
     return secret
 
 
-def test_label_keys_are_aes_of_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_keys_and_slot_masks_are_aes_of_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
     """FIPS 197, appendix C.3: AES-256 of 00112233…ff under 000102…1f."""
     block = bytes.fromhex("00112233445566778899aabbccddeeff")
     cipher = AES.new(KEY, AES.MODE_ECB)
     assert cipher.encrypt(block).hex() == "8ea2b7ca516745bfeafc49904b496089"
     labels = [0, 1, 255, 256, (1 << 22) - 1]
-    keys = label_keys(secret_with(monkeypatch, KEY), np.array(labels))
+    keys, slot_masks = label_keys(secret_with(monkeypatch, KEY), np.array(labels))
     assert (keys.shape, keys.dtype) == ((5, 16), np.uint8)
-    assert [row.tobytes() for row in keys] == [
-        cipher.encrypt(label.to_bytes(16, "big")) for label in labels
-    ]
+    assert (slot_masks.shape, slot_masks.dtype) == ((5,), np.uint16)
+    blocks = [[cipher.encrypt((2 * j + i).to_bytes(16, "big")) for i in (0, 1)] for j in labels]
+    assert [row.tobytes() for row in keys] == [block for block, _ in blocks]
+    assert slot_masks.tolist() == [int.from_bytes(block[:2], "big") for _, block in blocks]
 
 
 @settings(deadline=None)
@@ -96,8 +97,8 @@ def test_purposes_are_apart() -> None:
 
 # --- bytes -------------------------------------------------------------------
 
-# t = 1: version at 0, codebook id 1, authority 17, K 49, header 53 (99 bytes), slot 152, j 154,
-# e[j, 0] 158, e[j, 1] 162.
+# t = 1: version at 0, codebook id 1, authority 17, K 49, header 53 (99 bytes), masked slot 152,
+# j 154, e[j, 0] 158, e[j, 1] 162.
 SIZE = 166
 SLOT = 77
 
@@ -111,11 +112,12 @@ def opened(make_owner: Any) -> Opened:
     header, secret = owner.master.encapsulate()
     key = owner.issue()
     slot_keys = owner.slots.keys[[SLOT, SLOT], [0, 1]]
-    masks = label_masks(slot_keys, label_keys(secret, np.array([1234, 1234])), 5)
+    keys, slot_masks = label_keys(secret, np.array([1234, 1234]))
+    masks, masked = label_masks(slot_keys, keys, 5), SLOT ^ int(slot_masks[0])
     classes = (3, 1) if key.slots.bits[SLOT] == 0 else (1, 3)
     values = tuple(int((c + m) % 5) for c, m in zip(classes, masks, strict=True))
     authority = owner.master.public_key().digest
-    ciphertext = LabelCiphertext(b"C" * 16, authority, 5, header, SLOT, 1234, values)
+    ciphertext = LabelCiphertext(b"C" * 16, authority, 5, header, masked, 1234, values)
     return ciphertext, key, 3
 
 
@@ -128,7 +130,7 @@ def test_bytes_field_by_field(opened: Opened) -> None:
         + ciphertext.authority
         + bytes([0, 0, 0, 5])
         + ciphertext.header.to_bytes()
-        + bytes([0, 77])
+        + ciphertext.masked_slot.to_bytes(2, "big")
         + bytes([0, 0, 4, 210])
         + bytes([0, 0, 0, ciphertext.values[0]])
         + bytes([0, 0, 0, ciphertext.values[1]])
@@ -145,6 +147,13 @@ def test_a_key_reads_its_class(opened: Opened) -> None:
     assert decrypt_labels([data, data], key, authority=ciphertext.authority).tolist() == [3, 3]
 
 
+def relabelled(ciphertext: LabelCiphertext, key: ReaderKey, label: int) -> bytes:
+    """With another j, on the same slot."""
+    secret = key.point.decapsulate(ciphertext.header)
+    _, (mask,) = label_keys(secret, np.array([label]))
+    return dataclasses.replace(ciphertext, label=label, masked_slot=SLOT ^ int(mask)).to_bytes()
+
+
 def test_what_the_other_bit_reads_stays_closed(opened: Opened) -> None:
     """With the slot key of one bit, the value of the other is of a random class."""
     ciphertext, key, _ = opened
@@ -153,7 +162,7 @@ def test_what_the_other_bit_reads_stays_closed(opened: Opened) -> None:
     other = ReaderKey(key.point, SlotKeys(flipped, key.slots.keys))
     swapped = dataclasses.replace(ciphertext, values=ciphertext.values[::-1])
     read = [
-        [decrypt_labels([dataclasses.replace(c, label=j).to_bytes()], k)[0] for j in range(100)]
+        [decrypt_labels([relabelled(c, k, j)], k)[0] for j in range(100)]
         for c, k in ((ciphertext, other), (swapped, key))
     ]
     assert read[0] == read[1]  # the bit chooses the value and nothing else
@@ -201,8 +210,6 @@ RANGE = "A label ciphertext has a field out of range"
         pytest.param(put(49, bytes(4)), RANGE, id="K = 0"),
         pytest.param(put(49, bytes([0, 0, 0, 1])), RANGE, id="K = 1"),
         pytest.param(put(49, bytes([0, 16, 0, 1])), RANGE, id="K = 2^20 + 1"),
-        pytest.param(put(152, bytes([16, 0])), RANGE, id="slot 4096"),
-        pytest.param(put(152, b"\xff" * 2), RANGE, id="slot 65535"),
         pytest.param(put(154, bytes([0, 64, 0, 0])), RANGE, id="j = 2^22"),
         pytest.param(put(154, b"\xff" * 4), RANGE, id="j = 2^32 - 1"),
         pytest.param(put(158, bytes([0, 0, 0, 5])), RANGE, id="e[j, 0] = K"),
@@ -263,13 +270,20 @@ def test_another_authority_is_refused(opened: Opened) -> None:
         decrypt_labels([ciphertext.to_bytes()], key, authority=bytes(32))
 
 
-def test_a_slot_that_the_key_lacks_is_of_another_authority(opened: Opened) -> None:
-    ciphertext, key, _ = opened
+def test_slots_are_taken_modulo_the_keys(opened: Opened) -> None:
+    """Any two bytes are a masked slot; those 256 apart are one slot of this key."""
+    ciphertext, key, expected = opened
     assert len(key.slots.bits) == 256
-    for slot in (256, 4095):
-        data = dataclasses.replace(ciphertext, slot=slot).to_bytes()
-        with pytest.raises(ForeignKeyError, match="encrypted under another authority's public key"):
-            decrypt_labels([data], key, authority=ciphertext.authority)
+    read = [
+        decrypt_labels(
+            [dataclasses.replace(ciphertext, masked_slot=ciphertext.masked_slot ^ n).to_bytes()],
+            key,
+            authority=ciphertext.authority,
+        )[0]
+        for n in (256, 4096, 65_280, *range(1, 200))
+    ]
+    assert read[:3] == [expected] * 3
+    assert set(read[3:]) == {0, 1, 2, 3, 4}
 
 
 def test_a_foreign_key_without_its_authority_reads_other_classes(
@@ -303,9 +317,12 @@ def vector_key(point: str) -> ReaderKey:
 
 def test_vector_masks() -> None:
     key, codebook = vector_key("user_key"), Codebook.from_bytes(VECTORS["codebook"].encode())
-    keys = label_keys(key.point.decapsulate(codebook.header), np.arange(32))
+    secret = key.point.decapsulate(codebook.header)
+    keys, slot_masks = label_keys(secret, np.arange(32))
+    assert slot_masks.tolist() == VECTORS["slot_masks"]
+    assert (codebook.masked_slots ^ slot_masks).tolist() == VECTORS["slots"]
     assert [row.tobytes().hex() for row in keys] == VECTORS["label_keys"]
-    masks = label_masks(key.slots.keys[codebook.slots], keys, 3)
+    masks = label_masks(key.slots.keys[VECTORS["slots"]], keys, 3)
     assert masks.tolist() == VECTORS["masks"]
 
 

@@ -1,6 +1,7 @@
 """The public table: what each key reads from it, and what the file looks like."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import pytest
 from scipy import stats
 
 from keras_encryip.crypto.encoding import decode_base64
-from keras_encryip.crypto.kem import Header, PublicKey, UserKey
+from keras_encryip.crypto.kem import Header, MasterKey, PublicKey, UserKey
 from keras_encryip.crypto.signing import SigningKey
-from keras_encryip.crypto.slots import ReaderKey, SlotKeys
+from keras_encryip.crypto.slots import ReaderKey, SlotKeys, SlotSecrets
 from keras_encryip.errors import ForeignKeyError, FormatError, RevokedKeyError, SignatureError
 from keras_encryip.labels.assignment import TRACE, LabelAssignment
 from keras_encryip.labels.ciphertext import (
@@ -120,12 +121,30 @@ def test_a_foreign_key_is_told_so(world: Any) -> None:
         world.codebook.open_metadata(world.stranger.point)
 
 
-def test_a_key_with_fewer_slots_is_foreign(world: Any) -> None:
-    slots = world.codebook.slots.copy()
-    slots[7] = 256
-    codebook = replace(world.codebook, slots=slots)
-    with pytest.raises(ForeignKeyError, match=f"Key {world.alice.key_id} does not open"):
-        codebook.decode_table(world.alice)
+def test_slots_beyond_the_keys_are_taken_modulo_them(world: Any) -> None:
+    """What only a wrong file has: each field of 2 bytes is some slot of every key."""
+    table = world.codebook.decode_table(world.alice)
+    for multiple in (256, 512, 4096, 65_280):
+        slots = world.codebook.masked_slots ^ np.uint16(multiple)
+        moved = replace(world.codebook, masked_slots=slots)
+        assert np.array_equal(moved.decode_table(world.alice), table)
+    for wrong in (0, 65_535):
+        slots = np.full_like(world.codebook.masked_slots, wrong)
+        read = replace(world.codebook, masked_slots=slots).decode_table(world.alice)
+        assert stats.binomtest(int((read == table).sum()), 104, 1 / 5).pvalue > 1e-6
+
+
+def test_a_foreign_key_with_another_number_of_slots_is_told_by_the_metadata(world: Any) -> None:
+    """Its M does not divide the numbers that it finds, and no slot is out of its range."""
+    point = MasterKey.generate(1).issue()
+    for count in (264, 1000, 4096):
+        slots = SlotSecrets(os.urandom(32), count).of_user(point.key_id)
+        foreign = ReaderKey(point, slots)
+        with pytest.raises(ForeignKeyError, match=f"Key {point.key_id} does not open"):
+            world.codebook.open(foreign)
+        table = world.codebook.decode_table(foreign)
+        agreements = int((table == world.codebook.decode_table(world.alice)).sum())
+        assert stats.binomtest(agreements, 104, 1 / 5).pvalue > 1e-6
 
 
 @pytest.mark.parametrize("mixed", ["stranger's", "point", "slots"])
@@ -147,9 +166,11 @@ def test_more_revoked_users_than_t_are_refused(world: Any) -> None:
 
 def test_one_label_is_read_from_its_sub_key_and_a_slot_key(world: Any) -> None:
     """As evidence shows it: the key of one label opens no other."""
-    keys = label_keys(world.alice.point.decapsulate(world.codebook.header), np.arange(104))
+    secret = world.alice.point.decapsulate(world.codebook.header)
+    keys, slot_masks = label_keys(secret, np.arange(104))
     table = world.codebook.decode_table(world.alice)
-    slots, held = world.codebook.slots, world.alice.slots
+    slots, held = world.codebook.masked_slots ^ slot_masks, world.alice.slots
+    assert np.array_equal(slots, world.assignment.slots)
     others = []
     for j in range(104):
         bit, slot_key = int(held.bits[slots[j]]), held.keys[slots[j]].tobytes()
@@ -167,8 +188,8 @@ def test_round_trip(world: Any) -> None:
     read.verify(world.owner.signing_key.public_bytes())
     assert read.to_bytes() == world.codebook.to_bytes()
     assert np.array_equal(read.values, world.codebook.values)
-    assert np.array_equal(read.slots, world.codebook.slots)
-    assert (read.values.dtype, read.slots.dtype) == (np.uint32, np.uint16)
+    assert np.array_equal(read.masked_slots, world.codebook.masked_slots)
+    assert (read.values.dtype, read.masked_slots.dtype) == (np.uint32, np.uint16)
     assert np.array_equal(read.decode_table(world.alice), world.codebook.decode_table(world.alice))
     assert read.num_labels == 104
 
@@ -193,7 +214,7 @@ def test_the_file_is_canonical_json_with_these_fields(world: Any) -> None:
     ]
     assert (body["format"], body["version"], body["num_classes"]) == ("encryip-codebook", 2, 5)
     slots, values = (decode_base64(body[field], what=field) for field in ("slots", "values"))
-    assert slots == b"".join(int(s).to_bytes(2, "big") for s in world.codebook.slots)
+    assert slots == b"".join(int(s).to_bytes(2, "big") for s in world.codebook.masked_slots)
     assert values == b"".join(int(e).to_bytes(4, "big") for e in world.codebook.values.ravel())
 
 
@@ -209,11 +230,12 @@ def test_nothing_in_the_file_is_secret(world: Any) -> None:
     assert not [secret for secret in secrets if secret in data]
 
 
-def test_two_codebooks_of_one_assignment_share_nothing_but_slots(world: Any) -> None:
+def test_two_codebooks_of_one_assignment_share_nothing(world: Any) -> None:
     again = world.owner.codebook(world.assignment, world.metadata)
     assert again.codebook_id != world.codebook.codebook_id
     assert again.header.digest != world.codebook.header.digest
     assert again.sealed_metadata != world.codebook.sealed_metadata
+    assert (again.masked_slots == world.codebook.masked_slots).sum() <= 2, "by chance"
 
 
 def test_the_signature_is_of_the_body_and_of_this_issuer(world: Any) -> None:
@@ -229,7 +251,7 @@ def test_the_signature_is_of_the_body_and_of_this_issuer(world: Any) -> None:
         {"authority": bytes(32)},
         {"codebook_id": bytes(16)},
         {"header": world.owner.master.encapsulate()[0]},
-        {"slots": world.codebook.slots[::-1]},
+        {"masked_slots": world.codebook.masked_slots[::-1]},
         {"values": world.codebook.values[:, ::-1]},
         {"sealed_metadata": world.codebook.sealed_metadata[:-1]},
         {"signature": b""},
@@ -253,7 +275,7 @@ def test_ciphertexts_hold_their_slot_and_values(world: Any) -> None:
         parsed = LabelCiphertext.from_bytes(world.codebook.ciphertext(label))
         assert parsed.label == ciphertext_label(world.codebook.ciphertext(label)) == label
         assert parsed.values == tuple(world.codebook.values[label].tolist())
-        assert parsed.slot == world.codebook.slots[label]
+        assert parsed.masked_slot == world.codebook.masked_slots[label]
         assert parsed.header == world.codebook.header
         assert parsed.codebook_id == world.codebook.codebook_id
         assert parsed.num_classes == 5

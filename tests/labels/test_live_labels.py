@@ -15,20 +15,21 @@ def test_an_opened_label_reads_as_users_read_it(world: Any) -> None:
     secret = world.owner.master.decapsulate(world.codebook.header)
     opened = live_labels(secret, world.assignment)
     assert [live.label for live in opened] == world.assignment.trace.tolist()
+    assert [live.slot for live in opened] == world.assignment.slots[world.assignment.trace].tolist()
     assert [live.classes for live in opened] == list(map(tuple, world.assignment.pairs.tolist()))
     for user in (world.alice, world.bob):
         table = world.codebook.decode_table(user)
         for live in opened:
-            slot = world.codebook.slots[live.label]
-            bit, key = int(user.slots.bits[slot]), user.slots.keys[slot].tobytes()
+            bit, key = int(user.slots.bits[live.slot]), user.slots.keys[live.slot].tobytes()
             read = world.codebook.read_label(live.label, bit, live.key, key)
             assert read == live.classes[bit] == table[live.label]
 
 
 def test_leaf_by_hand(world: Any) -> None:
     secret = world.owner.master.decapsulate(world.codebook.header)
-    live = replace(live_labels(secret, world.assignment)[0], label=258, classes=(1, 3))
-    numbers = b"\0\0\1\2" + live.key + b"\0\0\0\1" + b"\0\0\0\3"
+    first = live_labels(secret, world.assignment)[0]
+    live = replace(first, label=258, slot=4095, classes=(1, 3))
+    numbers = b"\0\0\1\2" + b"\x0f\xff" + live.key + b"\0\0\0\1" + b"\0\0\0\3"
     assert live.leaf == hashlib.sha256(b"encryip live label v1\0" + numbers).digest()
 
 
@@ -38,6 +39,7 @@ def test_every_change_of_an_opening_is_found(world: Any) -> None:
     whole = live_commitment([first, *others])
     assert whole == commitment(live.leaf for live in (first, *others))
     changes: list[dict[str, Any]] = [{"label": first.label ^ 1}, {"classes": first.classes[::-1]}]
+    changes += [{"slot": first.slot ^ 1}, {"slot": first.slot ^ 256}]
     changes += [{"classes": (first.classes[0], 5)}, {"classes": (5, first.classes[1])}]
     changes += [
         {"key": first.key[:i] + bytes([first.key[i] ^ 1]) + first.key[i + 1 :]} for i in range(16)

@@ -164,7 +164,8 @@ def codebook_case() -> dict[str, Any]:
     bundle = owner.bundle(alice, "alice", passphrase=PASSPHRASE, scrypt_log2_n=14)
     key, n = alice.reader, np.arange(codebook.num_labels)
     secret = key.point.decapsulate(codebook.header)
-    keys, held = label_keys(secret, n), key.slots.secret_bytes()
+    (keys, slot_masks), held = label_keys(secret, n), key.slots.secret_bytes()
+    slots = codebook.masked_slots ^ slot_masks
     table = codebook.decode_table(key)
     labels = [0, 1, 8, 17, codebook.num_labels - 1]
     return {
@@ -182,7 +183,9 @@ def codebook_case() -> dict[str, Any]:
         "metadata": canonical_json(metadata).decode("ascii"),
         "labels_key": secret.derive("label keys v2").hex(),
         "label_keys": [row.tobytes().hex() for row in keys],
-        "masks": label_masks(key.slots.keys[codebook.slots], keys, 3).tolist(),
+        "slot_masks": slot_masks.tolist(),
+        "slots": slots.tolist(),
+        "masks": label_masks(key.slots.keys[slots], keys, 3).tolist(),
         "table": table.tolist(),
         "ciphertexts": [codebook.ciphertext(label).hex() for label in labels],
         "classes": [int(table[label]) for label in labels],

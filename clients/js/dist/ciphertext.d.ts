@@ -6,7 +6,7 @@ export declare const CODEBOOK_ID_BYTES = 16;
 export declare const DIGEST_BYTES = 32;
 export declare const MAX_CLASSES: number;
 export declare const MAX_LABELS: number;
-/** slot ‖ j ‖ e[j, 0] ‖ e[j, 1] */
+/** masked slot ‖ j ‖ e[j, 0] ‖ e[j, 1] */
 export declare const SUFFIX_BYTES: number;
 export declare const VERSION = 2;
 /** The fields of one label ciphertext. Public, and not authenticated. */
@@ -15,7 +15,7 @@ export interface LabelCiphertext {
     authority: Bytes;
     numClasses: number;
     header: Header;
-    slot: number;
+    maskedSlot: number;
     label: number;
     /** e[j, 0] and e[j, 1] */
     values: [number, number];

@@ -19,8 +19,8 @@ export declare class Codebook {
     /** Opens to the secret of all labels. */
     readonly header: Header;
     readonly sealedMetadata: Bytes;
-    /** The slot of every confused label. */
-    readonly slots: Uint16Array;
+    /** The slot of every confused label, masked. */
+    readonly maskedSlots: Uint16Array;
     /** e[0, 0], e[0, 1], e[1, 0], …: for users whose bit at the label's slot is 0, or 1. */
     readonly values: Uint32Array;
     readonly signature: Bytes;

@@ -134,7 +134,7 @@ var object = (fields) => (value, where) => {
   return Object.fromEntries(checked);
 };
 
-// node_modules/@noble/hashes/_u64.js
+// ../../../js/clients/js/node_modules/@noble/hashes/_u64.js
 var U32_MASK64 = /* @__PURE__ */ (() => BigInt(2 ** 32 - 1))();
 var _32n = /* @__PURE__ */ BigInt(32);
 function fromBig(n, le = false) {
@@ -177,7 +177,7 @@ var add4H = (low, Ah, Bh, Ch, Dh) => Ah + Bh + Ch + Dh + (low / 2 ** 32 | 0) | 0
 var add5L = (Al, Bl, Cl, Dl, El) => (Al >>> 0) + (Bl >>> 0) + (Cl >>> 0) + (Dl >>> 0) + (El >>> 0);
 var add5H = (low, Ah, Bh, Ch, Dh, Eh) => Ah + Bh + Ch + Dh + Eh + (low / 2 ** 32 | 0) | 0;
 
-// node_modules/@noble/hashes/utils.js
+// ../../../js/clients/js/node_modules/@noble/hashes/utils.js
 function isBytes(a) {
   return a instanceof Uint8Array || ArrayBuffer.isView(a) && a.constructor.name === "Uint8Array" && "BYTES_PER_ELEMENT" in a && a.BYTES_PER_ELEMENT === 1;
 }
@@ -399,7 +399,7 @@ var oidNist = (suffix) => ({
   oid: Uint8Array.from([6, 9, 96, 134, 72, 1, 101, 3, 4, 2, suffix])
 });
 
-// node_modules/@noble/hashes/_md.js
+// ../../../js/clients/js/node_modules/@noble/hashes/_md.js
 function Chi(a, b, c) {
   return a & b ^ ~a & c;
 }
@@ -530,7 +530,7 @@ var SHA512_IV = /* @__PURE__ */ Uint32Array.from([
   327033209
 ]);
 
-// node_modules/@noble/hashes/sha2.js
+// ../../../js/clients/js/node_modules/@noble/hashes/sha2.js
 var SHA256_K = /* @__PURE__ */ Uint32Array.from([
   1116352408,
   1899447441,
@@ -927,7 +927,7 @@ var sha512 = /* @__PURE__ */ createHasher(
   /* @__PURE__ */ oidNist(3)
 );
 
-// node_modules/@noble/curves/utils.js
+// ../../../js/clients/js/node_modules/@noble/curves/utils.js
 function aarray(item, title, inner = () => {
 }) {
   if (!Array.isArray(item))
@@ -1109,7 +1109,7 @@ function validateObject(object2, fields = {}, optFields = {}, title = "object") 
   iter(optFields, true);
 }
 
-// node_modules/@noble/curves/abstract/modular.js
+// ../../../js/clients/js/node_modules/@noble/curves/abstract/modular.js
 var _0n2 = /* @__PURE__ */ BigInt(0);
 var _1n2 = /* @__PURE__ */ BigInt(1);
 var _2n = /* @__PURE__ */ BigInt(2);
@@ -1572,7 +1572,7 @@ function mapHashToField(key, fieldOrder, isLE3 = false) {
   return isLE3 ? numberToBytesLE(reduced, fieldLen) : numberToBytesBE(reduced, fieldLen);
 }
 
-// node_modules/@noble/curves/abstract/curve.js
+// ../../../js/clients/js/node_modules/@noble/curves/abstract/curve.js
 var _0n3 = /* @__PURE__ */ BigInt(0);
 var _1n3 = /* @__PURE__ */ BigInt(1);
 var _4n2 = /* @__PURE__ */ BigInt(4);
@@ -1959,7 +1959,7 @@ function createKeygen(randomSecretKey, getPublicKey) {
   };
 }
 
-// node_modules/@noble/curves/abstract/edwards.js
+// ../../../js/clients/js/node_modules/@noble/curves/abstract/edwards.js
 var _0n4 = /* @__PURE__ */ BigInt(0);
 var _1n4 = /* @__PURE__ */ BigInt(1);
 var _2n2 = /* @__PURE__ */ BigInt(2);
@@ -2410,7 +2410,7 @@ function eddsa(Point, cHash, eddsaOpts = {}) {
   });
 }
 
-// node_modules/@noble/curves/abstract/montgomery.js
+// ../../../js/clients/js/node_modules/@noble/curves/abstract/montgomery.js
 var _0n5 = /* @__PURE__ */ BigInt(0);
 var _1n5 = /* @__PURE__ */ BigInt(1);
 var _2n3 = /* @__PURE__ */ BigInt(2);
@@ -2557,7 +2557,7 @@ function montgomery(curveDef) {
   });
 }
 
-// node_modules/@noble/curves/ed25519.js
+// ../../../js/clients/js/node_modules/@noble/curves/ed25519.js
 var _0n6 = /* @__PURE__ */ BigInt(0);
 var _1n6 = /* @__PURE__ */ BigInt(1);
 var _2n4 = /* @__PURE__ */ BigInt(2);
@@ -2657,7 +2657,7 @@ var x25519 = /* @__PURE__ */ (() => {
   });
 })();
 
-// node_modules/@noble/hashes/hmac.js
+// ../../../js/clients/js/node_modules/@noble/hashes/hmac.js
 var _HMAC = class {
   oHash;
   iHash;
@@ -2734,7 +2734,7 @@ var hmac = /* @__PURE__ */ (() => {
   return hmac_;
 })();
 
-// node_modules/@noble/hashes/pbkdf2.js
+// ../../../js/clients/js/node_modules/@noble/hashes/pbkdf2.js
 function pbkdf2Init(hash, _password, _salt, _opts) {
   ahash(hash);
   const opts = checkOpts({ dkLen: 32, asyncTick: 10 }, _opts);
@@ -2809,7 +2809,7 @@ function pbkdf2(hash, password, salt, opts) {
   return eng.output(DK);
 }
 
-// node_modules/@noble/hashes/scrypt.js
+// ../../../js/clients/js/node_modules/@noble/hashes/scrypt.js
 function XorAndSalsa(prev, pi, input, ii, out, oi) {
   let y00 = prev[pi++] ^ input[ii++], y01 = prev[pi++] ^ input[ii++];
   let y02 = prev[pi++] ^ input[ii++], y03 = prev[pi++] ^ input[ii++];
@@ -3354,7 +3354,7 @@ var X25519PrivateKey = class _X25519PrivateKey {
   }
 };
 
-// node_modules/@noble/curves/abstract/der.js
+// ../../../js/clients/js/node_modules/@noble/curves/abstract/der.js
 var _0n7 = /* @__PURE__ */ BigInt(0);
 var DERErr = class extends Error {
   constructor(m = "") {
@@ -3481,7 +3481,7 @@ var DER = /* @__PURE__ */ (() => {
   return Object.freeze(_DER);
 })();
 
-// node_modules/@noble/curves/abstract/weierstrass.js
+// ../../../js/clients/js/node_modules/@noble/curves/abstract/weierstrass.js
 var divNearest = (num, den) => (num + (num >= 0 ? den : -den) / _2n5) / den;
 function _splitEndoScalar(k, basis, n) {
   aInRange("scalar", k, _0n8, n);
@@ -4313,7 +4313,7 @@ function ecdsa(Point, hash, ecdsaOpts = {}) {
   });
 }
 
-// node_modules/@noble/curves/nist.js
+// ../../../js/clients/js/node_modules/@noble/curves/nist.js
 var p256_CURVE = /* @__PURE__ */ (() => ({
   p: BigInt("0xffffffff00000001000000000000000000000000ffffffffffffffffffffffff"),
   n: BigInt("0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551"),
@@ -4451,8 +4451,10 @@ var UserKey = class _UserKey {
 var MIN_SLOTS = 256;
 var MAX_SLOTS = 4096;
 var KEY_BYTES2 = 16;
+var LABEL_BYTES = 2 * KEY_BYTES2;
 var EIGHT_SLOTS = 1 + 8 * KEY_BYTES2;
 var TAG = ascii("encryip label mask v2\0");
+var labelBlocks = (key, first, count) => aesBlocks(key, 2 * first, 2 * count);
 function isKeyLength(length, roles) {
   const rest = length - SCALAR_BYTES * (1 + roles.length);
   if (!roles.includes("read")) return rest === 0;
@@ -4476,19 +4478,24 @@ var ReaderKey = class {
   /**
    * The classes of labels: (e[j, v] − mask) mod K, where v is the user's bit at the label's slot.
    *
-   * @param labelKeys L_j of each, 16 bytes: AES blocks under the key of purpose `label keys v2`.
-   * @param slots Of each label, below `numSlots`.
+   * A key of another authority finds random slots, and so random classes.
+   *
+   * @param blocks Of each label, as `labelBlocks` gives them.
+   * @param maskedSlots Of each label, two bytes.
    * @param values e[j, 0] and e[j, 1] of each.
    */
-  readLabels(labelKeys, slots, values, numClasses) {
+  readLabels(blocks, maskedSlots, values, numClasses) {
     const message = new Uint8Array(TAG.length + 2 * KEY_BYTES2);
     message.set(TAG);
-    const classes = new Int32Array(slots.length);
+    const classes = new Int32Array(maskedSlots.length);
     for (let i = 0; i < classes.length; i++) {
-      const slot = slots[i];
+      const at = LABEL_BYTES * i;
+      const labelKey = blocks.subarray(at, at + KEY_BYTES2);
+      const slotMask = 256 * blocks[at + KEY_BYTES2] + blocks[at + KEY_BYTES2 + 1];
+      const slot = (maskedSlots[i] ^ slotMask) % this.numSlots;
       const start = this.numSlots / 8 + KEY_BYTES2 * slot;
       message.set(this.#slots.subarray(start, start + KEY_BYTES2), TAG.length);
-      message.set(labelKeys.subarray(KEY_BYTES2 * i, KEY_BYTES2 * (i + 1)), TAG.length + KEY_BYTES2);
+      message.set(labelKey, TAG.length + KEY_BYTES2);
       const { buffer, byteOffset } = sha256(message);
       const digest = new DataView(buffer, byteOffset);
       let mask = 0;
@@ -4628,10 +4635,10 @@ function parseCiphertext(data) {
   const end = bytes.length - SUFFIX_BYTES;
   const header = Header.parse(bytes.subarray(PREFIX_BYTES, end));
   const numClasses = view.getUint32(PREFIX_BYTES - 4);
-  const slot = view.getUint16(end);
+  const maskedSlot = view.getUint16(end);
   const label = view.getUint32(end + 2);
   const values = [view.getUint32(end + 6), view.getUint32(end + 10)];
-  if (numClasses < 2 || numClasses > MAX_CLASSES || slot >= MAX_SLOTS || label >= MAX_LABELS || Math.max(...values) >= numClasses) {
+  if (numClasses < 2 || numClasses > MAX_CLASSES || label >= MAX_LABELS || Math.max(...values) >= numClasses) {
     throw new FormatError("A label ciphertext has a field out of range.");
   }
   return {
@@ -4639,7 +4646,7 @@ function parseCiphertext(data) {
     authority: bytes.subarray(1 + CODEBOOK_ID_BYTES, PREFIX_BYTES - 4),
     numClasses,
     header,
-    slot,
+    maskedSlot,
     label,
     values
   };
@@ -4652,20 +4659,20 @@ async function decryptLabels(ciphertexts, key, authority) {
   const keys = /* @__PURE__ */ new Map();
   const classes = [];
   for (const data of ciphertexts) {
-    const { header, slot, label, values, ...fields } = parseCiphertext(data);
-    if (!equal(fields.authority, authority)) throw foreign();
+    const { header, maskedSlot, label, values, ...fields } = parseCiphertext(data);
+    if (!equal(fields.authority, authority)) {
+      throw new ForeignKeyError(
+        "This label was encrypted under another authority's public key. Use the key bundle that belongs to the model that produced it."
+      );
+    }
     const name = hex(header.bytes);
     const labelsKey = keys.get(name) ?? await (await key.point.decapsulate(header)).derive("label keys v2");
     keys.set(name, labelsKey);
-    if (slot >= key.numSlots) throw foreign();
-    const labelKey = await aesBlocks(labelsKey, label, 1);
-    classes.push(key.readLabels(labelKey, [slot], values, fields.numClasses)[0]);
+    const blocks = await labelBlocks(labelsKey, label, 1);
+    classes.push(key.readLabels(blocks, [maskedSlot], values, fields.numClasses)[0]);
   }
   return classes;
 }
-var foreign = () => new ForeignKeyError(
-  "This label was encrypted under another authority's public key. Use the key bundle that belongs to the model that produced it."
-);
 
 // src/bundle.ts
 var MAX_BUNDLE_BYTES = 196608;
@@ -4841,14 +4848,14 @@ var METADATA = object({
   notes: text(0, 65536)
 });
 var Codebook = class _Codebook {
-  constructor(codebookId, authority, issuer, numClasses, header, sealedMetadata, slots, values, signature, body) {
+  constructor(codebookId, authority, issuer, numClasses, header, sealedMetadata, maskedSlots, values, signature, body) {
     this.codebookId = codebookId;
     this.authority = authority;
     this.issuer = issuer;
     this.numClasses = numClasses;
     this.header = header;
     this.sealedMetadata = sealedMetadata;
-    this.slots = slots;
+    this.maskedSlots = maskedSlots;
     this.values = values;
     this.signature = signature;
     this.body = body;
@@ -4859,12 +4866,12 @@ var Codebook = class _Codebook {
   numClasses;
   header;
   sealedMetadata;
-  slots;
+  maskedSlots;
   values;
   signature;
   body;
   get numLabels() {
-    return this.slots.length;
+    return this.maskedSlots.length;
   }
   /** Parse and check the form. The signature is checked by `verify`. */
   static parse(data) {
@@ -4880,10 +4887,8 @@ var Codebook = class _Codebook {
     if (!Number.isInteger(numLabels) || numLabels < 2 || numLabels > MAX_LABELS) {
       throw new FormatError(`The codebook must have 2 … ${MAX_LABELS} labels, 2 bytes each.`);
     }
-    const slots = new Uint16Array(numLabels);
-    if (!readIntegers(slots, slotBytes, MAX_SLOTS)) {
-      throw new FormatError(`A codebook slot is not below ${MAX_SLOTS}.`);
-    }
+    const maskedSlots = new Uint16Array(numLabels);
+    readIntegers(maskedSlots, slotBytes, 2 ** 16);
     const values = new Uint32Array(2 * numLabels);
     const valueBytes = decodeBase64(body.values, "codebook values", 8 * numLabels);
     if (!readIntegers(values, valueBytes, body.num_classes)) {
@@ -4896,7 +4901,7 @@ var Codebook = class _Codebook {
       body.num_classes,
       Header.parse(decodeBase64(body.header, "codebook header")),
       decodeBase64(body.metadata, "codebook metadata"),
-      slots,
+      maskedSlots,
       values,
       decodeBase64(signature, "codebook signature", SIGNATURE_BYTES),
       canonicalJson(body)
@@ -4932,7 +4937,7 @@ var Codebook = class _Codebook {
     } catch (error) {
       if (!(error instanceof SignatureError)) throw error;
     }
-    if (plaintext === void 0) throw foreign2(key);
+    if (plaintext === void 0) throw foreign(key);
     const source = asciiText(plaintext, "model metadata", MAX_CODEBOOK_BYTES);
     const metadata = parseCanonicalJson(source, METADATA, "model metadata");
     if (metadata.class_names.length !== this.numClasses) {
@@ -4946,16 +4951,15 @@ var Codebook = class _Codebook {
    * Access is not checked here: with a foreign secret, it is a table of random classes.
    */
   async decodeTable(key, secret, options = {}) {
-    if (this.slots.some((slot) => slot >= key.numSlots)) throw foreign2(key);
     const pace = pacer(options);
-    const keys = await aesBlocks(await secret.derive("label keys v2"), 0, this.numLabels);
+    const blocks = await labelBlocks(await secret.derive("label keys v2"), 0, this.numLabels);
     const table = new Int32Array(this.numLabels);
     for (let start = 0; start < table.length; start += CHUNK) {
       await pace(start / table.length);
       const end = start + CHUNK;
-      const slots = this.slots.subarray(start, end);
+      const slots = this.maskedSlots.subarray(start, end);
       const values = this.values.subarray(2 * start, 2 * end);
-      const some = keys.subarray(KEY_BYTES2 * start, KEY_BYTES2 * end);
+      const some = blocks.subarray(LABEL_BYTES * start, LABEL_BYTES * end);
       table.set(key.readLabels(some, slots, values, this.numClasses), start);
     }
     await pace(1);
@@ -4966,7 +4970,7 @@ var Codebook = class _Codebook {
     const classes = new DataView(new ArrayBuffer(4));
     classes.setUint32(0, this.numClasses);
     const suffix = new DataView(new ArrayBuffer(SUFFIX_BYTES));
-    suffix.setUint16(0, this.slots[label]);
+    suffix.setUint16(0, this.maskedSlots[label]);
     suffix.setUint32(2, label);
     suffix.setUint32(6, this.values[2 * label]);
     suffix.setUint32(10, this.values[2 * label + 1]);
@@ -4980,7 +4984,7 @@ var Codebook = class _Codebook {
     );
   }
 };
-var foreign2 = (key) => new ForeignKeyError(`Key ${key.keyId} does not open this codebook: another authority issued it.`);
+var foreign = (key) => new ForeignKeyError(`Key ${key.keyId} does not open this codebook: another authority issued it.`);
 function readIntegers(array, data, limit) {
   const size = array.BYTES_PER_ELEMENT;
   for (let i = 0; i < array.length; i++) {
@@ -4992,7 +4996,7 @@ function readIntegers(array, data, limit) {
   return true;
 }
 
-// node_modules/@noble/ciphers/utils.js
+// ../../../js/clients/js/node_modules/@noble/ciphers/utils.js
 function isBytes3(a) {
   return a instanceof Uint8Array || ArrayBuffer.isView(a) && a.constructor.name === "Uint8Array" && "BYTES_PER_ELEMENT" in a && a.BYTES_PER_ELEMENT === 1;
 }
@@ -5170,7 +5174,7 @@ function copyBytes2(bytes) {
   return Uint8Array.from(abytes3(bytes));
 }
 
-// node_modules/@noble/ciphers/_arx.js
+// ../../../js/clients/js/node_modules/@noble/ciphers/_arx.js
 var encodeStr = (str) => Uint8Array.from(str.split(""), (c) => c.charCodeAt(0));
 var sigma16_32 = /* @__PURE__ */ (() => swap32IfBE2(u322(encodeStr("expand 16-byte k"))))();
 var sigma32_32 = /* @__PURE__ */ (() => swap32IfBE2(u322(encodeStr("expand 32-byte k"))))();
@@ -5300,7 +5304,7 @@ function createCipher(core, opts) {
   };
 }
 
-// node_modules/@noble/ciphers/_poly1305.js
+// ../../../js/clients/js/node_modules/@noble/ciphers/_poly1305.js
 function u8to16(a, i) {
   return a[i++] & 255 | (a[i++] & 255) << 8;
 }
@@ -5551,7 +5555,7 @@ var Poly1305 = class {
 };
 var poly1305 = /* @__PURE__ */ wrapMacConstructor(32, (key) => new Poly1305(key));
 
-// node_modules/@noble/ciphers/chacha.js
+// ../../../js/clients/js/node_modules/@noble/ciphers/chacha.js
 function chachaCore(s, k, n, out, cnt, rounds = 20) {
   let y00 = s[0], y01 = s[1], y02 = s[2], y03 = s[3], y04 = k[0], y05 = k[1], y06 = k[2], y07 = k[3], y08 = k[4], y09 = k[5], y10 = k[6], y11 = k[7], y12 = cnt, y13 = n[0], y14 = n[1], y15 = n[2];
   let x00 = y00, x01 = y01, x02 = y02, x03 = y03, x04 = y04, x05 = y05, x06 = y06, x07 = y07, x08 = y08, x09 = y09, x10 = y10, x11 = y11, x12 = y12, x13 = y13, x14 = y14, x15 = y15;

@@ -1,9 +1,17 @@
 /** What a key bundle holds, docs/key-bundle.md; how it reads labels, docs/codebook.md. */
 import { type Bytes } from "./encoding.js";
 import { UserKey } from "./kem.js";
-export declare const MAX_SLOTS = 4096;
-/** Of slot keys and of label keys. */
-export declare const KEY_BYTES = 16;
+/** What `labelBlocks` gives for each label. */
+export declare const LABEL_BYTES: number;
+/**
+ * Of labels first, first + 1, …: L_j, and a block whose first two bytes mask the label's slot.
+ *
+ * Slots are masked because a label has the same one in every codebook of a model: in the clear,
+ * they would carry an old decode table to a new numbering.
+ *
+ * @param key Of purpose `label keys v2`.
+ */
+export declare const labelBlocks: (key: Bytes, first: number, count: number) => Promise<Bytes>;
 /** What a key is for: to read models' answers, or to run models. */
 export type Role = "read" | "run";
 /** Whether a key with these roles can have this many bytes. */
@@ -20,11 +28,13 @@ export declare class ReaderKey {
     /**
      * The classes of labels: (e[j, v] − mask) mod K, where v is the user's bit at the label's slot.
      *
-     * @param labelKeys L_j of each, 16 bytes: AES blocks under the key of purpose `label keys v2`.
-     * @param slots Of each label, below `numSlots`.
+     * A key of another authority finds random slots, and so random classes.
+     *
+     * @param blocks Of each label, as `labelBlocks` gives them.
+     * @param maskedSlots Of each label, two bytes.
      * @param values e[j, 0] and e[j, 1] of each.
      */
-    readLabels(labelKeys: Bytes, slots: ArrayLike<number>, values: ArrayLike<number>, numClasses: number): Int32Array;
+    readLabels(blocks: Bytes, maskedSlots: ArrayLike<number>, values: ArrayLike<number>, numClasses: number): Int32Array;
 }
 /** One user's keys, by role. */
 export declare class BundleKeys {

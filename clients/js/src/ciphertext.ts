@@ -3,14 +3,13 @@
 import { type Bytes, equal, hex } from "./encoding.js";
 import { ForeignKeyError, FormatError } from "./errors.js";
 import { Header } from "./kem.js";
-import { MAX_SLOTS, type ReaderKey } from "./keys.js";
-import { aesBlocks } from "./primitives.js";
+import { labelBlocks, type ReaderKey } from "./keys.js";
 
 export const CODEBOOK_ID_BYTES = 16;
 export const DIGEST_BYTES = 32;
 export const MAX_CLASSES = 2 ** 20;
 export const MAX_LABELS = 2 ** 22;
-/** slot ‖ j ‖ e[j, 0] ‖ e[j, 1] */
+/** masked slot ‖ j ‖ e[j, 0] ‖ e[j, 1] */
 export const SUFFIX_BYTES = 2 + 4 + 4 + 4;
 export const VERSION = 2;
 const PREFIX_BYTES = 1 + CODEBOOK_ID_BYTES + DIGEST_BYTES + 4;
@@ -22,7 +21,7 @@ export interface LabelCiphertext {
   authority: Bytes;
   numClasses: number;
   header: Header;
-  slot: number;
+  maskedSlot: number;
   label: number;
   /** e[j, 0] and e[j, 1] */
   values: [number, number];
@@ -44,13 +43,12 @@ export function parseCiphertext(data: Uint8Array): LabelCiphertext {
   const end = bytes.length - SUFFIX_BYTES;
   const header = Header.parse(bytes.subarray(PREFIX_BYTES, end));
   const numClasses = view.getUint32(PREFIX_BYTES - 4);
-  const slot = view.getUint16(end);
+  const maskedSlot = view.getUint16(end);
   const label = view.getUint32(end + 2);
   const values: [number, number] = [view.getUint32(end + 6), view.getUint32(end + 10)];
   if (
     numClasses < 2 ||
     numClasses > MAX_CLASSES ||
-    slot >= MAX_SLOTS ||
     label >= MAX_LABELS ||
     Math.max(...values) >= numClasses
   ) {
@@ -61,7 +59,7 @@ export function parseCiphertext(data: Uint8Array): LabelCiphertext {
     authority: bytes.subarray(1 + CODEBOOK_ID_BYTES, PREFIX_BYTES - 4),
     numClasses,
     header,
-    slot,
+    maskedSlot,
     label,
     values,
   };
@@ -82,21 +80,19 @@ export async function decryptLabels(
   const keys = new Map<string, Bytes>();
   const classes: number[] = [];
   for (const data of ciphertexts) {
-    const { header, slot, label, values, ...fields } = parseCiphertext(data);
-    if (!equal(fields.authority, authority)) throw foreign();
+    const { header, maskedSlot, label, values, ...fields } = parseCiphertext(data);
+    if (!equal(fields.authority, authority)) {
+      throw new ForeignKeyError(
+        "This label was encrypted under another authority's public key. " +
+          "Use the key bundle that belongs to the model that produced it.",
+      );
+    }
     const name = hex(header.bytes);
     const labelsKey =
       keys.get(name) ?? (await (await key.point.decapsulate(header)).derive("label keys v2"));
     keys.set(name, labelsKey);
-    if (slot >= key.numSlots) throw foreign();
-    const labelKey = await aesBlocks(labelsKey, label, 1);
-    classes.push(key.readLabels(labelKey, [slot], values, fields.numClasses)[0]!);
+    const blocks = await labelBlocks(labelsKey, label, 1);
+    classes.push(key.readLabels(blocks, [maskedSlot], values, fields.numClasses)[0]!);
   }
   return classes;
 }
-
-const foreign = (): ForeignKeyError =>
-  new ForeignKeyError(
-    "This label was encrypted under another authority's public key. " +
-      "Use the key bundle that belongs to the model that produced it.",
-  );

@@ -26,7 +26,6 @@ import {
 import { ForeignKeyError, FormatError, RevokedKeyError, SignatureError } from "./errors.js";
 import { Header, type SharedSecret } from "./kem.js";
 import {
-  aesBlocks,
   pacer,
   PUBLIC_BYTES,
   SIGNATURE_BYTES,
@@ -34,7 +33,7 @@ import {
   verify,
   type WorkOptions,
 } from "./primitives.js";
-import { KEY_BYTES, MAX_SLOTS, type ReaderKey } from "./keys.js";
+import { LABEL_BYTES, labelBlocks, type ReaderKey } from "./keys.js";
 
 const MAX_CODEBOOK_BYTES = 2 ** 28;
 const DOMAIN = "codebook v2";
@@ -78,8 +77,8 @@ export class Codebook {
     /** Opens to the secret of all labels. */
     readonly header: Header,
     readonly sealedMetadata: Bytes,
-    /** The slot of every confused label. */
-    readonly slots: Uint16Array,
+    /** The slot of every confused label, masked. */
+    readonly maskedSlots: Uint16Array,
     /** e[0, 0], e[0, 1], e[1, 0], …: for users whose bit at the label's slot is 0, or 1. */
     readonly values: Uint32Array,
     readonly signature: Bytes,
@@ -88,7 +87,7 @@ export class Codebook {
   ) {}
 
   get numLabels(): number {
-    return this.slots.length;
+    return this.maskedSlots.length;
   }
 
   /** Parse and check the form. The signature is checked by `verify`. */
@@ -106,10 +105,8 @@ export class Codebook {
     if (!Number.isInteger(numLabels) || numLabels < 2 || numLabels > MAX_LABELS) {
       throw new FormatError(`The codebook must have 2 … ${MAX_LABELS} labels, 2 bytes each.`);
     }
-    const slots = new Uint16Array(numLabels);
-    if (!readIntegers(slots, slotBytes, MAX_SLOTS)) {
-      throw new FormatError(`A codebook slot is not below ${MAX_SLOTS}.`);
-    }
+    const maskedSlots = new Uint16Array(numLabels);
+    readIntegers(maskedSlots, slotBytes, 2 ** 16);
     const values = new Uint32Array(2 * numLabels);
     const valueBytes = decodeBase64(body.values, "codebook values", 8 * numLabels);
     if (!readIntegers(values, valueBytes, body.num_classes)) {
@@ -122,7 +119,7 @@ export class Codebook {
       body.num_classes,
       Header.parse(decodeBase64(body.header, "codebook header")),
       decodeBase64(body.metadata, "codebook metadata"),
-      slots,
+      maskedSlots,
       values,
       decodeBase64(signature, "codebook signature", SIGNATURE_BYTES),
       canonicalJson(body),
@@ -181,16 +178,15 @@ export class Codebook {
     secret: SharedSecret,
     options: WorkOptions = {},
   ): Promise<Int32Array> {
-    if (this.slots.some((slot) => slot >= key.numSlots)) throw foreign(key);
     const pace = pacer(options);
-    const keys = await aesBlocks(await secret.derive("label keys v2"), 0, this.numLabels);
+    const blocks = await labelBlocks(await secret.derive("label keys v2"), 0, this.numLabels);
     const table = new Int32Array(this.numLabels);
     for (let start = 0; start < table.length; start += CHUNK) {
       await pace(start / table.length);
       const end = start + CHUNK;
-      const slots = this.slots.subarray(start, end);
+      const slots = this.maskedSlots.subarray(start, end);
       const values = this.values.subarray(2 * start, 2 * end);
-      const some = keys.subarray(KEY_BYTES * start, KEY_BYTES * end);
+      const some = blocks.subarray(LABEL_BYTES * start, LABEL_BYTES * end);
       table.set(key.readLabels(some, slots, values, this.numClasses), start);
     }
     await pace(1);
@@ -202,7 +198,7 @@ export class Codebook {
     const classes = new DataView(new ArrayBuffer(4));
     classes.setUint32(0, this.numClasses);
     const suffix = new DataView(new ArrayBuffer(SUFFIX_BYTES));
-    suffix.setUint16(0, this.slots[label]!);
+    suffix.setUint16(0, this.maskedSlots[label]!);
     suffix.setUint32(2, label);
     suffix.setUint32(6, this.values[2 * label]!);
     suffix.setUint32(10, this.values[2 * label + 1]!);

@@ -5,14 +5,28 @@ import { sha256 } from "@noble/hashes/sha2.js";
 import { ascii, type Bytes } from "./encoding.js";
 import { FormatError, KeyRefusedError } from "./errors.js";
 import { SCALAR_BYTES, split, UserKey } from "./kem.js";
+import { aesBlocks } from "./primitives.js";
 
 const MIN_SLOTS = 256;
-export const MAX_SLOTS = 4_096;
+const MAX_SLOTS = 4_096;
 /** Of slot keys and of label keys. */
-export const KEY_BYTES = 16;
+const KEY_BYTES = 16;
+/** What `labelBlocks` gives for each label. */
+export const LABEL_BYTES = 2 * KEY_BYTES;
 /** What 8 slots take: 8 bits of the codeword, and 8 slot keys. */
 const EIGHT_SLOTS = 1 + 8 * KEY_BYTES;
 const TAG = ascii("encryip label mask v2\0");
+
+/**
+ * Of labels first, first + 1, …: L_j, and a block whose first two bytes mask the label's slot.
+ *
+ * Slots are masked because a label has the same one in every codebook of a model: in the clear,
+ * they would carry an old decode table to a new numbering.
+ *
+ * @param key Of purpose `label keys v2`.
+ */
+export const labelBlocks = (key: Bytes, first: number, count: number): Promise<Bytes> =>
+  aesBlocks(key, 2 * first, 2 * count);
 
 /** What a key is for: to read models' answers, or to run models. */
 export type Role = "read" | "run";
@@ -48,24 +62,29 @@ export class ReaderKey {
   /**
    * The classes of labels: (e[j, v] − mask) mod K, where v is the user's bit at the label's slot.
    *
-   * @param labelKeys L_j of each, 16 bytes: AES blocks under the key of purpose `label keys v2`.
-   * @param slots Of each label, below `numSlots`.
+   * A key of another authority finds random slots, and so random classes.
+   *
+   * @param blocks Of each label, as `labelBlocks` gives them.
+   * @param maskedSlots Of each label, two bytes.
    * @param values e[j, 0] and e[j, 1] of each.
    */
   readLabels(
-    labelKeys: Bytes,
-    slots: ArrayLike<number>,
+    blocks: Bytes,
+    maskedSlots: ArrayLike<number>,
     values: ArrayLike<number>,
     numClasses: number,
   ): Int32Array {
     const message = new Uint8Array(TAG.length + 2 * KEY_BYTES);
     message.set(TAG);
-    const classes = new Int32Array(slots.length);
+    const classes = new Int32Array(maskedSlots.length);
     for (let i = 0; i < classes.length; i++) {
-      const slot = slots[i]!;
+      const at = LABEL_BYTES * i;
+      const labelKey = blocks.subarray(at, at + KEY_BYTES);
+      const slotMask = 256 * blocks[at + KEY_BYTES]! + blocks[at + KEY_BYTES + 1]!;
+      const slot = (maskedSlots[i]! ^ slotMask) % this.numSlots;
       const start = this.numSlots / 8 + KEY_BYTES * slot;
       message.set(this.#slots.subarray(start, start + KEY_BYTES), TAG.length);
-      message.set(labelKeys.subarray(KEY_BYTES * i, KEY_BYTES * (i + 1)), TAG.length + KEY_BYTES);
+      message.set(labelKey, TAG.length + KEY_BYTES);
       const { buffer, byteOffset } = sha256(message);
       const digest = new DataView(buffer, byteOffset);
       let mask = 0;

@@ -189,13 +189,13 @@ export class Authority {
     { revoked = [] as Bytes[], numClasses = 3, body = {} as Record<string, unknown> } = {},
   ): Promise<string> {
     const header = await this.#encapsulate(revoked);
-    const labelKeys = await aesBlocks(await header.key("label keys v2"), 0, classes.length);
+    const blocks = await aesBlocks(await header.key("label keys v2"), 0, 2 * classes.length);
     const slots = new DataView(new ArrayBuffer(2 * classes.length));
     const values = new DataView(new ArrayBuffer(8 * classes.length));
     for (const [j, pair] of classes.entries()) {
       const slot = j % this.slots;
-      const labelKey = labelKeys.subarray(16 * j, 16 * j + 16);
-      slots.setUint16(2 * j, slot);
+      const labelKey = blocks.subarray(32 * j, 32 * j + 16);
+      slots.setUint16(2 * j, slot ^ ((blocks[32 * j + 16]! << 8) | blocks[32 * j + 17]!));
       for (const [v, slotKey] of this.#slotKeys[slot]!.entries()) {
         const message = concat(ascii("encryip label mask v2\0"), slotKey, labelKey);
         const digest = hex(sha256(message).subarray(0, 16));
