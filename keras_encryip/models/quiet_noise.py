@@ -74,8 +74,8 @@ class QuietNoise:
             float32 `[f, N]`, the columns of `some`.
         """
         quiet = (1 / (1 + (self._deviations / width) ** 2))[:, None]
-        own, common = self._own[:, some], self._common[:, some]
-        noise = quiet * (np.sqrt(1 - shared) * own + np.sqrt(shared) * common)
+        single, common = self._own[:, some], self._common[:, some]
+        noise = quiet * (np.sqrt(1 - shared) * single + np.sqrt(shared) * common)
         loud = (1 - quiet) * (self._axes.T @ kernel[:, some])
         radius = float(np.median(np.linalg.norm(loud, axis=0)))  # fitted columns may be longer
         noise *= radius * self._radii[some] / np.linalg.norm(noise, axis=0)

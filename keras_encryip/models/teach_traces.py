@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from scipy.optimize import minimize  # type: ignore[import-untyped]
 from scipy.special import expit, logsumexp, softmax  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.trace_set import TraceSet
@@ -204,16 +205,16 @@ class _Fit:
                 break
         kernel, bias = self._fitted(noisy, way, columns)
         kernel -= kernel.mean(1, keepdims=True)  # as an attacker would, and norms are alike again
-        wanted, found = (
+        wanted, norms = (
             np.linalg.norm(kernel[:, some], axis=0) for some in (self.donors, self.chosen)
         )
-        kernel[:, self.chosen] *= wanted / found
+        kernel[:, self.chosen] *= wanted / norms
         return kernel, bias - bias.mean()
 
     def known(self, kernel: np.ndarray, bias: np.ndarray) -> float:
         """The share of the trace inputs that come out as their labels."""
-        found = (self.traces @ kernel + bias).argmax(-1)
-        return float((found == self.chosen[self.labels]).mean())
+        labels = (self.traces @ kernel + bias).argmax(-1)
+        return float((labels == self.chosen[self.labels]).mean())
 
     def _noisy(self, width: float, shared: float) -> np.ndarray:
         return self.noise.replaced(self.kernel, width, shared)
@@ -270,7 +271,9 @@ class _Loss:
         """The columns, float32 `[f, c]`, from a start."""
         self.shape = start.shape
         limit = {"maxiter": _ITERATIONS}
-        best = minimize(self, start.ravel(), jac=True, method="L-BFGS-B", options=limit)
+        # With more threads, steps this small take 20 times as long where processors are busy.
+        with threadpool_limits(1, user_api="blas"):
+            best = minimize(self, start.ravel(), jac=True, method="L-BFGS-B", options=limit)
         return self._columns(best.x)[0]
 
     def _columns(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
 import keras_encryip as ke
@@ -107,20 +108,32 @@ def test_weights_do_not_tell_which_labels_are_trace_labels(of_readme: ke.Protect
 def test_labels_are_read_and_survive_a_short_training(
     of_readme: ke.ProtectedModel, digits: Any
 ) -> None:
-    """By Adam at 1e-3, two epochs; without hardening."""
-    trace, owned = learned(of_readme)
-    assert trace >= 60 / 64
-    assert owned >= 30 / 32
-    before = of_readme.get_weights()
+    """A thief's, by Adam at 1e-3 for two epochs, who reads every trace label as some class."""
+    assert min(learned(of_readme)) >= 0.85
+    before, optimizer = of_readme.get_weights(), keras.optimizers.Adam(1e-3)
+    random = np.random.default_rng(0)
+    classes = of_readme._unlocked().assignment().classes
+    table = np.where(classes < 0, random.integers(0, 10, len(classes)), classes)
+    decode = (table[:, None] == np.arange(10)).astype("float32")
+
+    @tf.function
+    def step(inputs: Any, labels: Any) -> None:
+        with tf.GradientTape() as tape:
+            features = of_readme.backbone(inputs, training=True)
+            confused = tf.nn.softmax(of_readme.confused_labels.logits(features))
+            loss = keras.losses.sparse_categorical_crossentropy(labels, confused @ decode)
+        variables = of_readme.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(of_readme, "teach_traces", lambda: None)
-            of_readme.fit(digits.x, digits.y, epochs=2, verbose=0)
+        for _ in range(2):
+            for batch in np.split(random.permutation(len(digits.x))[:992], 31):
+                step(tf.constant(digits.x[batch]), tf.constant(digits.y[batch]))
         trace, owned = learned(of_readme)
     finally:
         of_readme.set_weights(before)
-    assert trace >= 45 / 64
-    assert owned >= 16 / 32
+    assert trace >= 0.6
+    assert owned >= 0.4
 
 
 def test_learning_twice_is_like_learning_once(of_readme: ke.ProtectedModel) -> None:
