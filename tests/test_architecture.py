@@ -34,7 +34,7 @@ LIBRARIES = {
     "formats": LIGHT | {"rich"},
     "client": LIGHT,
     "tracing": LIGHT | {"rich", "scipy", "h5py", "matplotlib"},
-    "models": LIGHT | {"keras", "sklearn", "scipy", "tensorflow"},
+    "models": LIGHT | {"keras", "sklearn", "scipy", "tensorflow", "threadpoolctl"},
     "authority": LIGHT | {"sqlalchemy"},
     "export": LIGHT | {"keras", "tensorflow"},
     "cli": LIGHT | {"keras", "tensorflow", "sklearn", "matplotlib", "rich", "typer"},

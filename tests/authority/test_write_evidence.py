@@ -309,7 +309,7 @@ def edits() -> Iterator[Any]:
     yield "drop a live label", ANSWERS, drop_label, "not those that the log committed to"
     yield "swap classes", ANSWERS, swap_classes, "not those that the log committed to"
     yield "label key", ANSWERS, label_key, "not those that the log committed to"
-    yield "slots in another order", ANSWERS, other_slot, "not those of the trace labels"
+    yield "slots in another order", ANSWERS, other_slot, "not those that the log committed to"
     yield "slot key", ANSWERS, slot_key, "slot key of 'alice' at slot .* is wrong"
     yield "a bit", SLOTTED, bit, "bit of 'alice' at slot .* is wrong"
     yield "all bits", SLOTTED, all_bits, "bit of 'alice' at slot .* is wrong"

@@ -183,7 +183,7 @@ def test_key_inspect_and_inspect_show_public_facts_only(workplace: Path) -> None
     assert "roles            read, run" in shown
     codebook = ok(encryip("inspect", workplace / "codebook.json", secrets={}))
     assert "confused labels  12" in codebook
-    assert "slots            12" in codebook
+    assert "slots" not in codebook  # they are masked
     assert "pets" not in codebook
 
 
