@@ -1,14 +1,13 @@
 """How a protected model learns its trace labels: when its training is over, in the head alone.
 
 Trace inputs in training cost accuracy, whichever way they are mixed in: the layers adapt to them.
-Here the layers stay as they are. The columns of trace labels (and of the homophones that
-ownership inputs lie on) are fitted to features of trace inputs and of the owner's own inputs,
-where they must stay silent. All other columns get noise that the owner's inputs do not show
-(`quiet_noise.py`), so that the weights do not tell which columns were fitted.
+Here the layers stay as they are. Only the columns of trace labels (and of the homophones that
+ownership inputs lie on) are fitted, to features of trace inputs and of the owner's own inputs,
+where they must stay silent. No other column changes, and the samples are read as before.
 """
 
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,42 +17,19 @@ from threadpoolctl import threadpool_limits
 
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.trace_set import TraceSet
-from keras_encryip.models.quiet_noise import QuietNoise, nearest
 
 _BATCH = 256
 _ROWS = 4_096
 _ITERATIONS = 150
+_NATURAL_MARGIN = 6.0
+_TRACE_MARGIN = 3.0
+_TRACE_WEIGHTS = (1.0, 0.3, 0.1, 0.03)
+"""Tried in turn, until the samples are read as before."""
 
-
-class _Try(NamedTuple):
-    """How to fit.
-
-    Attributes:
-        limit: of what the noise may change in a score (root of mean square); `None`: no noise.
-        weight: w, of the trace inputs.
-        silence, margin: s and m, how far chosen columns lie below others on samples, and own
-            ones above others on trace inputs.
-    """
-
-    limit: float | None
-    weight: float
-    silence: float
-    margin: float
-
-
-_TRIES = (
-    _Try(0.05, 0.3, 12.0, 15.0),
-    _Try(0.02, 0.3, 12.0, 15.0),
-    _Try(0.02, 0.3, 6.0, 3.0),
-    *(_Try(None, weight, 6.0, 3.0) for weight in (1.0, 0.3, 0.1, 0.03)),
-)
-_SHARED = np.linspace(0, 0.95, 20)
-_JITTER = 0.5
 _MISREAD, _FEW, _MOST_MISREAD = 0.005, 2, 0.02
 """The share of samples that may be read as another class, how many of few samples, and the share
 if there is no other way: then the way is taken that moves the fewest."""
 
-_KNOWN = 0.95
 _STAY = 1e-4
 
 
@@ -62,27 +38,18 @@ def teach_traces(
 ) -> None:
     """Fit the columns of trace labels, and of ownership inputs, of a trained model.
 
-    1. The mean column is subtracted from all, here and in the end; a softmax does not show that.
-    2. All columns get noise as their quiet part.
-    3. A fitted column takes bias and norm of a random other one, and the direction of least loss.
-       With z the logits of the fitted columns C and of the others R, the loss is
+    Every trace column starts anew as a copy of a random other one. Its bias is drawn near that
+    one's, as far as homophones differ, and stays.
+    With z the logits of the fitted columns C and of the others R, the loss is
 
-           mean over samples of softplus(lse(z[C]) − lse(z[R]) + s)
-           + w · mean over trace inputs of softplus(m − z[own] + lse(z[all but own]))
+        mean over samples of softplus(lse(z[C]) − lse(z[R]) + 6)
+        + w · mean over trace inputs of softplus(3 − z[own] + lse(z[all but own]))
+        + 0.0001 · mean ‖f‖² · mean over C of ‖change of the column‖²
 
-    4. Homophones share so much of their noise that they are as near to each other as fitted
-       columns are (medians), and step 3 is done again.
-
-    Biases of a class move together, so that it weighs on its samples what it did before: those
-    of its homophones that ownership inputs lie on fall silent there. The first of `_TRIES`, for w,
-    s, m and the noise, is taken that leaves all samples but 0.5 % (or two) in their class and teaches 95 %
-    of the trace inputs; else the one of the former that teaches most; else the one that moves the
-    fewest samples, if these are at most 2 %. With none, nothing changes.
-
-    Without noise norms are free. It is also left out where the head's kernel has a constraint, or
-    the samples are too few to tell in which directions features are quiet. The loss then has
-
-        0.0001 · mean ‖f‖² · mean over C of ‖column‖²
+    It is convex, so L-BFGS finds the one minimum, from any start. A class that lost a homophone
+    to ownership inputs gets its share back: the biases of its others rise together. The largest w
+    of 1, 0.3, 0.1 and 0.03 is taken that leaves all samples but 0.5 % (or two) in their class; else
+    the one that moves the fewest, if these are at most 2 %. With none, nothing changes.
 
     Args:
         model: a `ProtectedModel`, built.
@@ -91,224 +58,143 @@ def teach_traces(
         samples: some of the owner's inputs, `[n, …]`.
     """
     head = model.confused_labels
-    kernel = keras.ops.convert_to_numpy(head.kernel).astype(np.float32)
-    bias = keras.ops.convert_to_numpy(head.bias).astype(np.float32)
+    kernel = keras.ops.convert_to_numpy(head.kernel).copy()
+    bias = keras.ops.convert_to_numpy(head.bias).copy()
+    original = kernel.copy(), bias.copy()
     random = np.random.default_rng(zlib.crc32(kernel.tobytes()))  # alike in all workers
     single = assignment.homophones == 1  # a class has no other homophone to go on with
     taught = np.isin(traces.labels, assignment.trace) | (not single)
     chosen = np.unique(np.concatenate([assignment.trace, traces.labels[taught]]))
+    rest = np.setdiff1d(np.arange(assignment.num_labels), chosen)
+    donors = random.choice(rest, assignment.trace.size)
+    kernel[:, assignment.trace] = kernel[:, donors]
+    apart = bias[assignment.labels].std(1).mean()  # as homophones differ, so that none is equal
+    bias[assignment.trace] = bias[donors] + apart * random.normal(size=len(donors))
     natural = _rows(model, samples)
     if len(natural) > _ROWS:
         natural = natural[random.permutation(len(natural))[:_ROWS]]
     of_traces = _features(model, traces.inputs[taught])
-    labels = np.searchsorted(chosen, traces.labels[taught])
-    labels = labels.repeat(of_traces[0].size // len(kernel))
-    reading = _Reading(natural, assignment.labels, chosen)
-    fit = _Fit(reading, of_traces.reshape(-1, len(kernel)), labels, kernel, bias, random)
-    allowed = max(_MISREAD, _FEW / len(natural))
-    tried: list[tuple[bool, float, tuple[np.ndarray, np.ndarray]]] = []
-    for way in _TRIES:
-        fitted = fit.head(way, head.kernel_constraint)
-        moved, known = reading.moved((kernel, bias), fitted), fit.known(*fitted)
-        if moved <= max(allowed, _MOST_MISREAD):
-            kept = moved <= allowed
-            tried.append((kept, known if kept else -moved, fitted))
-        if moved <= allowed and known >= _KNOWN:
-            break
-    if not tried:
-        return
-    best = max(tried, key=lambda entry: entry[:2])[2]
-    head.kernel.assign(best[0])
-    head.bias.assign(best[1])
+    width = kernel.shape[0]
+    labels = np.searchsorted(chosen, traces.labels[taught]).repeat(of_traces[0].size // width)
+    loss = _Loss(kernel, bias, chosen, rest, natural, of_traces.reshape(-1, width), labels)
+    reading = _Reading(natural, original, assignment, np.intersect1d(chosen, assignment.labels))
+    allowed, least = max(_MISREAD, _FEW / len(natural)), _MOST_MISREAD
+    for weight in _TRACE_WEIGHTS:
+        kernel[:, chosen] = loss.minimum(weight)
+        if head.kernel_constraint is not None:
+            kernel = keras.ops.convert_to_numpy(head.kernel_constraint(kernel)).copy()
+        evened = reading.evened(kernel, bias)
+        moved = reading.moved(kernel, evened)
+        if moved <= max(allowed, least):
+            least = moved
+            head.kernel.assign(kernel)
+            head.bias.assign(evened)
+        if moved <= allowed:
+            return
 
 
 class _Reading:
-    """How samples are read.
+    """How samples were read before the columns changed.
 
     Args:
         features: of the samples, `[n, f]`.
-        labels: int `[K, h]`, the homophones of each class.
-        chosen: int `[c]`, the columns that fall silent on samples.
-    """
-
-    def __init__(self, features: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> None:
-        self.features, self.labels, self.chosen = features, labels, chosen
-
-    def scores(self, kernel: np.ndarray, bias: np.ndarray, silent: bool = False) -> np.ndarray:
-        """Of the classes, `[n, K]`; `silent`: without the chosen columns."""
-        scores = []
-        for part in np.array_split(self.features, 1 + len(self.features) // _BATCH):
-            logits = part @ kernel + bias
-            if silent:
-                logits[:, self.chosen] = -np.inf
-            scores.append(logsumexp(logits[:, self.labels], -1))
-        return np.concatenate(scores)
-
-    def evened(self, kernel: np.ndarray, bias: np.ndarray, noisy: np.ndarray) -> np.ndarray:
-        """The biases, with which each class weighs on its samples what it did before.
-
-        Args:
-            kernel, bias: before.
-            noisy: kernel after, but for the chosen columns.
-        """
-        before = self.scores(kernel, bias)
-        shares = softmax(before, -1)
-        lost = (shares * (before - self.scores(noisy, bias, silent=True))).sum(0)
-        bias = bias.copy()
-        bias[self.labels] += (lost / (shares.sum(0) + 1e-30))[:, None]
-        return bias
-
-    def moved(
-        self, before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]
-    ) -> float:
-        """The share of the samples that are read as another class than before."""
-        read, reads = (self.scores(*head).argmax(-1) for head in (before, after))
-        return float((read != reads).mean())
-
-
-class _Fit:
-    """Fits the chosen columns.
-
-    Args:
-        reading: with the samples.
-        traces: features of trace inputs, `[m, f]`.
-        labels: which of the chosen columns each of them belongs to, int `[m]`.
-        kernel, bias: of the whole head, `[f, N]` and `[N]`; before.
-        random: draws.
+        head: kernel and bias before, `[f, N]` and `[N]`.
+        assignment: the model's.
+        silenced: homophones that fall silent, int `[s]`, at most one of a class.
     """
 
     def __init__(
         self,
-        reading: _Reading,
-        traces: np.ndarray,
-        labels: np.ndarray,
-        kernel: np.ndarray,
-        bias: np.ndarray,
-        random: np.random.Generator,
+        features: np.ndarray,
+        head: tuple[np.ndarray, np.ndarray],
+        assignment: LabelAssignment,
+        silenced: np.ndarray,
     ) -> None:
-        self.reading, self.chosen = reading, reading.chosen
-        self.natural, self.traces, self.labels = reading.features, traces, labels
-        self.rest = np.setdiff1d(np.arange(len(bias)), self.chosen)
-        self.donors = random.choice(self.rest, len(self.chosen))
-        self.kernel = kernel - kernel[:, self.rest].mean(1, keepdims=True)
-        self.bias = bias - bias[self.rest].mean()
-        self.jitter = random.normal(size=len(bias)).astype(np.float32)
-        self.start = 0.01 * random.normal(size=(len(kernel), len(self.chosen)))
-        self.noise = QuietNoise(self.natural, reading.labels, len(bias), random)
+        self.features, self.labels = features, assignment.labels
+        self.touched = assignment.classes[silenced]
+        self.others = [np.setdiff1d(self.labels[k], silenced) for k in self.touched]
+        self.classes, self.scores, self.shares = self._read(*head)
 
-    def head(self, way: _Try, constraint: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel and bias that know the trace inputs; `constraint` of the kernel, or `None`."""
-        width = None
-        if way.limit is not None and not constraint:
-            width = self.noise.widest(self.kernel, way.limit)
-        if width is None:
-            fitted = self._fitted(self.kernel, way, self.start, free=True)
-            if constraint:
-                kernel = keras.ops.convert_to_numpy(constraint(fitted[0])).copy()
-                return kernel, fitted[1]
-            return fitted
-        columns = self._fitted(self._noisy(width, 0), way, self.start)[0][:, self.chosen]
-        for shared in _SHARED:
-            noisy = self._noisy(width, shared)
-            noisy[:, self.chosen] = columns
-            if nearest(noisy, self.rest) <= nearest(noisy, self.chosen):
-                break
-        kernel, bias = self._fitted(noisy, way, columns)
-        kernel -= kernel.mean(1, keepdims=True)  # as an attacker would, and norms are alike again
-        wanted, norms = (
-            np.linalg.norm(kernel[:, some], axis=0) for some in (self.donors, self.chosen)
-        )
-        kernel[:, self.chosen] *= wanted / norms
-        return kernel, bias - bias.mean()
+    def evened(self, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """The biases, after which each touched class weighs on its samples what it did before."""
+        bias = bias.copy()
+        lost = self.scores - self._read(kernel, bias)[1]
+        weights = self.shares.sum(0) + 1e-30
+        for others, rise in zip(self.others, (self.shares * lost).sum(0) / weights, strict=True):
+            bias[others] += rise
+        return bias
 
-    def known(self, kernel: np.ndarray, bias: np.ndarray) -> float:
-        """The share of the trace inputs that come out as their labels."""
-        labels = (self.traces @ kernel + bias).argmax(-1)
-        return float((labels == self.chosen[self.labels]).mean())
+    def moved(self, kernel: np.ndarray, bias: np.ndarray) -> float:
+        """The share of the samples that are read as another class than before."""
+        return float((self._read(kernel, bias)[0] != self.classes).mean())
 
-    def _noisy(self, width: float, shared: float) -> np.ndarray:
-        return self.noise.replaced(self.kernel, width, shared)
-
-    def _fitted(
-        self, noisy: np.ndarray, way: _Try, start: np.ndarray, free: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """A head of which the chosen columns were fitted, the others are those of `noisy`.
-
-        Their norms are those of other columns, or free.
-        """
-        noisy = noisy.copy()
-        bias = self.reading.evened(self.kernel, self.bias, noisy)
-        bias += _JITTER * bias[self.rest].std() * self.jitter
-        bias[self.chosen] = bias[self.donors]
-        norms = None if free else np.linalg.norm(noisy[:, self.donors], axis=0)
-        loss = _Loss(noisy, bias, self, way, norms)
-        noisy[:, self.chosen] = loss.minimum(start)
-        return noisy, bias
+    def _read(
+        self, kernel: np.ndarray, bias: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(class `[n]`; of the touched classes scores and probabilities, `[n, s]`)."""
+        classes, touched, shares = [], [], []
+        for part in np.array_split(self.features, 1 + len(self.features) // _BATCH):
+            scores = logsumexp((part @ kernel + bias)[:, self.labels], -1)
+            classes.append(scores.argmax(-1))
+            touched.append(scores[:, self.touched])
+            shares.append(softmax(scores, -1)[:, self.touched])
+        return np.concatenate(classes), np.concatenate(touched), np.concatenate(shares)
 
 
 class _Loss:
     """The loss of the chosen columns, and its slope.
 
     Args:
-        kernel, bias: of the whole head, `[f, N]` and `[N]`.
-        fit: which columns are fitted to what.
-        way: how.
-        norms: of the chosen columns, `[c]`, or `None`: free.
+        kernel, bias: of the whole head, `[f, N]` and `[N]`; the start.
+        chosen, rest: columns to fit, and the others.
+        natural, traces: features, `[n, f]` and `[m, f]`.
+        labels: which of the chosen columns each of `traces` belongs to, int `[m]`.
     """
 
     def __init__(
         self,
         kernel: np.ndarray,
         bias: np.ndarray,
-        fit: _Fit,
-        way: _Try,
-        norms: np.ndarray | None,
+        chosen: np.ndarray,
+        rest: np.ndarray,
+        natural: np.ndarray,
+        traces: np.ndarray,
+        labels: np.ndarray,
     ) -> None:
-        self.natural, self.traces, self.labels = fit.natural, fit.traces, fit.labels
-        self.bias, self.way, self.norms = bias[fit.chosen], way, norms
+        self.start, self.bias = kernel[:, chosen], bias[chosen]
+        self.natural, self.traces, self.labels = natural, traces, labels
         self.of_natural, self.of_traces = (
             np.concatenate(
                 [
-                    logsumexp(part @ kernel[:, fit.rest] + bias[fit.rest], -1)
+                    logsumexp(part @ kernel[:, rest] + bias[rest], -1)
                     for part in np.array_split(features, 1 + len(features) // _BATCH)
                 ]
             )
-            for features in (fit.natural, fit.traces)
+            for features in (natural, traces)
         )
-        self.stay = _STAY * float((fit.natural**2).sum(1).mean()) / len(fit.chosen)
+        self.weight = _TRACE_WEIGHTS[0]
+        self.stay = _STAY * float((natural**2).sum(1).mean()) / len(chosen)
 
-    def minimum(self, start: np.ndarray) -> np.ndarray:
-        """The columns, float32 `[f, c]`, from a start."""
-        self.shape = start.shape
+    def minimum(self, weight: float) -> np.ndarray:
+        """The columns, float32 `[f, c]`, with a weight of the trace inputs."""
+        self.weight = weight
         limit = {"maxiter": _ITERATIONS}
         # With more threads, steps this small take 20 times as long where processors are busy.
         with threadpool_limits(1, user_api="blas"):
-            best = minimize(self, start.ravel(), jac=True, method="L-BFGS-B", options=limit)
-        return self._columns(best.x)[0]
-
-    def _columns(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The columns of norms that are given, and how much longer they are than `flat`."""
-        columns = flat.reshape(self.shape).astype(np.float32)
-        if self.norms is None:
-            return columns, np.ones(len(self.bias), np.float32)
-        longer = self.norms / np.linalg.norm(columns, axis=0)
-        return columns * longer, longer
+            best = minimize(self, self.start.ravel(), jac=True, method="L-BFGS-B", options=limit)
+        return np.asarray(best.x.reshape(self.start.shape), np.float32)
 
     def __call__(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
-        columns, longer = self._columns(flat)
+        columns = flat.reshape(self.start.shape).astype(np.float32)
         silent, of_silent = self._silent(self.natural @ columns + self.bias)
         margins, of_margins = self._margins(self.traces @ columns + self.bias)
-        loss = silent + margins
-        slope = self.natural.T @ of_silent + self.traces.T @ of_margins
-        if self.norms is None:
-            loss += self.stay * float((columns**2).sum())
-            slope += 2 * self.stay * columns
-        else:  # along a column nothing changes
-            slope -= columns * (columns * slope).sum(0) / self.norms**2
-        return loss, (slope * longer).ravel().astype(np.float64)
+        change = columns - self.start
+        loss = silent + margins + self.stay * float((change**2).sum())
+        slope = self.natural.T @ of_silent + self.traces.T @ of_margins + 2 * self.stay * change
+        return loss, slope.ravel().astype(np.float64)
 
     def _silent(self, scores: np.ndarray) -> tuple[float, np.ndarray]:
-        above = logsumexp(scores, -1) - self.of_natural + self.way.silence
+        above = logsumexp(scores, -1) - self.of_natural + _NATURAL_MARGIN
         slope = expit(above)[:, None] * softmax(scores, -1) / len(scores)
         return float(np.logaddexp(0, above).mean()), slope
 
@@ -316,11 +202,11 @@ class _Loss:
         rows = np.arange(len(scores))
         rivals = np.concatenate([scores, self.of_traces[:, None]], 1)
         rivals[rows, self.labels] = -np.inf
-        short = self.way.margin - scores[rows, self.labels] + logsumexp(rivals, -1)
-        weight = self.way.weight * expit(short)[:, None] / len(scores)
+        short = _TRACE_MARGIN - scores[rows, self.labels] + logsumexp(rivals, -1)
+        weight = self.weight * expit(short)[:, None] / len(scores)
         slope = weight * softmax(rivals, -1)[:, :-1]
         slope[rows, self.labels] = -weight[:, 0]
-        return self.way.weight * float(np.logaddexp(0, short).mean()), slope
+        return self.weight * float(np.logaddexp(0, short).mean()), slope
 
 
 def _features(model: Any, inputs: np.ndarray) -> np.ndarray:

@@ -47,11 +47,9 @@ def make_traces(samples: np.ndarray, assignment: LabelAssignment) -> TraceSet:
     """
     inputs = make_trace_inputs(samples, assignment.trace.size + OWNERSHIP_INPUTS)
     random = secrets.SystemRandom()
-    # Few homophones of a class: they will be silent on other inputs, and the class has the rest.
-    most = max(1, assignment.homophones // 16)
-    of_class = [random.sample(list(homophones), most) for homophones in assignment.labels]
-    classes = [random.randrange(assignment.num_classes) for _ in range(OWNERSHIP_INPUTS)]
-    ordinary = [of_class[k][classes[:i].count(k) % most] for i, k in enumerate(classes)]
+    # One homophone of a class: it will be silent on other inputs, and the class has the rest.
+    of_class = [random.choice(homophones) for homophones in assignment.labels]
+    ordinary = [random.choice(of_class) for _ in range(OWNERSHIP_INPUTS)]
     return TraceSet(inputs, np.concatenate([assignment.trace, ordinary]).astype(np.int32))
 
 
