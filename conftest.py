@@ -131,7 +131,7 @@ def shipped(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("shipped")
     url = f"sqlite:///{folder}/acme.authority"
     with ke.Authority.create(url, PASSPHRASE, scrypt_log2_n=CHEAP) as made:
-        options = {"class_names": NAMES, "homophones": 4, "trace_labels": 8}
+        options = {"class_names": NAMES, "homophones": 4, "trace_labels": 64}
         model = ke.protect(build_classifier(), made, name="digits", **options)
         optimizer = keras.optimizers.Adam(0.01)
         model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -260,7 +260,8 @@ def docstring_names(
             return decoder.labels(shipped.model.predict(images, verbose=0))
 
         names |= {"authority": shipped.authority, "suspicious_service": suspicious_service}
-        names["report"] = ke.Tracer(shipped.authority).bundle(shipped.bundles["alice"])
+        opened = shipped.bundles["alice"], shipped.passphrase
+        names["report"] = ke.Tracer(shipped.authority).bundle(*opened)
     elif module.startswith("keras_encryip.models"):
         digits = get("digits")
         names |= {"x": digits.x, "y": digits.y, "authority": get("shared_authority")}

@@ -34,6 +34,14 @@ def run_nightly(
     main.main("nightly", suite, data, seed)
 
 
+@app.command("coalitions")
+def run_coalitions() -> None:
+    """What traitors who compare their keys can do, and what innocents risk; nothing is trained."""
+    from . import coalitions
+
+    coalitions.main()
+
+
 @app.command("report")
 def write_report(
     quick: Annotated[bool, typer.Option("--quick", help="Of the quick run.")] = False,

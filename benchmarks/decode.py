@@ -32,6 +32,7 @@ from rich.table import Table
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.crypto.kem import Header, MasterKey, PublicKey
 from keras_encryip.crypto.signing import SigningKey
+from keras_encryip.crypto.slots import DEFAULT_SLOTS, ReaderKey, SlotSecrets
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
 
@@ -102,28 +103,28 @@ def keys(repeats: int) -> list[Row]:
 
 
 def codebooks(repeats: int, threshold: int = 4) -> list[Row]:
-    """Opening a codebook: parse its bytes, verify its signature, read the decode table."""
+    """Opening a codebook: parse its bytes, verify its signature, read metadata and decode table."""
     rows = []
     for classes, homophones in CLASSES:
         master, signing_key = MasterKey.generate(threshold), SigningKey.generate()
-        assignment = LabelAssignment.draw(classes, homophones, TRACE_LABELS)
+        slots = SlotSecrets(bytes(32), DEFAULT_SLOTS)
+        assignment = LabelAssignment.draw(classes, homophones, TRACE_LABELS, slots.count)
         metadata = ModelMetadata(model="m", class_names=[str(i) for i in range(classes)])
         start = time.process_time()
-        data = Codebook.make(assignment, metadata, master, signing_key)[0].to_bytes()
+        data = Codebook.make(assignment, metadata, master, slots, signing_key).to_bytes()
         made = time.process_time() - start
-        codebook, user = Codebook.from_bytes(data), master.issue()
+        codebook, point = Codebook.from_bytes(data), master.issue()
+        user = ReaderKey(point, slots.of_user(point.key_id))
         issuer = signing_key.public_bytes()
         calls: dict[str, Callable[[], object]] = {
             "parse": lambda d=data: Codebook.from_bytes(d),
             "verify": lambda c=codebook, i=issuer: c.verify(i),
-            "metadata": lambda c=codebook, u=user: c.open_metadata(u),
-            "table": lambda c=codebook, u=user: c.decode_table(u),
+            "read": lambda c=codebook, u=user: c.open(u),
         }
         row: Row = {
             "K": classes,
             "N": codebook.num_labels,
             "t": threshold,
-            "blocks": len(codebook.headers),
             "bytes": len(data),
             "make_ms": 1000 * made,
         }

@@ -18,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 from rich.table import Table
 
-from keras_encryip.export.checks import expected_coincidences
+from keras_encryip.export.checks import what_keys_show
 from keras_encryip.labels.assignment import TRACE
 
 from .cells import RESULTS, Cells, console
@@ -40,17 +40,19 @@ def figures(found: Protected, trainings: Trainings) -> dict[str, Any]:
     random, users = np.random.default_rng(0), []
     for _ in range(KEYS):
         read = real.copy()
-        table = random.integers(0, assignment.num_classes, assignment.trace.size)
+        bits = random.integers(0, 2, assignment.trace.size)
+        table = assignment.pairs[np.arange(bits.size), bits]
         np.add.at(read.T, table, confused[:, assignment.trace].T)
         users.append(float((read.argmax(-1) == data.y_test).mean()))
     asked = model.predict(traces.inputs, verbose=0)
+    even = np.full(assignment.trace.size, 0.5)
     owned = assignment.classes[traces.labels] != TRACE
     ours = model.decode(asked[owned]).argmax(-1) == assignment.classes[traces.labels[owned]]
     return {
         "accuracy": accuracy(model, data),
         "user": min(users),
         "mass": float(confused[:, assignment.trace].sum(-1).mean()),
-        "read": int(np.median(expected_coincidences(asked, traces, assignment))),
+        "read": int(np.median(what_keys_show(asked, traces, assignment, even)[0])),
         "ours": int(ours.sum()),
         "cpu_seconds": found.seconds,
     }

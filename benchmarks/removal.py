@@ -24,7 +24,7 @@ from keras_encryip.labels.trace_set import plurality
 from keras_encryip.tracing.alignment import match
 from keras_encryip.tracing.fingerprint import correlate, kernels_digest, whiten
 from keras_encryip.tracing.report import TraceReport
-from keras_encryip.tracing.statistics import binomial_tail, corrected
+from keras_encryip.tracing.statistics import corrected, innocent_tail, observed_weights, scores
 from keras_encryip.tracing.weights import kernels_of, read_kernels
 
 from .cells import Cells
@@ -255,8 +255,9 @@ def detect(world: World, classifier: keras.Model) -> dict[str, Any]:
 
 def by_table(world: World) -> dict[str, Any]:
     report = ke.Tracer(world.authority).table(world.table, model=world.model)
-    coincidences = report.suspects[0].score if report.suspects[0].subject == TRAITOR else None
-    return {"coincidences": coincidences, **_verdict(report)}
+    read = int(report.evidence["live labels read"].split()[0])
+    first = report.suspects[0].subject == TRAITOR
+    return {"coincidences": read if first else None, **_verdict(report)}
 
 
 def by_weights(world: World, classifier: keras.Model) -> dict[str, Any]:
@@ -278,19 +279,26 @@ def by_weights(world: World, classifier: keras.Model) -> dict[str, Any]:
 
 
 def by_service(world: World, classifier: keras.Model) -> dict[str, Any]:
-    """Coincidences of the traitor recounted, since a report lists only the first users."""
+    """The traitor's score computed again, since a report lists only the first users.
+
+    `"coincidences"`: the trace labels, of as many that were answered, whose inputs are answered
+    with the class that the traitor's key reads there.
+    """
     report = ke.Tracer(world.authority).service(
         lambda batch: predict(classifier, batch), model=world.model, batch_size=256
     )
     (traces,), (answers,) = report.exhibits["sets"], report.exhibits["answers"]
-    trace = report.exhibits["record"].assignment.trace
-    said = plurality(traces, answers, trace)
-    hits, n = int((said == world.table[trace])[said >= 0].sum()), int((said >= 0).sum())
-    chance = float(binomial_tail(n, world.model.num_classes)[hits])
+    assignment = report.exhibits["record"].assignment
+    said, own = plurality(traces, answers, assignment.trace), world.table[assignment.trace]
+    biases = world.authority.keys.slots.biases[assignment.slots[assignment.trace]]
+    weights = observed_weights(said, assignment.pairs, biases)
+    score = scores(weights, biases, (own == assignment.pairs[:, 1])[None])
     return {
-        "coincidences": hits,
-        "of": n,
-        "p_value": corrected(chance, report.tests),
+        "coincidences": int((said == own).sum()),
+        "of": int((said >= 0).sum()),
+        "score": float(score[0]),
+        "threshold": report.threshold,
+        "p_value": corrected(float(innocent_tail(weights, biases, score)[0]), report.tests),
         "ownership": report.evidence["ordinary answers right"],
         "ownership p_value": report.evidence["p-value of that"],
         **_verdict(report),

@@ -131,7 +131,7 @@ def run(data: str, seed: int, users: int) -> dict[str, Any]:
             best = max(s.score for s in report.suspects if s.subject != TRAITOR)
             rows[attack] = {
                 "accuracy": float((traitor(x_test) == y_test).mean()),
-                "coincidences": own[0].score if own else None,
+                "score": own[0].score if own else None,
                 "p_value": own[0].p_value if own else 1.0,
                 "best innocent": best,
                 "innocents guilty": sum(s.subject != TRAITOR for s in report.guilty),
@@ -158,7 +158,7 @@ def show(console: Console, saved: dict[str, Any]) -> None:
             ),
         )
         for attack, row in result["attacks"].items():
-            leaker = row["coincidences"]
+            leaker = row.get("score", row.get("coincidences"))  # which releases before 0.4 counted
             table.add_row(
                 attack,
                 f"{100 * row['accuracy']:.1f}",

@@ -4,16 +4,15 @@
 
 One model (K = 10, h = 64, T = 64) is protected and adapted on random data, never trained:
 that is enough for a trace set. Users are enrolled, and at 10², 10³, … users the script
-measures the cost of enrolling, of predicting users' trace answers, of opening the
-authority, and of tracing a decode table and a black-box service that run on one user's
-real key bundle. Everything runs in one thread. Shown are seconds of a clock on the wall,
-with CPU seconds beside them where they tell more: other work on the machine does not
+measures the cost of enrolling, of opening the authority, and of tracing a decode table and
+a black-box service that run on one user's real key bundle. Codewords are computed by each
+trace, and kept nowhere. Everything runs in one thread. Shown are seconds of a clock on the
+wall, with CPU seconds beside them where they tell more: other work on the machine does not
 count in those.
 
-A million users take about a quarter of an hour, nearly all of it one multiplication on
-P-256 for each user and tracing block. The run can be interrupted: --folder keeps the
-ledger, and the JSON what was measured. Sizes that the ledger has outgrown are taken from
-there. Peak memory is read from /proc and so needs Linux.
+The run can be interrupted: --folder keeps the ledger, and the JSON what was measured. Sizes
+that the ledger has outgrown are taken from there. Peak memory is read from /proc and so
+needs Linux.
 """
 
 import os
@@ -45,8 +44,6 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_encryip.authority.authority import Authority
-from keras_encryip.authority.predicted_answers import CHUNK
-from keras_encryip.authority.schema import trace_answers_table
 from keras_encryip.authority.tracer import Tracer
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.formats.key_bundle import KeyBundle
@@ -56,8 +53,6 @@ PASSPHRASE = "benchmark"
 SMALLEST = 100
 LAST = 1_000
 """Enrolling is timed for this many users, the last ones of each size."""
-CATCH_UP = 10
-"""Chunks of answers that are removed and predicted again."""
 BUNDLES = 20
 REPEATS = 3
 BATCH = 50_000
@@ -121,7 +116,6 @@ def grow(url: str, users: int) -> Row:
     row: Row = {}
     with Authority.open(url, PASSPHRASE) as authority:
         known = authority.user_store.count()
-        authority.model_store.predict_answers(at_most=known)  # what an interrupted run left out
         last = max(known, users - LAST)
         row["bulk_users"] = last - known
         row["bulk_calls_of"] = BATCH
@@ -132,25 +126,6 @@ def grow(url: str, users: int) -> Row:
         with timed(row, "enroll"):
             authority.enroll(map(name_of, range(last, users)))
     row["peak_mib"] = peak_mib()
-    return row
-
-
-def catch_up(url: str, users: int) -> Row:
-    """Take away the last answers, and let the ledger catch up."""
-    row: Row = {}
-    with Authority.open(url, PASSPHRASE) as authority:
-        chunks = -(-users // CHUNK)
-        first = max(0, chunks - CATCH_UP)
-        with authority.ledger.writing() as connection:
-            connection.execute(
-                trace_answers_table.delete().where(trace_answers_table.c.chunk >= first)
-            )
-        row["users"] = users - first * CHUNK
-        with timed(row, "cache"):
-            authority.model_store.predict_answers(at_most=row["users"])
-        store = authority.model_store
-        (codebook,) = store.codebooks_of(store.model_named("model").model_id)
-        assert store.predicted_answers(codebook).missing() == 0
     return row
 
 
@@ -198,7 +173,7 @@ def _trace(url: str, folder: Path, users: int) -> Row:
         for name in rows[0]:
             row[name] = statistics.median(r[name] for r in rows)
         row[f"{what}_runner_up"] = report.suspects[1].score
-        row[f"{what}_least_hits"] = report.threshold
+        row[f"{what}_least_score"] = report.threshold
     row["trace_peak_mib"] = peak_mib()
     authority.close()
     return row
@@ -239,7 +214,6 @@ def measure(
         else:
             grown = in_fresh_process(grow, url, users)
         row: Row = {"users": users, "enroll": grown}
-        row["catch_up"] = in_fresh_process(catch_up, url, users)
         row["ledger_bytes"] = (folder / "scale.authority").stat().st_size
         row["trace"] = in_fresh_process(trace, url, folder, users)
         if users in (sizes[0], sizes[-1]):
@@ -260,8 +234,6 @@ def show(console: Console, results: dict[str, Any]) -> None:
         "users",
         "enrol 1,000",
         "CPU",
-        "catch up 1,000",
-        "CPU",
         "ledger MB",
         "open",
         "trace table",
@@ -270,16 +242,15 @@ def show(console: Console, results: dict[str, Any]) -> None:
         "MiB, open",
         "MiB, trace",
         box=SIMPLE_HEAD,
-        title="Seconds; enrolling includes the cache of trace answers",
+        title="Seconds",
         title_justify="left",
     )
     for row in results["sizes"]:
         enroll = per_thousand(row["enroll"], "enroll", row["enroll"]["enrolled"])
-        cached = per_thousand(row["catch_up"], "cache", row["catch_up"]["users"])
         found = row["trace"]
         table.add_row(
             f"{row['users']:,}",
-            *(f"{s:.2f}" for s in (*enroll, *cached)),
+            *(f"{s:.2f}" for s in enroll),
             f"{row['ledger_bytes'] / 1e6:.1f}",
             *(f"{found[name]:.2f}" for name in ("open_s", "table_s", "service_s", "service_cpu_s")),
             *(f"{found[name]:,.0f}" for name in ("open_peak_mib", "trace_peak_mib")),
@@ -307,8 +278,8 @@ def show(console: Console, results: dict[str, Any]) -> None:
     )
     tracing = max(largest["trace"][f"{what}_s"] for what in ("table", "service"))
     for what, took in (
-        ("enrolling 1,000 users with the cache, slowest size", enrolling),
-        (f"tracing among {largest['users']:,}, answers cached", tracing),
+        ("enrolling 1,000 users, slowest size", enrolling),
+        (f"tracing among {largest['users']:,}", tracing),
     ):
         verdict = "met" if took < TARGET_SECONDS else "MISSED"
         console.print(f"target below {TARGET_SECONDS:g} s, {what}: {took:.2f} s, {verdict}")
@@ -328,11 +299,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         "enrolling 1,000 more": [
             per_thousand(r["enroll"], "enroll", r["enroll"]["enrolled"])[0] for r in rows
         ],
-        "predicting 1,000 users' answers": [
-            per_thousand(r["catch_up"], "cache", r["catch_up"]["users"])[0] for r in rows
-        ],
     }
-    for (label, values), style in zip(lines.items(), ("o-", "s-", "^-", "d--", "v--"), strict=True):
+    for (label, values), style in zip(lines.items(), ("o-", "s-", "^-", "d--"), strict=True):
         axes.plot(users, values, style, label=label)
     axes.axhline(TARGET_SECONDS, color="#b00020", linewidth=1, label="target: 10 s")
     axes.set(

@@ -1,5 +1,6 @@
 """An exported model's codebook and a few users' bundles, on disk."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_encryip.crypto.kem import MasterKey, UserKey
+from keras_encryip.crypto.kem import MasterKey
 from keras_encryip.crypto.signing import SigningKey
+from keras_encryip.crypto.slots import SlotSecrets
+from keras_encryip.formats.bundle_keys import BundleKeys
 from keras_encryip.formats.key_bundle import make_bundle
 from keras_encryip.formats.version_folder import ASSETS
 from keras_encryip.labels.assignment import LabelAssignment
@@ -23,15 +26,28 @@ PASSPHRASE = "correct horse"
 class Authority:
     """Just enough of an authority to issue bundles and make codebooks."""
 
-    master: MasterKey
+    read: MasterKey
+    run: MasterKey
+    slots: SlotSecrets
     signing_key: SigningKey
     issuer_name: str
 
     @property
     def digest(self) -> bytes:
-        return self.master.public_key().digest
+        return self.read.public_key().digest
 
-    def bundle(self, key: UserKey, **changes: Any) -> bytes:
+    def issue(self, *roles: str, z: int | None = None) -> BundleKeys:
+        """Keys for both roles, or for those named; at a fresh z, or at `z`."""
+        point = self.read.issue() if z is None else self.read.user_key(z)
+        reads = not roles or "read" in roles
+        return BundleKeys(
+            point.z,
+            read=point if reads else None,
+            run=self.run.user_key(point.z) if not roles or "run" in roles else None,
+            slots=self.slots.of_user(point.key_id) if reads else None,
+        )
+
+    def bundle(self, keys: BundleKeys, **changes: Any) -> bytes:
         fields = {
             "passphrase": PASSPHRASE,
             "subject": "alice",
@@ -42,24 +58,23 @@ class Authority:
             "not_after": datetime(2999, 1, 1, tzinfo=UTC),
             "scrypt_log2_n": 14,
         }
-        return make_bundle(key, **{**fields, **changes})
+        return make_bundle(keys, **{**fields, **changes})
 
     def codebook(
         self, assignment: LabelAssignment, *, model: str = "digits", revoked: Any = ()
     ) -> Codebook:
         names = [f"class {i}" for i in range(assignment.num_classes)]
         metadata = ModelMetadata(model=model, class_names=names)
-        codebook, _ = Codebook.make(
-            assignment, metadata, self.master, self.signing_key, revoked=revoked
+        return Codebook.make(
+            assignment, metadata, self.read, self.slots, self.signing_key, revoked=revoked
         )
-        return codebook
 
 
 @dataclass(frozen=True)
 class World:
     authority: Authority
-    alice: UserKey
-    revoked: UserKey
+    alice: BundleKeys
+    revoked: BundleKeys
     assignment: LabelAssignment
     codebook: Codebook
     model: Path
@@ -70,7 +85,9 @@ class World:
 
 
 def new_authority(name: str = "ACME") -> Authority:
-    return Authority(MasterKey.generate(2), SigningKey.generate(), name)
+    slots = SlotSecrets(os.urandom(32), 256)
+    masters = MasterKey.generate(2), MasterKey.generate(2)
+    return Authority(*masters, slots, SigningKey.generate(), name)
 
 
 @pytest.fixture(scope="session")
@@ -82,8 +99,8 @@ def make_authority() -> Callable[..., Authority]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Model `digits`: K = 10, h = 8, T = 32, one user revoked."""
     authority = new_authority()
-    alice, revoked = authority.master.issue(), authority.master.issue()
-    assignment = LabelAssignment.draw(10, 8, 32)
+    alice, revoked = authority.issue(), authority.issue()
+    assignment = LabelAssignment.draw(10, 8, 32, authority.slots.count)
     codebook = authority.codebook(assignment, revoked=[revoked.z])
     model = tmp_path_factory.mktemp("models") / "digits" / "1"
     (model / ASSETS).mkdir(parents=True)

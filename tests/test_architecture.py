@@ -29,12 +29,12 @@ BESIDE = {"__init__", "errors", "registration"}
 
 LIGHT = {"numpy", "msgspec", "Crypto"}
 LIBRARIES = {
-    "crypto": {"msgspec", "Crypto"},
+    "crypto": LIGHT,
     "labels": LIGHT,
     "formats": LIGHT | {"rich"},
     "client": LIGHT,
     "tracing": LIGHT | {"rich", "scipy", "h5py", "matplotlib"},
-    "models": LIGHT | {"keras", "sklearn", "scipy", "tensorflow"},
+    "models": LIGHT | {"keras", "sklearn", "scipy", "tensorflow", "threadpoolctl"},
     "authority": LIGHT | {"sqlalchemy"},
     "export": LIGHT | {"keras", "tensorflow"},
     "cli": LIGHT | {"keras", "tensorflow", "sklearn", "matplotlib", "rich", "typer"},

@@ -24,6 +24,7 @@ import pytest
 import tensorflow as tf
 
 import keras_encryip as ke
+from keras_encryip.labels.live_labels import live_labels
 from keras_encryip.models import trace_inputs
 
 # --- the secrets, in every form -------------------------------------------------------
@@ -81,9 +82,8 @@ def secrets_of(shipped: Any) -> dict[str, set[bytes]]:
     protection = shipped.model._unlocked()
     assignment, state = protection.assignment(), protection.training
     user = ke.Decoder.open(shipped.exported, shipped.bundles["alice"], shipped.passphrase)
-    key = ke.KeyBundle.read(shipped.bundles["alice"]).unlock(shipped.passphrase)
-    authority = shipped.authority
-    codebook = authority.model_store.current_codebook(ke_codebook_id(shipped))
+    key = ke.KeyBundle.read(shipped.bundles["alice"]).unlock(shipped.passphrase).secret_bytes()
+    owner = shipped.authority.keys
     tables = {
         "assignment": [assignment.labels, assignment.labels.T, np.sort(assignment.labels)],
         "trace labels": [assignment.trace],
@@ -100,6 +100,8 @@ def secrets_of(shipped: Any) -> dict[str, set[bytes]]:
     found["classes' labels"] = {
         form for row in assignment.labels for r in (row, np.sort(row)) for form in wide_forms(r)
     }
+    pairs = assignment.pairs
+    found["trace pairs"] = {f for p in (pairs, pairs.T) for f in wide_forms(p.reshape(-1))}
     matrix = (assignment.classes[:, None] == np.arange(10)).astype("float32")
     found["decode matrix"] = {
         m.astype(kind).tobytes() for m in (matrix, matrix.T) for kind in (*FLOATS, "u1", "<i4")
@@ -117,15 +119,18 @@ def secrets_of(shipped: Any) -> dict[str, set[bytes]]:
         form for row in learned if np.count_nonzero(row) >= 8 for form in float_forms(row)
     }
     keys = {
-        "master key": [c.to_bytes(32, "big") for c in authority.keys.master._coefficients],
-        "signing seed": [authority.keys.signing_key.secret_bytes()],
-        "data key": [authority.keys._data_key],
-        "user key": [key.secret_bytes(), key.secret_bytes()[32:], key.secret_bytes()[:32]],
-        "exponents": [
-            header.secret_bytes()[i : i + 32]
-            for header in authority.model_store.tracing_headers(codebook)
-            for i in range(0, len(header.secret_bytes()), 32)
+        "master keys": [
+            number.to_bytes(32, "big")
+            for master in (owner.read_master, owner.run_master)
+            for number in master._coefficients
         ],
+        "signing seed": [owner.signing_key.secret_bytes()],
+        "data key": [owner._secret[:32]],
+        "slot seed": [owner._secret[64:96]],
+        "slot keys": [k.tobytes() for k in live_slot_keys(shipped)],
+        "label keys": live_label_keys(shipped),
+        "user key": [key[i : i + 32] for i in (0, 32, 64)],  # z, P_read(z), P_run(z)
+        "codeword": [key[96 : 96 + 1024 // 8]],
     }
     found |= {name: {f for s in all_ for f in byte_forms(s)} for name, all_ in keys.items()}
     found["passphrase"] = {shipped.passphrase.encode()}
@@ -137,6 +142,21 @@ def secrets_of(shipped: Any) -> dict[str, set[bytes]]:
 def wide_forms(values: np.ndarray) -> Iterator[bytes]:
     """Forms of a short list that cannot turn up by chance: 8 bytes and more."""
     yield from (form for form in integer_forms(values) if len(form) >= 8)
+
+
+def live_slot_keys(shipped: Any) -> np.ndarray:
+    """Both of each of the first slots that trace labels lie on."""
+    assignment = shipped.model._unlocked().assignment()
+    slots = assignment.slots[assignment.trace[:8]]
+    return shipped.authority.keys.slots.keys[slots].reshape(-1, 16)
+
+
+def live_label_keys(shipped: Any) -> list[bytes]:
+    """Of the first trace labels, in the model's codebook."""
+    authority, assignment = shipped.authority, shipped.model._unlocked().assignment()
+    codebook = authority.model_store.current_codebook(ke_codebook_id(shipped))
+    secret = authority.keys.read_master.decapsulate(codebook.header)
+    return [live.key for live in live_labels(secret, assignment)[:8]]
 
 
 def ke_codebook_id(shipped: Any) -> bytes:
@@ -483,7 +503,7 @@ def binary(content: Callable[[World], bytes]) -> Callable[[World, Path], Any]:
 
 
 def master(world: World) -> int:
-    return world.shipped.authority.keys.master._coefficients[2]
+    return world.shipped.authority.keys.read_master._coefficients[2]
 
 
 def user_key(world: World) -> bytes:
@@ -544,12 +564,14 @@ CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
         binary(lambda w: w.state.homophones.centroids.astype("float64").tobytes()),
     ),
     "components": ({"clusters"}, binary(lambda w: w.state.homophones.components.tobytes())),
-    "master-decimal": ({"master key"}, text(lambda w: f"a2={master(w)}")),
-    "master-hex": ({"master key"}, text(lambda w: f"{master(w):064X}")),
-    "master-little": ({"master key"}, binary(lambda w: master(w).to_bytes(32, "little"))),
+    "master-decimal": ({"master keys"}, text(lambda w: f"a2={master(w)}")),
+    "master-hex": ({"master keys"}, text(lambda w: f"{master(w):064X}")),
+    "master-little": ({"master keys"}, binary(lambda w: master(w).to_bytes(32, "little"))),
     "master-base64": (
-        {"master key"},
-        binary(lambda w: base64.b64encode(b"?" + w.shipped.authority.keys.master.secret_bytes())),
+        {"master keys"},
+        binary(
+            lambda w: base64.b64encode(b"?" + w.shipped.authority.keys.run_master.secret_bytes())
+        ),
     ),
     "seed-base64": (
         {"signing seed"},
@@ -559,9 +581,18 @@ CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
             )
         ),
     ),
-    "data-key": ({"data key"}, binary(lambda w: b"key" + w.shipped.authority.keys._data_key)),
-    "user-key": ({"user key"}, binary(lambda w: b"z and value: " + user_key(w))),
-    "user-key-base64": ({"user key"}, binary(lambda w: base64.b64encode(user_key(w)))),
+    "owner's secrets": (
+        {"data key", "signing seed", "slot seed", "master keys"},
+        binary(lambda w: b"keys" + w.shipped.authority.keys._secret),
+    ),
+    "user-key": ({"user key", "codeword"}, binary(lambda w: b"z and values: " + user_key(w))),
+    "user-key-base64": (
+        {"user key", "codeword"},
+        binary(lambda w: base64.b64encode(user_key(w))),
+    ),
+    "slot-keys": ({"slot keys"}, binary(lambda w: live_slot_keys(w.shipped)[5].tobytes())),
+    "label-keys": ({"label keys"}, text(lambda w: live_label_keys(w.shipped)[3].hex())),
+    "trace-pairs": ({"trace pairs"}, text(lambda w: str(w.assignment.pairs.ravel().tolist()))),
     "passphrase": ({"passphrase"}, text(lambda w: f"password={w.shipped.passphrase}")),
     "class-names": ({"class names"}, text(lambda w: '{"7": "seven"}')),
     "user-table": (
@@ -575,14 +606,6 @@ CONTROLS: dict[str, tuple[set[str], Callable[[World, Path], Any]]] = {
                 .astype("uint16")
                 .tobytes()
             )
-        ),
-    ),
-    "exponents": (
-        {"exponents"},
-        binary(
-            lambda w: w.shipped.authority.model_store.tracing_headers(
-                w.shipped.authority.model_store.current_codebook(ke_codebook_id(w.shipped))
-            )[0].secret_bytes()
         ),
     ),
 }

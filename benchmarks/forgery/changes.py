@@ -11,7 +11,6 @@ from Crypto.Hash import SHA256
 
 import keras_encryip as ke
 from keras_encryip.crypto.encoding import canonical_json, encode_base64
-from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.trace_set import TraceSet
 from keras_encryip.tracing.statement import STATEMENT, SignedStatement, Statement, sign_statement
 from keras_encryip.tracing.verify_evidence import verify_evidence
@@ -68,19 +67,6 @@ def one_byte(honest: Path, folder: Path) -> dict[str, int]:
     return {"tried": tried, "refused": refused}
 
 
-def renamed(old: Codebook, new: Codebook) -> Callable[[Statement], Statement]:
-    """The statement speaks of another codebook throughout."""
-    names = {old.codebook_id.hex(): new.codebook_id.hex()}
-
-    def change(statement: Statement) -> Statement:
-        replace = msgspec.structs.replace
-        accused = [replace(a, codebook=names[a.codebook]) for a in statement.accused]
-        blocks = [replace(b, codebook=names[b.codebook]) for b in statement.tracing_blocks]
-        return replace(statement, accused=accused, tracing_blocks=blocks)
-
-    return change
-
-
 def changed_evidence() -> dict[str, Any]:
     """What `verify_evidence` says to honest evidence of a service, and to forgeries of it.
 
@@ -89,7 +75,7 @@ def changed_evidence() -> dict[str, Any]:
     who also adapts the statement; another authority, which signs and names itself; and the
     owner, who signs.
     """
-    random = np.random.default_rng()
+    random, replace = np.random.default_rng(), msgspec.structs.replace
     with authority() as (owner, folder), authority() as (other, _):
         key = issued(owner, "user", folder)
         codebook, wanted, traces = traced_release(
@@ -103,11 +89,15 @@ def changed_evidence() -> dict[str, Any]:
         tracer.evidence(report, honest)
         others = TraceSet(random.random(traces.inputs.shape, np.float32), traces.labels)
         fresh = owner.model_store.current_codebook(codebook.codebook_id, fresh=True)
-        name, new = (f"codebook-{c.codebook_id.hex()}.json" for c in (codebook, fresh))
-        set_name = next(path.name for path in honest.glob("trace-set-*"))
         cases: dict[str, tuple[Files, Callable[[Statement], Statement]]] = {
-            "trace set": ({set_name: others.secret_bytes()}, lambda statement: statement),
-            "codebook": ({name: None, new: fresh.to_bytes()}, renamed(codebook, fresh)),
+            "trace set": (
+                {"trace-set.npy": others.secret_bytes()},
+                lambda statement: replace(statement, trace_set=others.digest.hex()),
+            ),
+            "codebook": (
+                {"codebook.json": fresh.to_bytes()},
+                lambda statement: replace(statement, codebook=fresh.codebook_id.hex()),
+            ),
         }
         found: dict[str, Any] = {
             "honest": outcome(lambda: verify_evidence(honest, issuer=owner.issuer)),
@@ -120,7 +110,7 @@ def changed_evidence() -> dict[str, Any]:
         for target, (files, change) in cases.items():
 
             def itself(s: Statement, change: Any = change) -> Statement:
-                return msgspec.structs.replace(change(s), issuer=issuer)
+                return replace(change(s), issuer=issuer)
 
             ways = {
                 "files alone": (None, None),

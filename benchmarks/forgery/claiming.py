@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_encryip as ke
-from keras_encryip.crypto.kem import UserKey
+from keras_encryip.crypto.slots import ReaderKey
 from keras_encryip.tracing.events import MODEL_EXPORTED
 from keras_encryip.tracing.report import TraceReport
 from keras_encryip.tracing.verify_evidence import verify_evidence
@@ -67,7 +67,7 @@ def facts(report: TraceReport) -> dict[str, Any]:
     return {
         "verdict": report.verdict,
         "accused": [s.subject for s in report.guilty],
-        "coincidences": report.suspects[0].score,
+        "score": report.suspects[0].score,
         "p_value": report.p_value,
         "ownership": report.evidence["ordinary answers right"],
         "this is the model": report.evidence["this is the model"],
@@ -76,7 +76,7 @@ def facts(report: TraceReport) -> dict[str, Any]:
 
 def claim(
     forger: ke.Authority,
-    key: UserKey,
+    key: ReaderKey,
     make: MakeInputs,
     services: dict[str, keras.Model],
     owner: ke.Authority,

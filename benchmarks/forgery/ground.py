@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import keras_encryip as ke
-from keras_encryip.crypto.kem import UserKey
+from keras_encryip.crypto.slots import ReaderKey
 from keras_encryip.errors import EncryipError
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.labels.assignment import LabelAssignment
@@ -45,16 +45,17 @@ def authority(threshold: int = 4) -> Iterator[tuple[ke.Authority, Path]]:
             yield made, Path(name)
 
 
-def issued(owner: ke.Authority, subject: str, folder: Path) -> UserKey:
-    """A user's key, out of the bundle that the user gets."""
+def issued(owner: ke.Authority, subject: str, folder: Path) -> ReaderKey:
+    """What a user reads models with, out of the bundle that the user gets."""
     path = folder / f"{subject}.keybundle"
     owner.issue(subject, path, passphrase=PASSPHRASE, scrypt_log2_n=SCRYPT)
-    return KeyBundle.read(path).unlock(PASSPHRASE)
+    return KeyBundle.read(path).unlock(PASSPHRASE).reader
 
 
 def release(owner: ke.Authority, name: str) -> tuple[Codebook, LabelAssignment]:
     """The codebook of a model that nobody trained."""
-    assignment = LabelAssignment.draw(CLASSES, HOMOPHONES, TRACE_LABELS)
+    slots = owner.model_store.num_slots
+    assignment = LabelAssignment.draw(CLASSES, HOMOPHONES, TRACE_LABELS, slots)
     metadata = ModelMetadata(model=name, class_names=[str(k) for k in range(CLASSES)])
     return owner.model_store.add_model(metadata, assignment), assignment
 
@@ -66,7 +67,7 @@ def commit(owner: ke.Authority, codebook: Codebook) -> None:
 
 
 def traced_release(
-    owner: ke.Authority, name: str, key: UserKey, make: MakeInputs
+    owner: ke.Authority, name: str, key: ReaderKey, make: MakeInputs
 ) -> tuple[Codebook, np.ndarray, TraceSet]:
     """A model that nobody trained, with trace inputs made for what `key` reads: the wanted
     classes, `[n]`. Not committed to yet."""

@@ -12,11 +12,15 @@ import keras_encryip as ke
 from keras_encryip.crypto.combined_key import CombinedKey
 from keras_encryip.crypto.kem import Header, SharedSecret, UserKey
 from keras_encryip.crypto.polynomial import ORDER, evaluate, interpolate, inverse, random_scalar
+from keras_encryip.crypto.slots import ReaderKey, SlotKeys
 from keras_encryip.errors import ForeignKeyError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook
 
 from .ground import USERS, authority, issued, release
+
+ON, NOT = "on the owner's polynomial", "no: not a key"
+"""A fact of the reports of `Tracer.key`, and what it says of other points."""
 
 
 def value_of(key: UserKey) -> int:
@@ -24,7 +28,7 @@ def value_of(key: UserKey) -> int:
 
 
 def opens(codebook: Codebook, key: Any) -> bool:
-    """Whether a key passes the codebook's own test of access."""
+    """Whether a point, or what is made of points, passes the codebook's own test of access."""
     try:
         codebook.open_metadata(key)
     except ForeignKeyError:
@@ -32,10 +36,15 @@ def opens(codebook: Codebook, key: Any) -> bool:
     return True
 
 
-def reads(codebook: Codebook, assignment: LabelAssignment, key: Any) -> float:
-    """Share of the ordinary labels whose class a key reads: 1 / K by chance."""
+def reads(codebook: Codebook, assignment: LabelAssignment, key: Any, slots: SlotKeys) -> float:
+    """Share of the ordinary labels whose class is read: 1 / K by chance.
+
+    Args:
+        key: as for `opens`.
+        slots: a user's.
+    """
     ordinary = assignment.labels.ravel()
-    table = codebook.decode_table(key)
+    table = codebook.decode_table(ReaderKey(key, slots))
     return float((table[ordinary] == assignment.classes[ordinary]).mean())
 
 
@@ -48,13 +57,13 @@ def random_keys(n: int) -> dict[str, Any]:
         traced = opened = 0
         read = []
         for i in range(n):
-            z = real.z if i % 2 else random_scalar(get_random_bytes)
+            z = real.point.z if i % 2 else random_scalar(get_random_bytes)
             key = UserKey(z, random_scalar(get_random_bytes))
             report = tracer.key(key)
-            traced += bool(report.guilty) or report.evidence["on the owner's polynomial"] == "yes"
+            traced += bool(report.guilty) or report.evidence[ON] != NOT
             opened += opens(codebook, key)
             if i % 10 == 0:
-                read.append(reads(codebook, assignment, key))
+                read.append(reads(codebook, assignment, key, real.slots))
     bound = binomtest(opened, n, alternative="less").proportion_ci(0.95).high
     return {
         "tried": n,
@@ -133,27 +142,28 @@ def pooled_keys(threshold: int, coalitions: int, seed: int) -> dict[str, dict[st
         users = {name: issued(owner, name, folder) for name in names}
         owner.enroll(f"bystander {i}" for i in range(USERS - len(users)))
         codebook, assignment = release(owner, "digits")
-        nodes = codebook.access_header.nodes
+        nodes = codebook.header.nodes
         tracer = ke.Tracer(owner)
 
         def named(pooled: Pooled) -> set[str]:
-            weights = pooled.combined(codebook.access_header)._weights
+            weights = pooled.combined(codebook.header)._weights
             return {s.subject for s in tracer.combined_key(weights, nodes).guilty}
 
         for m in range(1, threshold + 3):
             row = dict.fromkeys(OUTCOMES, 0)
             for _ in range(coalitions):
                 members = set(random.choice(names, m, replace=False).tolist())
-                keys = [users[name] for name in members]
+                keys = [users[name].point for name in members]
+                slots = users[min(members)].slots
                 pooled = Pooled(keys, random_shares(m))
                 row["opened"] += opens(codebook, pooled)
-                row["read all"] += reads(codebook, assignment, pooled) == 1
+                row["read all"] += reads(codebook, assignment, pooled, slots) == 1
                 accused = named(pooled)
                 row["all"] += accused == members
                 row["some"] += bool(accused) and accused < members
                 row["nobody"] += not accused
                 row["innocents"] += bool(accused - members)
-                others = [users[name].z for name in names if name not in members]
+                others = [users[name].point.z for name in names if name not in members]
                 if others:
                     shares = framing_shares([key.z for key in keys], others, nodes)
                     row["framed"] += bool(named(Pooled(keys, shares)) - members)
@@ -161,7 +171,6 @@ def pooled_keys(threshold: int, coalitions: int, seed: int) -> dict[str, dict[st
                 z = random_scalar(get_random_bytes)
                 minted = UserKey(z, evaluate(polynomial, z))
                 row["minted"] += opens(codebook, minted)
-                stated = tracer.key(minted).evidence["on the owner's polynomial"]
-                row["on the polynomial"] += stated == "yes"
+                row["on the polynomial"] += tracer.key(minted).evidence[ON] != NOT
             found[f"{m} users"] = {"coalitions": coalitions, **row}
     return found

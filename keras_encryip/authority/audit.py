@@ -1,11 +1,13 @@
 """Whether an authority's tables say what its signed event log says."""
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, Final
 
 import sqlalchemy as sa
-from Crypto.Hash import SHA256
 
+from keras_encryip.authority.ledger import raw_rows
 from keras_encryip.authority.schema import (
     ACTIVE,
     PENDING,
@@ -16,9 +18,8 @@ from keras_encryip.authority.schema import (
     models_table,
     users_table,
 )
-from keras_encryip.crypto.encoding import canonical_json, decode_scalar
-from keras_encryip.crypto.kem import key_id
-from keras_encryip.errors import FormatError
+from keras_encryip.crypto.encoding import canonical_json
+from keras_encryip.crypto.kem import encoded_key_id
 from keras_encryip.tracing.events import (
     AUTHORITY_CREATED,
     BUNDLE_WRITTEN,
@@ -31,15 +32,22 @@ from keras_encryip.tracing.events import (
     Event,
 )
 
-_USER_COLUMNS: Final = (
+_COLUMNS: Final = (
     "subject",
     "key_id",
+    "z",
     "status",
     "scope",
+    "roles",
     "issued_at",
     "not_after",
     "revoked_at",
 )
+_STATE: Final = _COLUMNS[3:]
+_CHECKED: Final = (authority_table, users_table, models_table, codebooks_table, exports_table)
+_PART: Final = 10_000
+NO_ROLES: Final = "[]"
+"""The roles of a user whose bundle was never asked for."""
 
 
 def inconsistency(connection: sa.Connection, events: Iterable[Event]) -> str | None:
@@ -47,81 +55,117 @@ def inconsistency(connection: sa.Connection, events: Iterable[Event]) -> str | N
 
     A row that was added, removed or edited by other means is found, and so is
     damage that the database itself cannot notice. A log and tables that were
-    both set back to an earlier moment, as by restoring a backup, are not.
+    both set back to an earlier moment, as by restoring a backup, are not: `check_log`
+    of an event that was noted elsewhere finds that.
+
+    Log and users are read side by side: users who are as they were enrolled take no memory.
     """
-    stored = dict(_stored(connection))
-    expected = _replay(events, stored[users_table.name])
-    return next((table for table, rows in stored.items() if rows != expected[table]), None)
-
-
-def enrolled_digest(users: Iterable[tuple[str, str]]) -> str:
-    """SHA-256, in hexadecimal, of (subject, key id) pairs: one event stands for many users."""
-    return SHA256.new(canonical_json([list(user) for user in users])).hexdigest()
-
-
-def _replay(events: Iterable[Event], stored_users: list[Any]) -> dict[str, list[Any] | None]:
-    """The tables' rows, as far as the log knows them, in order.
-
-    Users who were enrolled together are in the log as a digest only: they are taken
-    from the table if it matches, and the table is `None` if it does not.
-    """
-    authorities: list[Any] = []
-    users: dict[str, dict[str, Any]] = {}
-    enrolled = True
-    models: list[Any] = []
-    codebooks: list[Any] = []
-    exports: list[Any] = []
+    columns = [users_table.c[name] for name in _COLUMNS]
+    in_order = sa.select(*columns).order_by(users_table.c.user_id)
+    users = _Users(chain.from_iterable(raw_rows(connection, in_order, _PART)))
+    others = _Others()
     for event in events:
+        users.follow(event)
+        others.follow(event)
+    wrong = {name for name, rows in _stored(connection) if rows != others.rows[name]}
+    if not users.agree():
+        wrong.add(users_table.name)
+    return next((table.name for table in _CHECKED if table.name in wrong), None)
+
+
+def enrolled_digest(users: Sequence[tuple[str, str]]) -> str:
+    """SHA-256, in hexadecimal, of (subject, key id) pairs: one event stands for many users."""
+    return hashlib.sha256(canonical_json(users)).hexdigest()
+
+
+class _Users:
+    """The users' rows against the events that made and changed them.
+
+    Args:
+        rows: of `_COLUMNS`, in the order of issue.
+    """
+
+    def __init__(self, rows: Iterator[tuple[Any, ...]]) -> None:
+        self._rows = rows
+        self._changed: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self._intact = True
+
+    def follow(self, event: Event) -> None:
         facts = event.details
-        user = users.get(facts.get("key_id", ""), {})
-        if event.kind == AUTHORITY_CREATED:
-            authorities.append(facts["name"])
-        elif event.kind == KEY_ISSUED:
-            users[facts["key_id"]] = {**facts, "status": PENDING, "revoked_at": None}
-        elif event.kind == KEYS_ENROLLED:
-            rows = stored_users[len(users) : len(users) + facts["count"]]
-            pairs = [(row[0], row[1]) for row in rows if row is not None]
-            enrolled = enrolled and enrolled_digest(pairs) == facts["digest"]
+        if event.kind == KEYS_ENROLLED:
+            new = {"status": PENDING, "roles": NO_ROLES, "revoked_at": None, **facts}
+            self._add(list(islice(self._rows, facts["count"])), new, facts["digest"])
+        elif event.kind == KEY_ISSUED and facts["key_id"] not in self._changed:
             new = {"status": PENDING, "revoked_at": None, **facts}
-            users |= {key: {**new, "subject": name, "key_id": key} for name, key in pairs}
-        elif event.kind == BUNDLE_WRITTEN and user.get("status") == PENDING:
-            user.update(facts, status=ACTIVE)
-        elif event.kind == KEY_REVOKED:
-            user.update(facts, status=REVOKED)
-        elif event.kind == MODEL_PROTECTED:
-            models.append((facts["model_id"], facts["model"]))
-        elif event.kind == CODEBOOK_MADE:
-            revoked = sorted(i for i, user in users.items() if user["status"] == REVOKED)
-            text = canonical_json(revoked).decode("ascii")
-            order = facts.get("assignment")
-            codebooks.append(
-                (len(codebooks) + 1, facts["codebook"], facts["model_id"], text, order)
+            row = next(self._rows, None)
+            self._intact &= row is not None and tuple(row[:2]) == (
+                facts["subject"],
+                facts["key_id"],
             )
+            if row is not None:
+                self._add([row], new, None)
+        elif event.kind in (KEY_ISSUED, BUNDLE_WRITTEN, KEY_REVOKED):
+            status = {KEY_ISSUED: PENDING, BUNDLE_WRITTEN: ACTIVE, KEY_REVOKED: REVOKED}
+            _, state = self._changed.get(facts["key_id"], (None, None))
+            self._intact &= state is not None
+            if state is not None and (event.kind == KEY_REVOKED or state["status"] == PENDING):
+                state.update(facts, status=status[event.kind])
+
+    def _add(self, rows: list[Any], new: dict[str, Any], digest: str | None) -> None:
+        """Rows that an event made, all alike; those that later events changed are set aside."""
+        if digest is not None:
+            pairs = [(row[0], row[1]) for row in rows]
+            self._intact &= len(rows) == new["count"] and enrolled_digest(pairs) == digest
+        untouched = tuple(new[name] for name in _STATE)
+        for row in rows:
+            key_id, state = row[1], row[3:]
+            self._intact &= encoded_key_id(row[2]) == key_id
+            if digest is None or state != untouched:
+                self._changed[key_id] = state, dict(new)
+
+    def agree(self) -> bool:
+        """Whether all rows are as the log says."""
+        return (
+            self._intact
+            and next(self._rows, None) is None
+            and all(
+                state == tuple(expected[name] for name in _STATE)
+                for state, expected in self._changed.values()
+            )
+        )
+
+
+class _Others:
+    """The rows that the log says the other tables have, in order: table → rows."""
+
+    def __init__(self) -> None:
+        tables = (authority_table, models_table, codebooks_table, exports_table)
+        self.rows: dict[str, list[Any]] = {table.name: [] for table in tables}
+        self._revoked: list[str] = []
+
+    def follow(self, event: Event) -> None:
+        facts = event.details
+        if event.kind == AUTHORITY_CREATED:
+            self.rows[authority_table.name].append((facts["name"],))
+        elif event.kind == KEY_REVOKED:
+            self._revoked.append(facts["key_id"])
+        elif event.kind == MODEL_PROTECTED:
+            self.rows[models_table.name].append((facts["model_id"], facts["model"]))
+        elif event.kind == CODEBOOK_MADE:
+            rows = self.rows[codebooks_table.name]
+            revoked = canonical_json(sorted(self._revoked)).decode("ascii")
+            numbered = len(rows) + 1, facts["codebook"], facts["model_id"]
+            rows.append((*numbered, revoked, facts.get("assignment")))
         elif event.kind == MODEL_EXPORTED:
-            recipient = facts.get("recipient")
+            rows = self.rows[exports_table.name]
             traces = facts.get("model_trace_set", facts["trace_set"])
-            exports.append((len(exports) + 1, facts["codebook"], traces, recipient))
-    return {
-        authority_table.name: authorities,
-        users_table.name: [tuple(user[c] for c in _USER_COLUMNS) for user in users.values()]
-        if enrolled
-        else None,
-        models_table.name: models,
-        codebooks_table.name: codebooks,
-        exports_table.name: exports,
-    }
+            rows.append((len(rows) + 1, facts["codebook"], traces, facts.get("recipient")))
 
 
 def _stored(connection: sa.Connection) -> Iterator[tuple[str, list[Any]]]:
+    """The same of the rows that there are."""
     a, m, c, e = authority_table.c, models_table.c, codebooks_table.c, exports_table.c
-    yield authority_table.name, list(connection.execute(sa.select(a.name)).scalars())
-    u = users_table.c
-    columns = sa.select(u.z, *(u[name] for name in _USER_COLUMNS)).order_by(u.user_id)
-    rows = connection.execute(columns)
-    yield (
-        users_table.name,
-        [tuple(row[1:]) if _key_id(row.z) == row.key_id else None for row in rows],
-    )
+    yield authority_table.name, [tuple(row) for row in connection.execute(sa.select(a.name))]
     models = connection.execute(sa.select(m.model_id, m.name).order_by(m.model_id))
     yield models_table.name, [tuple(row) for row in models]
     books = connection.execute(
@@ -132,7 +176,7 @@ def _stored(connection: sa.Connection) -> Iterator[tuple[str, list[Any]]]:
     yield (
         codebooks_table.name,
         [
-            (row[0], row[1].hex(), *row[2:4], row[4] and SHA256.new(row[4]).hexdigest())
+            (row[0], row[1].hex(), *row[2:4], row[4] and hashlib.sha256(row[4]).hexdigest())
             for row in books
         ],
     )
@@ -146,10 +190,3 @@ def _stored(connection: sa.Connection) -> Iterator[tuple[str, list[Any]]]:
             for row in exports
         ],
     )
-
-
-def _key_id(z: bytes) -> str | None:
-    try:
-        return key_id(decode_scalar(z, what="z"))
-    except FormatError:
-        return None

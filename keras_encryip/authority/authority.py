@@ -1,6 +1,6 @@
 """The owner's secrets and ledger: issue keys, revoke them, keep the models' assignments."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from Crypto.Random import get_random_bytes
 
 from keras_encryip.authority.audit import inconsistency
-from keras_encryip.authority.event_log import append_event, read_events
+from keras_encryip.authority.event_log import append_event, check_log, log_head, read_events
 from keras_encryip.authority.export_store import ExportStore
 from keras_encryip.authority.keys import AuthorityKeys
 from keras_encryip.authority.ledger import Ledger
@@ -19,7 +19,9 @@ from keras_encryip.authority.schema import LEDGER_VERSION, authority_table
 from keras_encryip.authority.user_store import Terms, User, UserStore
 from keras_encryip.crypto.aead import DEFAULT_SCRYPT_LOG2_N, SALT_BYTES
 from keras_encryip.crypto.kem import PublicKey
+from keras_encryip.crypto.polynomial import random_scalar
 from keras_encryip.crypto.secret import Secret
+from keras_encryip.crypto.slots import DEFAULT_SLOTS, commitment
 from keras_encryip.errors import (
     ArgumentError,
     LedgerError,
@@ -28,6 +30,7 @@ from keras_encryip.errors import (
     instead_of,
 )
 from keras_encryip.formats.atomic_files import write_new_file
+from keras_encryip.formats.bundle_keys import ROLES, Role
 from keras_encryip.formats.key_bundle import ANY_MODEL, make_bundle
 from keras_encryip.formats.key_pair import X25519PublicKey
 from keras_encryip.tracing.events import AUTHORITY_CREATED, Event, now_text
@@ -79,6 +82,7 @@ class Authority(Secret):
         passphrase: str,
         *,
         threshold: int = 4,
+        slots: int = DEFAULT_SLOTS,
         name: str | None = None,
         scrypt_log2_n: int = DEFAULT_SCRYPT_LOG2_N,
     ) -> Self:
@@ -90,13 +94,15 @@ class Authority(Secret):
             passphrase: seals the secrets. There is no way back without it.
             threshold: t, 1 … 64: how many users can be revoked, and how many
                 colluders together learn nothing beyond their own keys.
+            slots: M, a multiple of 8 in 256 … 4,096: the bits of a user's codeword, 16 bytes of
+                their bundle each. A model has at most half as many trace labels.
             name: shown to users in their bundles; by default the file's name.
             scrypt_log2_n: cost of trying a passphrase, 14 … 20.
 
         Raises:
             LedgerError: the file exists, or cannot be written.
         """
-        keys = AuthorityKeys.generate(threshold)
+        keys = AuthorityKeys.generate(threshold, slots)
         salt = get_random_bytes(SALT_BYTES)
         sealed = keys.to_sealed(passphrase, salt, scrypt_log2_n)
         title = name or Path(Ledger(url).url.database or "authority").stem
@@ -115,18 +121,35 @@ class Authority(Secret):
                     sealed=sealed,
                 )
             )
-            digest = keys.public_key.digest.hex()
-            facts = {"name": title, "threshold": threshold, "public_key": digest}
-            append_event(connection, keys, AUTHORITY_CREATED, **facts)
+            append_event(
+                connection,
+                keys,
+                AUTHORITY_CREATED,
+                name=title,
+                threshold=threshold,
+                public_key=keys.public_key.digest.hex(),
+                run_public_key=keys.run_master.public_key().digest.hex(),
+                slots=slots,
+                slot_commitment=commitment(keys.slots.slot_leaves()),
+            )
 
         return cls(Ledger.create(url, fill), title, keys)
 
     @classmethod
-    def open(cls, url: str | PathLike[str], passphrase: str) -> Self:
+    def open(
+        cls, url: str | PathLike[str], passphrase: str, *, expect_log: str | None = None
+    ) -> Self:
         """Open an existing authority and check that it is whole and consistent.
 
+        Args:
+            url: where, as for `create`.
+            passphrase: what its secrets were sealed with.
+            expect_log: an earlier `log_head`, `"N:DIGEST"`, that you kept elsewhere. A file cannot
+                show by itself that it is an old copy, or that its newest events were cut off.
+
         Raises:
-            LedgerError: missing, busy, damaged or half-copied file, or a changed log.
+            LedgerError: missing, busy, damaged or half-copied file, or a changed log; or the log
+                is shorter than `expect_log`, or has another event there.
             PassphraseError: wrong passphrase.
         """
         ledger = Ledger.open(url)
@@ -146,8 +169,21 @@ class Authority(Secret):
                 public_key=row.public_key,
                 issuer=row.issuer,
             )
-        with ledger.reading() as connection:
+        with (
+            instead_of(
+                LookupError,
+                TypeError,
+                ValueError,
+                AttributeError,
+                raises=lambda _: LedgerError(
+                    f"The event log of {ledger.name!r} holds what this release cannot read."
+                ),
+            ),
+            ledger.reading() as connection,
+        ):
             table = inconsistency(connection, read_events(connection, keys.issuer))
+            if expect_log is not None:
+                check_log(connection, expect_log)
         if table:
             raise LedgerError(
                 f"The {table} of {ledger.name!r} do not agree with its event log: "
@@ -170,11 +206,11 @@ class Authority(Secret):
     @property
     def threshold(self) -> int:
         """t: how many users can be revoked."""
-        return self.keys.master.threshold
+        return self.keys.threshold
 
     @property
     def public_key(self) -> PublicKey:
-        """What keys are points of; its digest names the authority in files."""
+        """What readers' keys are points of; its digest names the authority in files."""
         return self.keys.public_key
 
     @property
@@ -193,7 +229,13 @@ class Authority(Secret):
     def events(self) -> list[Event]:
         """The event log, its chain and signature checked."""
         with self.ledger.reading() as connection:
-            return read_events(connection, self.issuer)
+            return list(read_events(connection, self.issuer))
+
+    @property
+    def log_head(self) -> str:
+        """`"N:DIGEST"` of the newest event: keep it elsewhere, for `open(expect_log=...)`."""
+        with self.ledger.reading() as connection:
+            return log_head(connection)
 
     # --- users -----------------------------------------------------------------
 
@@ -202,6 +244,7 @@ class Authority(Secret):
         subject: str,
         path: str | PathLike[str],
         *,
+        roles: Sequence[Role] = ROLES,
         passphrase: str | None = None,
         public_key: X25519PublicKey | None = None,
         days: float = 365,
@@ -217,6 +260,7 @@ class Authority(Secret):
         Args:
             subject: who gets it, 1 … 256 characters, unique in this authority.
             path: where the bundle goes; never overwritten.
+            roles: what it is for: `"read"` decodes answers, `"run"` runs locked exports.
             passphrase: seals the bundle; give it to the user another way.
             public_key: or the user's own, to whose private key the bundle is sealed.
                 Compare its `fingerprint` with the user's first, e.g. by telephone.
@@ -230,12 +274,12 @@ class Authority(Secret):
                 one of passphrase and public key was passed.
         """
         _check_text(subject, "subject")
-        terms = _terms(days, models)
+        terms = _terms(days, models, roles)
         if Path(path).exists():
             raise ArgumentError(f"{str(path)!r} exists already, and is never overwritten.")
-        key = self.user_store.pending_key(subject) or self.keys.master.issue()
+        z = self.user_store.pending_z(subject) or random_scalar(get_random_bytes)
         data = make_bundle(
-            key,
+            self.keys.user_keys(z, terms.roles),
             passphrase=passphrase,
             public_key=public_key,
             subject=subject,
@@ -247,11 +291,9 @@ class Authority(Secret):
             scope=terms.scope,
             scrypt_log2_n=scrypt_log2_n,
         )
-        self.user_store.add_pending(subject, key, terms)
+        self.user_store.add_pending(subject, z, terms)
         write_new_file(path, data, mode=0o600)
-        user = self.user_store.activate(subject, key, terms, public_key)
-        self.model_store.predict_answers(at_most=1)
-        return user
+        return self.user_store.activate(subject, public_key)
 
     def enroll(self, subjects: Iterable[str]) -> list[User]:
         """Draw keys for many users at once; `issue` writes a user's bundle when it is wanted.
@@ -276,9 +318,7 @@ class Authority(Secret):
         names = list(subjects)
         for name in names:
             _check_text(name, "subjects")
-        users = self.user_store.enroll(names)
-        self.model_store.predict_answers(at_most=len(names))
-        return users
+        return self.user_store.enroll(names)
 
     def revoke(self, subject: str) -> User:
         """Shut a user out of every codebook made from now on.
@@ -308,12 +348,15 @@ def _check_text(text: str, argument: str) -> None:
         )
 
 
-def _terms(days: float, models: list[str] | None) -> Terms:
+def _terms(days: float, models: list[str] | None, roles: Sequence[str]) -> Terms:
     if not isinstance(days, (int, float)) or not 0 < days <= 36525:
         raise ArgumentError(f"`days` must be in 0 … 36525. Received: days={days}")
     if models is not None and (isinstance(models, str) or not list(models)):
         raise ArgumentError(
             f"`models` must be a list of model names, or None for any. Received: models={models!r}"
         )
+    if isinstance(roles, str) or not set(roles) <= set(ROLES) or not roles:
+        raise ArgumentError(f"`roles` must hold 'read', 'run' or both. Received: roles={roles!r}")
     now = datetime.now(UTC)
-    return Terms(now, now + timedelta(days=days), sorted(set(models)) if models else [ANY_MODEL])
+    scope = sorted(set(models)) if models else [ANY_MODEL]
+    return Terms(now, now + timedelta(days=days), scope, sorted(set(roles)))

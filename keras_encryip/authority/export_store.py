@@ -1,12 +1,12 @@
 """What the ledger keeps of exports: whom a copy was marked for, and what was committed to."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import sqlalchemy as sa
-from Crypto.Hash import SHA256
 
 from keras_encryip.authority.event_log import append_event, signed_events
 from keras_encryip.authority.keys import AuthorityKeys
@@ -124,7 +124,7 @@ class ExportStore:
         Raises:
             LedgerError: this authority did not export it.
         """
-        digest = SHA256.new(manifest).hexdigest()
+        digest = hashlib.sha256(manifest).hexdigest()
         e = exports_table.c
         with self._ledger.reading() as connection:
             events = signed_events(connection, events_table.c.kind == MODEL_EXPORTED)
@@ -186,8 +186,8 @@ class ExportStore:
                 model=record.metadata.model,
                 model_id=record.model_id,
                 codebook=codebook.codebook_id.hex(),
-                codebook_digest=SHA256.new(codebook.to_bytes()).hexdigest(),
-                manifest_digest=SHA256.new(manifest).hexdigest(),
+                codebook_digest=hashlib.sha256(codebook.to_bytes()).hexdigest(),
+                manifest_digest=hashlib.sha256(manifest).hexdigest(),
                 public_key=self._keys.public_key.digest.hex(),
                 folder=folder,
                 **facts,

@@ -1,16 +1,15 @@
 """What the ledger keeps of protected models: assignments, training states, codebooks."""
 
+import hashlib
 from typing import Any
 
 import msgspec
 import numpy as np
 import sqlalchemy as sa
-from Crypto.Hash import SHA256
 
 from keras_encryip.authority.event_log import append_event
 from keras_encryip.authority.keys import AuthorityKeys
 from keras_encryip.authority.ledger import Ledger
-from keras_encryip.authority.predicted_answers import PredictedAnswers
 from keras_encryip.authority.schema import (
     codebooks_table,
     exports_table,
@@ -18,11 +17,11 @@ from keras_encryip.authority.schema import (
     revoked_users,
     trace_sets_table,
 )
-from keras_encryip.crypto.encoding import SCALAR_BYTES, canonical_json
-from keras_encryip.crypto.tracing_header import TracingHeader
+from keras_encryip.crypto.encoding import canonical_json
 from keras_encryip.errors import LedgerError, SignatureError, instead_of
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
+from keras_encryip.labels.live_labels import LiveLabel, live_commitment, live_labels
 from keras_encryip.labels.model_record import ModelRecord
 from keras_encryip.labels.trace_set import TraceSet
 from keras_encryip.tracing.events import CODEBOOK_MADE, MODEL_PROTECTED, now_text
@@ -39,6 +38,11 @@ class ModelStore:
     def __init__(self, ledger: Ledger, keys: AuthorityKeys) -> None:
         self._ledger = ledger
         self._keys = keys
+
+    @property
+    def num_slots(self) -> int:
+        """M, the slots that labels lie on."""
+        return self._keys.slots.count
 
     def names(self) -> list[str]:
         """Names of the models, in the order of protection; a name can recur."""
@@ -231,45 +235,11 @@ class ModelStore:
             self._unseal(sealed, _assignment_context(codebook))
         )
 
-    def tracing_headers(self, codebook: Codebook) -> tuple[TracingHeader, ...]:
-        """The tracing headers of one of this authority's codebooks, with their exponents."""
+    def live_labels(self, codebook: Codebook) -> list[LiveLabel]:
+        """The trace labels of one of this authority's codebooks, with what opens each. Secret."""
         assignment = self.assignment_of(codebook)
         codebook.verify(self._keys.issuer)
-        with self._ledger.reading() as connection:
-            sealed = connection.execute(
-                sa.select(codebooks_table.c.sealed_exponents).where(
-                    codebooks_table.c.codebook_id == codebook.codebook_id
-                )
-            ).scalar_one()
-        exponents = self._unseal(sealed, _exponents_context(codebook))
-        size = SCALAR_BYTES * (self._keys.master.threshold + 1)
-        headers = [
-            header
-            for header, tracing in zip(codebook.headers, assignment.tracing_blocks, strict=True)
-            if tracing
-        ]
-        return tuple(
-            TracingHeader.from_secret_bytes(header, exponents[i * size : (i + 1) * size])
-            for i, header in enumerate(headers)
-        )
-
-    def predicted_answers(self, codebook: Codebook) -> PredictedAnswers:
-        """The users' predicted trace answers under one of this authority's codebooks."""
-        order, tracing = self.assignment_of(codebook), self.tracing_headers(codebook)
-        return PredictedAnswers(self._ledger, self._keys, codebook, order, tracing)
-
-    def predict_answers(self, *, at_most: int) -> None:
-        """Keep new users' answers for every model's newest codebook, while that is quick.
-
-        Where more users than these and a chunk are missing, tracing will catch up.
-        """
-        c = codebooks_table.c
-        newest = sa.select(sa.func.max(c.number)).group_by(c.model_id)
-        with self._ledger.reading() as connection:
-            rows = connection.execute(sa.select(c.public).where(c.number.in_(newest))).all()
-        for row in rows:
-            codebook = Codebook.from_bytes(row.public)
-            self.predicted_answers(codebook).catch_up(at_most=at_most)
+        return live_labels(self._keys.read_master.decapsulate(codebook.header), assignment)
 
     def _add_codebook(
         self,
@@ -281,18 +251,19 @@ class ModelStore:
         reordered: bool = False,
     ) -> Codebook:
         revoked = revoked_users(connection)
-        codebook, tracing = Codebook.make(
+        codebook = Codebook.make(
             assignment,
             metadata,
-            self._keys.master,
+            self._keys.read_master,
+            self._keys.slots,
             self._keys.signing_key,
             revoked=revoked.values(),
         )
-        exponents = b"".join(header.secret_bytes() for header in tracing)
+        secret = self._keys.read_master.decapsulate(codebook.header)
         sealed, order = None, {}
         if reordered:
             sealed = self._keys.seal(assignment.secret_bytes(), _assignment_context(codebook))
-            order["assignment"] = SHA256.new(sealed).hexdigest()
+            order["assignment"] = hashlib.sha256(sealed).hexdigest()
         connection.execute(
             codebooks_table.insert().values(
                 codebook_id=codebook.codebook_id,
@@ -303,7 +274,6 @@ class ModelStore:
                 created_at=now_text(),
                 revoked=canonical_json(sorted(revoked)).decode("ascii"),
                 public=codebook.to_bytes(),
-                sealed_exponents=self._keys.seal(exponents, _exponents_context(codebook)),
                 sealed_assignment=sealed,
             )
         )
@@ -313,7 +283,9 @@ class ModelStore:
             CODEBOOK_MADE,
             model_id=model_id,
             codebook=codebook.codebook_id.hex(),
+            codebook_digest=hashlib.sha256(codebook.to_bytes()).hexdigest(),
             revoked=len(revoked),
+            live=live_commitment(live_labels(secret, assignment)),
             **order,
         )
         return codebook
@@ -340,10 +312,6 @@ class ModelStore:
 
 def _assignment_context(codebook: Codebook) -> str:
     return f"sealed_assignment of codebook {codebook.codebook_id.hex()}"
-
-
-def _exponents_context(codebook: Codebook) -> str:
-    return f"sealed_exponents {codebook.codebook_id.hex()}"
 
 
 def _trace_set_context(digest: bytes) -> str:

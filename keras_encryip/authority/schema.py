@@ -1,12 +1,12 @@
 """The tables of the authority's file, and its version."""
 
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from keras_encryip.crypto.encoding import decode_scalar
 
-LEDGER_VERSION: Final = 3
+LEDGER_VERSION: Final = 4
 
 _STORED: Final = {sa.Integer: "integer", sa.String: "text", sa.LargeBinary: "blob"}
 
@@ -34,10 +34,11 @@ users_table = sa.Table(
     metadata,
     sa.Column("user_id", sa.Integer, primary_key=True),
     sa.Column("subject", sa.String, nullable=False, unique=True),
-    sa.Column("z", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("z", sa.LargeBinary, nullable=False),
     sa.Column("key_id", sa.String, nullable=False, unique=True),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("scope", sa.String, nullable=False),
+    sa.Column("roles", sa.String, nullable=False),
     sa.Column("issued_at", sa.String, nullable=False),
     sa.Column("not_after", sa.String, nullable=False),
     sa.Column("revoked_at", sa.String),
@@ -62,7 +63,6 @@ codebooks_table = sa.Table(
     sa.Column("created_at", sa.String, nullable=False),
     sa.Column("revoked", sa.String, nullable=False),
     sa.Column("public", sa.LargeBinary, nullable=False),
-    sa.Column("sealed_exponents", sa.LargeBinary, nullable=False),
     sa.Column("sealed_assignment", sa.LargeBinary),  # NULL: the model's own
 )
 trace_sets_table = sa.Table(
@@ -80,14 +80,6 @@ exports_table = sa.Table(
     sa.Column("recipient", sa.ForeignKey("users.key_id")),
     sa.Column("kernels", sa.String, nullable=False),
     sa.Column("kernels_digest", sa.String, nullable=False),
-)
-trace_answers_table = sa.Table(
-    "trace_answers",
-    metadata,
-    sa.Column("codebook_id", sa.ForeignKey("codebooks.codebook_id"), primary_key=True),
-    sa.Column("chunk", sa.Integer, primary_key=True),
-    sa.Column("users", sa.Integer, nullable=False),
-    sa.Column("sealed", sa.LargeBinary, nullable=False),
 )
 events_table = sa.Table(
     "events",
@@ -113,13 +105,19 @@ def ledger_version(connection: sa.Connection) -> int | None:
 def mistyped_column(connection: sa.Connection) -> str | None:
     """SQLite keeps a value of any type in any column; damage can turn bytes into text."""
     for table in metadata.sorted_tables:
-        for column in table.columns:
-            kind = next(name for cls, name in _STORED.items() if isinstance(column.type, cls))
-            kinds = [kind, "null"] if column.nullable else [kind]
-            wrong = sa.select(column).where(sa.func.typeof(column).not_in(kinds)).exists()
-            if connection.execute(sa.select(wrong)).scalar():
-                return str(column)
+        wrong = {str(column): _is_mistyped(column) for column in table.columns}
+        anywhere = sa.select(sa.literal(1)).select_from(table).where(sa.or_(*wrong.values()))
+        if connection.execute(anywhere.limit(1)).scalar():  # one pass over each table
+            for name, condition in wrong.items():
+                if connection.execute(sa.select(sa.exists().where(condition))).scalar():
+                    return name
     return None
+
+
+def _is_mistyped(column: sa.Column[Any]) -> sa.ColumnElement[bool]:
+    kind = next(name for cls, name in _STORED.items() if isinstance(column.type, cls))
+    kinds = [kind, "null"] if column.nullable else [kind]
+    return sa.func.typeof(column).not_in(kinds)
 
 
 def revoked_users(connection: sa.Connection) -> dict[str, int]:

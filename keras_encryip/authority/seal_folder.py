@@ -48,7 +48,7 @@ def seal_folder(
         raise ArgumentError(f"{os.fspath(path)!r} exists already, and is never overwritten.")
     with authority.ledger.writing() as connection:
         revoked = revoked_users(connection)
-        header, secret = authority.keys.master.encapsulate(revoked.values())
+        header, secret = authority.keys.read_master.encapsulate(revoked.values())
         append_event(
             connection,
             authority.keys,

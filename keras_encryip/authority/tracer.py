@@ -4,33 +4,27 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from keras_encryip.authority.authority import Authority
-from keras_encryip.authority.schema import REVOKED
+from keras_encryip.authority.earlier_evidence import EarlierEvidence
+from keras_encryip.authority.trace_answers import trace_service, trace_table
+from keras_encryip.authority.trace_keys import trace_bundle, trace_combined_key, trace_key
 from keras_encryip.authority.write_evidence import write_evidence
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.crypto.combined_key import CombinedKey, find_traitors
-from keras_encryip.crypto.kem import UserKey, key_id
-from keras_encryip.errors import ArgumentError, ForeignKeyError, LedgerError
+from keras_encryip.crypto.kem import UserKey
+from keras_encryip.errors import ArgumentError
 from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.formats.progress import progress_bar
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.model_record import ModelRecord
-from keras_encryip.labels.trace_set import ordinary_answers, plurality
 from keras_encryip.tracing.alignment import match, read_reference, score_copies
-from keras_encryip.tracing.events import now_text
 from keras_encryip.tracing.fingerprint import kernels_digest, p_value
 from keras_encryip.tracing.report import MAX_SCORES, MAX_SHOWN, Findings, Suspect, TraceReport
-from keras_encryip.tracing.service.query import UNANSWERED, Predict, ask
-from keras_encryip.tracing.statistics import (
-    FORGERY,
-    SIGNIFICANCE,
-    corrected,
-    least_hits,
-    ownership,
-    rank_users,
-)
+from keras_encryip.tracing.service.query import Predict
+from keras_encryip.tracing.statistics import corrected
 from keras_encryip.tracing.weights import read_kernels
 
 
@@ -42,7 +36,9 @@ class Tracer:
 
     Example:
     >>> tracer = Tracer(authority)
-    >>> tracer.bundle(folder / "alice.keybundle").guilty[0].subject
+    >>> tracer.bundle(folder / "alice.keybundle").verdict
+    'identified'
+    >>> tracer.bundle(folder / "alice.keybundle", "correct horse").guilty[0].subject
     'alice'
     """
 
@@ -55,98 +51,58 @@ class Tracer:
 
     # --- keys --------------------------------------------------------------------
 
-    def bundle(self, bundle: str | os.PathLike[str] | KeyBundle) -> TraceReport:
-        """Whose key bundle this is. Its passphrase is not needed.
+    def bundle(
+        self,
+        bundle: str | os.PathLike[str] | KeyBundle,
+        passphrase: str | None = None,
+        private_key: X25519PrivateKey | None = None,
+    ) -> TraceReport:
+        """Whose key bundle this is.
+
+        A sealed bundle names its user, and proves nothing against them: others saw it on its
+        way. Opened, its keys are compared with what was issued.
 
         Args:
             bundle: path of a key bundle, or one already read.
+            passphrase, private_key: what opens it, if that leaked, too.
+
+        Returns:
+            A report with verdict `"identified"` for a sealed bundle.
 
         Raises:
             ForeignKeyError: another authority issued it.
+            PassphraseError, KeyRefusedError: it does not open.
             FormatError, SignatureError: malformed, changed or forged.
         """
         if not isinstance(bundle, KeyBundle):
             bundle = KeyBundle.read(bundle)
-        owner = self._authority
-        if bundle.issuer != owner.issuer or bundle.authority != owner.public_key.digest:
-            raise ForeignKeyError(
-                f"Key bundle {bundle.header.key_id} was issued by another authority: "
-                f"{bundle.header.issuer_name!r}."
-            )
-        evidence = {"signed by": owner.name, "subject in the bundle": bundle.header.subject}
-        return self._key_report("bundle", [bundle.header.key_id], evidence, bundle)
+        return trace_bundle(self._authority, bundle, passphrase, private_key)
 
-    def key(self, key: UserKey | bytes) -> TraceReport:
-        """Whose key this point (z, P(z)) is.
+    def key(self, key: UserKey | bytes | None, slot_keys: Any | None = None) -> TraceReport:
+        """Whose key this point (z, P(z)) is, and whose slot keys these are.
+
+        A point at a revoked user's z identifies, and does not convict: such z are public. Slot
+        keys that several users pooled convict those whose codewords they follow.
 
         Args:
-            key: a `UserKey`, or its 64 bytes z ‖ P(z).
+            key: a `UserKey`, or its 64 bytes z ‖ P(z); `None` if only slot keys are known.
+            slot_keys: one key of 16 bytes for each of the authority's slots, `[M, 16]`; zeros, -1
+                or `None` where it is unknown.
         """
-        if isinstance(key, bytes):
-            key = UserKey.from_secret_bytes(key)
-        if not isinstance(key, UserKey):
-            raise ArgumentError(
-                f"`key` must be a UserKey or its 64 bytes. Received: {type(key).__name__}"
-            )
-        issued = self._authority.keys.master.user_key(key.z)
-        on_polynomial = issued.secret_bytes() == key.secret_bytes()
-        evidence = {"on the owner's polynomial": "yes" if on_polynomial else "no: not a key"}
-        report = self._key_report("key", [key.key_id] if on_polynomial else [], evidence, key)
-        if on_polynomial and not report.suspects:
-            report.evidence["never issued"] = (
-                f"a fresh point: at least {self._authority.threshold + 1} users pooled their keys"
-            )
-        return report
+        return trace_key(self._authority, key, slot_keys)
 
     def combined_key(self, weights: Sequence[int], nodes: Sequence[int]) -> TraceReport:
         """Who combined their keys into weights that open a header.
 
         Names all of up to ⌊t/2⌋ traitors (one for t = 1). More than that are not named,
-        and nobody else is. A user revoked earlier is named with p-value 1: their z stands in
-        public headers, so that t + 2 − ⌊t/2⌋ traitors could frame them.
+        and nobody else is. A user revoked earlier is identified and not convicted: their z stands
+        in public headers, so that t + 2 − ⌊t/2⌋ traitors could frame them.
 
         Args:
             weights: t + 1 integers (w_0; w_1 … w_t) with S = w_0·R + Σ w_j·H_j.
             nodes: the t nodes x_j of that header, in its order.
         """
-        combined = CombinedKey(nodes, weights)
-        threshold = self._authority.threshold
-        if len(combined.nodes) != threshold:
-            raise ArgumentError(
-                f"`nodes` must hold threshold={threshold} integers. Received: {len(combined.nodes)}"
-            )
-        issued = self._authority.user_store.zs().values()
-        traitors = find_traitors(combined, issued, self._authority.keys.master.user_key)
-        evidence = {
-            "at most this many are found": max(1, threshold // 2),
-            "keys combined": len(traitors) or "unknown: too many, or not made from keys",
-        }
-        exhibit = {"nodes": combined.nodes, "weights": tuple(weights)}
-        return self._key_report("combined key", [key_id(z) for z in traitors], evidence, exhibit)
-
-    def _key_report(
-        self, kind: str, key_ids: Sequence[str], evidence: dict[str, Any], exhibit: Any
-    ) -> TraceReport:
-        users = self._authority.user_store
-        tested = users.count()
-        suspects = []
-        for user in users.with_keys(key_ids):
-            framed = kind == "combined key" and user.status == REVOKED
-            chance = 1.0 if framed else corrected(FORGERY, tested)
-            suspects.append(Suspect(user.subject, user.key_id, user.status, 1.0, chance))
-        suspects.sort(key=lambda suspect: suspect.p_value)
-        findings = _findings(
-            evidence=evidence,
-            kind=kind,
-            model="",
-            score_name="match",
-            scores=[s.score for s in suspects] + [0.0] * min(tested - len(suspects), MAX_SCORES),
-            suspects=suspects,
-            tested=tested,
-            tests=max(1, tested),
-            threshold=1.0,
-        )
-        return TraceReport(findings, {"key": exhibit})
+        return trace_combined_key(self._authority, weights, nodes)
 
     # --- answers -----------------------------------------------------------------
 
@@ -157,34 +113,14 @@ class Tracer:
             table: int `[N]`, the class of each confused label; -1 where unknown.
             model: the protected model, or its name (then the newest of that name).
         """
-        record = self._record(model)
-        store = self._authority.model_store
-        values = table.secret_table() if isinstance(table, Decoder) else np.asarray(table)
-        labels, classes = record.assignment.num_labels, record.assignment.num_classes
-        if values.shape != (labels,) or values.dtype.kind not in "iu":
-            raise ArgumentError(
-                f"`table` must hold {labels} integers, one for each output of model "
-                f"{record.metadata.model!r}. Received: shape {values.shape}, {values.dtype}"
-            )
-        if values.size and not -1 <= values.min() <= values.max() < classes:
-            raise ArgumentError(f"`table` must hold classes 0 … {classes - 1}, or -1 for unknown.")
-        values = values.astype(np.int64)
-        codebooks = store.codebooks_of(record.model_id)
-        orders = [store.assignment_of(codebook) for codebook in codebooks]
-        meant = np.repeat(np.arange(classes), record.assignment.homophones)
-        distinct = {order.secret_bytes(): order.labels.ravel() for order in orders}
-        readings = [(values[labels], meant) for labels in distinct.values()]
-        observed = [[values[order.trace]] for order in orders]
-        evidence = ownership(readings, classes)
-        return self._answers_report(
-            "table", record, codebooks, observed, evidence, {"table": values}
-        )
+        return trace_table(self._authority, self._record(model), table)
 
     def service(
         self,
         predict: Predict | str,
         *,
         model: Any,
+        inputs: np.ndarray | None = None,
         decoder: Decoder | None = None,
         transcript: str | os.PathLike[str] | None = None,
         batch_size: int = 16,
@@ -192,14 +128,22 @@ class Tracer:
         """Whose key a service runs on, from the labels it answers.
 
         Sends the model's trace inputs in random order. Refused, failed and unreadable
-        answers count as none.
+        answers count as none. A service that gives probabilities is asked natural inputs, too, if
+        `model` is the model itself: the small probability that live labels have on any input shows
+        whose key it is, without the trace inputs.
+
+        A service that forwards its questions to a key holder's own application makes that holder
+        look guilty: nothing in the answers tells the two apart.
 
         Args:
             predict: a function from inputs `[b, …]` to b classes, class names, or rows of
                 probabilities, `None` for a refusal; or the address of a model at TF
                 Serving's REST API.
             model: the protected model, or its name (then the newest of that name).
-            decoder: reads the service's answers if these are confused labels.
+            inputs: natural inputs `[m, …]`, m times K at most 2²⁰ and m times T at most 2²³; by
+                default those that training kept. Not the owner's best-kept: the service sees them.
+            decoder: reads the service's answers if these are confused labels. Any key reads
+                them, so this shows whose model it is, and the decoder's user is no suspect.
             transcript: a file that keeps the answers, so that an interrupted or
                 rate-limited run can go on.
             batch_size: inputs per request.
@@ -213,82 +157,16 @@ class Tracer:
         >>> print(report.verdict, report.guilty[0].subject)
         guilty alice
         """
-        record = self._record(model)
-        sets = self._authority.model_store.trace_sets_of(record)
-        if not sets:
-            raise LedgerError(
-                f"Model {record.metadata.model!r} has no trace inputs: it was not trained yet, or "
-                "was protected with `trace_labels=0`."
-            )
-        inputs = np.concatenate([traces.inputs for traces in sets])
-        with progress_bar("asking the service", len(inputs)) as advance:
-            answers = ask(
-                predict,
-                inputs,
-                class_names=record.metadata.class_names,
-                decoder=decoder,
-                transcript=transcript,
-                batch_size=batch_size,
-                progress=advance,
-            )
-        parts = np.split(answers, np.cumsum([len(traces.labels) for traces in sets])[:-1])
-        asked = list(zip(sets, parts, strict=True))
-        observed = [plurality(*pair, record.assignment.trace) for pair in asked]
-        reading = ordinary_answers(asked, record.assignment.classes)
-        evidence = ownership([reading], record.assignment.num_classes)
-        evidence["unanswered"] = int((answers == UNANSWERED).sum())
-        codebooks = self._authority.model_store.codebooks_of(record.model_id)
-        every = [observed] * len(codebooks)  # answers to an input: the same in every order
-        exhibits = {"sets": sets, "answers": parts}
-        return self._answers_report("service", record, codebooks, every, evidence, exhibits)
-
-    def _answers_report(
-        self,
-        kind: str,
-        record: ModelRecord,
-        codebooks: list[Codebook],
-        observed: list[list[np.ndarray]],
-        evidence: dict[str, Any],
-        exhibits: dict[str, Any],
-    ) -> TraceReport:
-        """Score every user under every codebook of the model against what was observed under it."""
-        owner = self._authority
-        comparisons = [
-            row
-            for codebook, lists in zip(codebooks, observed, strict=True)
-            for row in owner.model_store.predicted_answers(codebook).compare(lists)
-        ]
-        ranking = rank_users(comparisons)
-        shown = ranking.order[: max(MAX_SHOWN, ranking.guilty)].tolist()
-        suspects = []
-        for position in shown:
-            user = owner.user_store.at(position)
-            numbers = float(ranking.hits[position]), float(ranking.p_values[position])
-            suspects.append(Suspect(user.subject, user.key_id, user.status, *numbers))
-        most = max(int((said >= 0).sum()) for answers in observed for said in answers)
-        classes = record.assignment.num_classes
-        findings = _findings(
-            evidence={
-                "trace labels answered": most,
-                "classes": classes,
-                "codebooks tested": len(codebooks),
-                **evidence,
-            },
-            kind=kind,
-            model=record.metadata.model,
-            score_name="coincidences",
-            scores=[float(h) for h in ranking.hits[ranking.order[:MAX_SCORES]]],
-            suspects=suspects,
-            tested=len(ranking.order),
-            tests=max(1, ranking.tests),
-            threshold=float(least_hits(most, classes, ranking.tests)),
+        return trace_service(
+            self._authority,
+            self._record(model),
+            predict,
+            model=None if isinstance(model, str) else model,
+            inputs=inputs,
+            decoder=decoder,
+            transcript=transcript,
+            batch_size=batch_size,
         )
-        places = {
-            suspect.key_id: divmod(int(ranking.best[position]), len(observed[0]))
-            for suspect, position in zip(suspects, shown, strict=True)
-        }
-        exhibits = {**exhibits, "record": record, "codebooks": codebooks, "best": places}
-        return TraceReport(findings, exhibits)
 
     # --- weights -----------------------------------------------------------------
 
@@ -325,29 +203,42 @@ class Tracer:
             result = score_copies(matched, originals, marks, advance)
         ranked = sorted(result.scores, key=lambda recipient: -result.scores[recipient])
         tests = len(marks) * result.looks
-        suspects = [
-            Suspect(*recipients[k], z, corrected(p_value(z), tests))
-            for k, z in ((k, result.scores[k]) for k in ranked)
-        ]
+        earlier = EarlierEvidence.read(self._authority.ledger)
+        suspects = []
+        for k in ranked:
+            z = result.scores[k]
+            suspect = Suspect(*recipients[k], z, corrected(p_value(z), tests))
+            if (record.model_id, k) in earlier.marks:  # anybody can mark weights with it
+                suspect = msgspec.structs.replace(suspect, p_value=1.0, identified=suspect.guilty)
+            suspects.append(suspect)
+        suspects.sort(key=lambda s: (s.p_value, -s.score))
         stated = "blind: none given"
         if originals is not None:
             exported = kernels_digest(originals) in digests
             stated = "as exported" if exported else "given, not what was exported"
-        findings = _findings(
+        shown = suspects[: max(MAX_SHOWN, sum(s.guilty for s in suspects))]
+        shown += [s for s in suspects if s.identified and s not in shown]
+        findings = Findings.now(
             evidence={
                 "kernels found": f"{sum(k is not None for k in result.kernels)} of {len(shapes)}",
                 "original weights": stated,
+                **earlier.stated((s.key_id, s.subject) for s in shown if s.identified),
             },
             kind="weights",
             model=record.metadata.model,
             score_name="standard deviations",
             scores=[result.scores[k] for k in ranked[:MAX_SCORES]],
-            suspects=suspects[: max(MAX_SHOWN, sum(s.guilty for s in suspects))],
+            suspects=shown,
             tested=len(marks),
             tests=tests,
             threshold=result.threshold,
         )
-        exhibits = {"record": record, "suspect": result.kernels, "reference": originals}
+        exhibits = {
+            "record": record,
+            "suspect": result.kernels,
+            "reference": originals,
+            "earlier": earlier.events,
+        }
         return TraceReport(findings, exhibits)
 
     # --- verdicts ----------------------------------------------------------------
@@ -355,10 +246,12 @@ class Tracer:
     def evidence(self, report: TraceReport, directory: str | os.PathLike[str]) -> None:
         """Write a folder that anybody can check with `encryip verify-evidence`.
 
-        It shows the leaked material, what this authority had committed to before, and what
-        the accused users' keys make of it; no key, and nothing about other users. It does
-        show the trace inputs, tracing blocks and marks that it rests on: hand it to a
-        court or an expert, not to the public, and export anew afterwards.
+        It shows the leaked material, what this authority had committed to before, and the
+        accused users' bits and slot keys at the trace labels' slots, or their marks. It shows
+        nothing about other users. Whoever has it can imitate the accused there, so the log
+        says what it opens, and later traces do not count that against them. Hand it to a
+        court or an expert, not to the public. Exporting anew does not help, since a model keeps
+        its slots: protect anew.
 
         Args:
             report: of this authority's tracer, with a guilty user.
@@ -391,7 +284,3 @@ class Tracer:
             )
         codebook_id = Codebook.from_bytes(codebook.encode("ascii")).codebook_id
         return self._authority.model_store.model_of(codebook_id)
-
-
-def _findings(**facts: Any) -> Findings:
-    return Findings(at=now_text(), significance=SIGNIFICANCE, **facts)

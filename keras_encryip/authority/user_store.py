@@ -5,15 +5,19 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import sqlalchemy as sa
+from Crypto.Random import get_random_bytes
 
-from keras_encryip.authority.audit import enrolled_digest
+from keras_encryip.authority.audit import NO_ROLES, enrolled_digest
 from keras_encryip.authority.event_log import append_event
 from keras_encryip.authority.keys import AuthorityKeys
-from keras_encryip.authority.ledger import Ledger
+from keras_encryip.authority.ledger import Ledger, raw_rows
 from keras_encryip.authority.schema import ACTIVE, PENDING, REVOKED, revoked_users, users_table
 from keras_encryip.crypto.encoding import canonical_json, decode_scalar, encode_scalar, format_time
-from keras_encryip.crypto.kem import UserKey
+from keras_encryip.crypto.kem import encoded_key_id, key_id
+from keras_encryip.crypto.polynomial import random_scalar
+from keras_encryip.crypto.slots import commitment
 from keras_encryip.errors import LedgerError
 from keras_encryip.formats.key_bundle import ANY_MODEL
 from keras_encryip.formats.key_pair import X25519PublicKey
@@ -26,6 +30,7 @@ from keras_encryip.tracing.events import (
 )
 
 _ENROLL_BATCH: Final = 10_000
+_PART: Final = 1 << 16
 
 
 class User(msgspec.Struct, frozen=True):
@@ -37,6 +42,7 @@ class User(msgspec.Struct, frozen=True):
         status: `"active"`, `"revoked"`, or `"pending"`: the key was drawn, but the
             process ended before the bundle was safely written; `issue` again.
         scope: names of the models the bundle is meant for; `["*"]` means any.
+        roles: what the bundle is for, of `"read"` and `"run"`; empty before `issue`.
         issued_at, not_after, revoked_at: UTC, `YYYY-MM-DDThh:mm:ssZ`.
     """
 
@@ -44,23 +50,26 @@ class User(msgspec.Struct, frozen=True):
     key_id: str
     status: str
     scope: list[str]
+    roles: list[str]
     issued_at: str
     not_after: str
     revoked_at: str | None
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """From when to when, in UTC, and for which models a key is meant. Advisory."""
+    """What a bundle is for; and, advisory, from when to when, in UTC, and for which models."""
 
     issued_at: datetime
     not_after: datetime
     scope: list[str]
+    roles: list[str]
 
     @property
     def columns(self) -> dict[str, str]:
         """As the ledger writes them."""
         return {
             "scope": canonical_json(self.scope).decode("ascii"),
+            "roles": canonical_json(self.roles).decode("ascii"),
             "issued_at": format_time(self.issued_at),
             "not_after": format_time(self.not_after),
         }
@@ -88,11 +97,6 @@ class UserStore:
         """The users who have these keys, in the order of issue."""
         wanted = users_table.c.key_id.in_(list(key_ids))
         return self._select(sa.select(users_table).where(wanted))
-
-    def at(self, position: int) -> User:
-        """The user at a position in the order of issue, from 0."""
-        (user,) = self._select(sa.select(users_table).offset(position).limit(1))
-        return user
 
     def count(self) -> int:
         """How many users there are, whatever their status."""
@@ -126,13 +130,26 @@ class UserStore:
             )
         return user.key_id
 
-    def pending_key(self, subject: str) -> UserKey | None:
-        """The key of a user whose bundle was never safely written."""
+    def pending_z(self, subject: str) -> int | None:
+        """The z of a user whose bundle was never asked for, or never safely written."""
         u = users_table.c
         query = sa.select(u.z).where(u.subject == subject, u.status == PENDING)
         with self._ledger.reading() as connection:
             z = connection.execute(query).scalar()
-        return None if z is None else self._keys.master.user_key(decode_scalar(z, what="z"))
+        return None if z is None else decode_scalar(z, what="z")
+
+    def key_ids(self) -> np.ndarray:
+        """The key ids of all users, whatever their status, in the order of issue: `[users]`, S16.
+
+        All at once: the file is locked only as long as they are read.
+        """
+        query = sa.select(users_table.c.key_id).order_by(users_table.c.user_id)
+        with self._ledger.reading() as connection:
+            parts = [
+                np.array([key_id for (key_id,) in rows], "S16")
+                for rows in raw_rows(connection, query, _PART)
+            ]
+        return np.concatenate([np.empty(0, "S16"), *parts])
 
     def _select(self, query: sa.Select[Any]) -> list[User]:
         with self._ledger.reading() as connection:
@@ -140,38 +157,39 @@ class UserStore:
 
     # --- changing ------------------------------------------------------------------
 
-    def add_pending(self, subject: str, key: UserKey, terms: Terms) -> None:
-        """Keep a key before its bundle exists.
+    def add_pending(self, subject: str, z: int, terms: Terms) -> None:
+        """Keep a key, and commit to its codeword, before its bundle exists.
 
         Raises:
             LedgerError: the subject has a key already.
         """
+        key = key_id(z)
+        codeword = commitment(self._keys.slots.codeword_leaves(key))
+        facts = {"subject": subject, "key_id": key, **terms.columns}
+        row = {**facts, "z": encode_scalar(z), "status": PENDING}
+        u = users_table.c
         with self._ledger.writing() as connection:
             user = _find(connection, subject)
             if user is None:
-                facts = {"subject": subject, "key_id": key.key_id, **terms.columns}
-                row = {**facts, "z": encode_scalar(key.z), "status": PENDING}
                 connection.execute(users_table.insert().values(row))
-                append_event(connection, self._keys, KEY_ISSUED, **facts)
-            elif user.status != PENDING or user.key_id != key.key_id:
+            elif user.status == PENDING and user.key_id == key:
+                connection.execute(users_table.update().where(u.subject == subject).values(row))
+            else:
                 raise LedgerError(
                     f"{subject!r} has a key already ({user.key_id}, {user.status}). Users are "
                     "named once; issue under another name."
                 )
+            append_event(connection, self._keys, KEY_ISSUED, codeword=codeword, **facts)
 
-    def activate(
-        self, subject: str, key: UserKey, terms: Terms, public_key: X25519PublicKey | None
-    ) -> User:
+    def activate(self, subject: str, public_key: X25519PublicKey | None) -> User:
         """A pending user's bundle is written, perhaps to a public key of their own."""
         u = users_table.c
         pending = (u.subject == subject) & (u.status == PENDING)
-        facts = {"subject": subject, "key_id": key.key_id, **terms.columns}
-        if public_key is not None:
-            facts["made_to"] = public_key.digest.hex()
         with self._ledger.writing() as connection:
-            connection.execute(
-                users_table.update().where(pending).values(status=ACTIVE, **terms.columns)
-            )
+            facts = {"subject": subject, "key_id": _get(connection, subject).key_id}
+            if public_key is not None:
+                facts["made_to"] = public_key.digest.hex()
+            connection.execute(users_table.update().where(pending).values(status=ACTIVE))
             append_event(connection, self._keys, BUNDLE_WRITTEN, **facts)
             return _get(connection, subject)
 
@@ -198,22 +216,18 @@ class UserStore:
         now = now_text()
         scope = canonical_json([ANY_MODEL]).decode("ascii")
         facts = {"scope": scope, "issued_at": now, "not_after": now}
-        issued = [self._keys.master.issue() for _ in subjects]
+        zs = [encode_scalar(random_scalar(get_random_bytes)) for _ in subjects]
+        same = {"status": PENDING, "roles": NO_ROLES, **facts}
+        ids = [encoded_key_id(z) for z in zs]
         rows = [
-            {
-                "subject": subject,
-                "z": encode_scalar(key.z),
-                "key_id": key.key_id,
-                "status": PENDING,
-                **facts,
-            }
-            for subject, key in zip(subjects, issued, strict=True)
+            {"subject": subject, "z": z, "key_id": name, **same}
+            for subject, z, name in zip(subjects, zs, ids, strict=True)
         ]
         users = [
-            User(subject, key.key_id, PENDING, [ANY_MODEL], now, now, None)
-            for subject, key in zip(subjects, issued, strict=True)
+            User(subject, name, PENDING, [ANY_MODEL], [], now, now, None)
+            for subject, name in zip(subjects, ids, strict=True)
         ]
-        digest = enrolled_digest((user.subject, user.key_id) for user in users)
+        digest = enrolled_digest([(user.subject, user.key_id) for user in users])
         counted = {"count": len(rows), "digest": digest}
         with self._ledger.writing() as connection:
             connection.execute(users_table.insert(), rows)
@@ -226,7 +240,7 @@ class UserStore:
         Raises:
             LedgerError: unknown or already revoked, or t users are revoked already.
         """
-        threshold = self._keys.master.threshold
+        threshold = self._keys.threshold
         with self._ledger.writing() as connection:
             user = _find(connection, subject)
             if user is None:
@@ -267,6 +281,7 @@ def _user(row: Any) -> User:
         key_id=row.key_id,
         status=row.status,
         scope=msgspec.json.decode(row.scope),
+        roles=msgspec.json.decode(row.roles),
         issued_at=row.issued_at,
         not_after=row.not_after,
         revoked_at=row.revoked_at,

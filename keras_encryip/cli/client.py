@@ -67,8 +67,7 @@ def inspect(
             "issuer": codebook.issuer.hex(),
             "classes": codebook.num_classes,
             "confused labels": codebook.num_labels,
-            "blocks": len(codebook.headers),
-            "threshold": codebook.access_header.threshold,
+            "threshold": codebook.header.threshold,
         }
     )
 

@@ -116,8 +116,8 @@ class _Demo:
         self._fit(self.model, "protected")
         self.model.save(self.directory / "digits.keras")
         self.console.print(
-            f"{self.model.num_labels} confused labels stand for {len(NAMES)} classes and 64 "
-            "trace labels."
+            f"{self.model.num_labels} confused labels stand for {len(NAMES)} classes and "
+            f"{self.model._unlocked().assignment().trace.size} trace labels."
         )
 
     def issue_and_export(self) -> None:
@@ -246,7 +246,8 @@ def _application(directory: Path, user: str, y_test: np.ndarray) -> tuple[str, s
 
 def _forced(version: Path, bundle: Path, confused: np.ndarray) -> np.ndarray:
     """What a foreign key reads if nothing stops it."""
-    table = read_codebook(version).decode_table(ke.KeyBundle.read(bundle).unlock(PASSPHRASE))
+    key = ke.KeyBundle.read(bundle).unlock(PASSPHRASE).reader
+    table = read_codebook(version).decode_table(key)
     return (confused @ (table[:, None] == np.arange(len(NAMES)))).argmax(-1)
 
 

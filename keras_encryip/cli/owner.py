@@ -18,6 +18,7 @@ from keras_encryip.cli.shared import (
     print_facts,
     read_text,
 )
+from keras_encryip.crypto.slots import DEFAULT_SLOTS
 from keras_encryip.errors import ArgumentError, instead_of
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PublicKey
@@ -42,21 +43,35 @@ def demo(
 def authority_create(
     authority: AuthorityArgument,
     threshold: Annotated[int, typer.Option(help="How many users can be revoked, 1 … 64.")] = 4,
+    slots: Annotated[
+        int, typer.Option(help="Bits of a user's codeword, a multiple of 8 in 256 … 4096.")
+    ] = DEFAULT_SLOTS,
     name: Annotated[str | None, typer.Option(help="Shown to users in their bundles.")] = None,
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Draw new secrets and write them, sealed, into a new file."""
     passphrase = ask_passphrase(authority_passphrase_file, "authority", "AUTHORITY", new=True)
-    with ke.Authority.create(authority, passphrase, threshold=threshold, name=name) as owner:
+    with ke.Authority.create(
+        authority, passphrase, threshold=threshold, slots=slots, name=name
+    ) as owner:
         typer.echo(f"Created {authority}, public key {owner.public_key.digest.hex()[:16]}.")
 
 
 @authority_app.command("info")
 def authority_info(
-    authority: AuthorityArgument, authority_passphrase_file: AuthorityPassphraseFile = None
+    authority: AuthorityArgument,
+    expect_log: Annotated[
+        str | None,
+        typer.Option(
+            help="What an earlier `info` said of the log: fails if its newest events were cut "
+            "off, or the file is an old copy.",
+            metavar="N:DIGEST",
+        ),
+    ] = None,
+    authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Check an authority's file, and show its public facts and its log."""
-    with opened_authority(authority, authority_passphrase_file) as owner:
+    with opened_authority(authority, authority_passphrase_file, expect_log) as owner:
         users = owner.users()
         revoked = sum(user.status == "revoked" for user in users)
         print_facts(
@@ -65,7 +80,9 @@ def authority_info(
                 "public key": owner.public_key.digest.hex(),
                 "issuer": owner.issuer.hex(),
                 "users": f"{len(users)}, {revoked} of at most {owner.threshold} revoked",
+                "slots": owner.keys.slots.count,
                 "models": ", ".join(owner.models()) or "none",
+                "log": owner.log_head,
             }
         )
         table = Table("", "when (UTC)", "what", "details")
@@ -75,11 +92,24 @@ def authority_info(
         Console().print(table)
 
 
+class KeyRole(StrEnum):
+    """What a key bundle is for."""
+
+    read = "read"
+    run = "run"
+
+
 @key_app.command("issue")
 def key_issue(
     authority: AuthorityArgument,
     subject: Annotated[str, typer.Argument(help="Who gets the key.")],
     out: Annotated[Path | None, typer.Option(help="Default: SUBJECT.keybundle.")] = None,
+    role: Annotated[
+        list[KeyRole] | None,
+        typer.Option(
+            help="read decodes answers, run runs locked exports; repeatable; default both."
+        ),
+    ] = None,
     days: Annotated[float, typer.Option(help="Until the bundle expires.")] = 365,
     model: Annotated[
         list[str] | None, typer.Option(help="Model it is meant for; repeatable; default any.")
@@ -102,6 +132,7 @@ def key_issue(
         user = owner.issue(
             subject,
             path,
+            roles=[each.value for each in role or KeyRole],
             passphrase=passphrase,
             public_key=recipient,
             days=days,
@@ -133,12 +164,13 @@ def key_list(
 ) -> None:
     """List the users and their keys."""
     with opened_authority(authority, authority_passphrase_file) as owner:
-        table = Table("subject", "key", "status", "models", "issued", "expires")
+        table = Table("subject", "key", "status", "roles", "models", "issued", "expires")
         for user in owner.users():
             table.add_row(
                 user.subject,
                 user.key_id,
                 user.status,
+                ", ".join(user.roles),
                 ", ".join(user.scope),
                 user.issued_at[:10],
                 user.not_after[:10],

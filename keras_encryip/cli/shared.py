@@ -58,10 +58,12 @@ def hexadecimal(text: str, length: int, what: str) -> bytes:
 
 
 @contextlib.contextmanager
-def opened_authority(authority: str, passphrase_file: Path | None) -> Iterator["ke.Authority"]:
+def opened_authority(
+    authority: str, passphrase_file: Path | None, expect_log: str | None = None
+) -> Iterator["ke.Authority"]:
     """The authority that a command works for, closed at its end."""
     passphrase = ask_passphrase(passphrase_file, "authority", "AUTHORITY")
-    with ke.Authority.open(authority, passphrase) as owner:
+    with ke.Authority.open(authority, passphrase, expect_log=expect_log) as owner:
         yield owner
 
 

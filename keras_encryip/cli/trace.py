@@ -11,6 +11,7 @@ from keras_encryip.cli.shared import (
     AuthorityPassphraseFile,
     BundlePassphraseFile,
     PrivateKeyFile,
+    ask_opening,
     hexadecimal,
     open_decoder,
     opened_authority,
@@ -18,6 +19,7 @@ from keras_encryip.cli.shared import (
 )
 from keras_encryip.errors import ArgumentError
 from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.responses import read_outputs
 
 if TYPE_CHECKING:
@@ -45,11 +47,23 @@ def trace_key(
         typer.Argument(help="A key bundle, a key in hexadecimal, or a decode table (.npy)."),
     ],
     model: Annotated[str | None, typer.Option(help="For a table: the model's name.")] = None,
+    opened: Annotated[
+        bool,
+        typer.Option(
+            "--open",
+            help="A bundle's passphrase or private key leaked, too: open it, and ask for it.",
+        ),
+    ] = False,
     save: SaveReport = None,
     evidence: EvidenceFolder = None,
     authority_passphrase_file: AuthorityPassphraseFile = None,
+    bundle_passphrase_file: BundlePassphraseFile = None,
+    private_key: PrivateKeyFile = None,
 ) -> None:
-    """Name the user whose key bundle, key or decode table was found."""
+    """Name the user whose key bundle, key or decode table was found.
+
+    A sealed bundle names its user, and proves nothing: others saw it on its way.
+    """
     with opened_authority(authority, authority_passphrase_file) as owner:
         tracer = ke.Tracer(owner)
         if leaked.suffix == ".npy":
@@ -57,7 +71,11 @@ def trace_key(
                 raise ArgumentError("A decode table belongs to a model: name it with --model.")
             report = tracer.table(read_outputs(leaked), model=model)
         elif read_bounded(leaked, what="key", max_bytes=1 << 20).startswith(b"-----"):
-            report = tracer.bundle(leaked)
+            bundle = KeyBundle.read(leaked)
+            passphrase = key = None
+            if opened or bundle_passphrase_file or private_key:
+                passphrase, key = ask_opening(bundle, private_key, bundle_passphrase_file)
+            report = tracer.bundle(bundle, passphrase, key)
         else:
             report = tracer.key(_read_key(leaked))
         _finish_trace(tracer, report, save, evidence)

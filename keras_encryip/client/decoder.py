@@ -12,7 +12,7 @@ from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.formats.responses import EXTRA_WORDS, open_responses
 from keras_encryip.formats.version_folder import read_codebook
-from keras_encryip.labels.ciphertext import LabelCiphertext
+from keras_encryip.labels.ciphertext import LabelCiphertext, ciphertext_label
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
 
 # Up to here a product with a 0/1 matrix beats adding up sorted columns (benchmarks/decode.py).
@@ -29,6 +29,7 @@ class Decoder(Secret):
 
     Attributes:
         model: the model's name.
+        key_id: of the user, 16 hexadecimal digits.
         class_names: list of K names.
         num_labels: N, the model's number of outputs.
 
@@ -42,7 +43,6 @@ class Decoder(Secret):
 
     __slots__ = (
         "_codebook",
-        "_key_id",
         "_matrix",
         "_order",
         "_present",
@@ -50,6 +50,7 @@ class Decoder(Secret):
         "_starts",
         "_table",
         "class_names",
+        "key_id",
         "model",
         "num_labels",
     )
@@ -66,7 +67,7 @@ class Decoder(Secret):
         self.class_names = list(metadata.class_names)
         self.num_labels = codebook.num_labels
         self._codebook = codebook
-        self._key_id = key_id
+        self.key_id = key_id
         self._response_key = response_key
         self._table = table
         self._matrix: np.ndarray | None = None
@@ -78,7 +79,7 @@ class Decoder(Secret):
         self._present, self._starts = np.unique(table[self._order], return_index=True)
 
     def _describe(self) -> str:
-        return f"model={self.model!r} key_id={self._key_id}"
+        return f"model={self.model!r} key_id={self.key_id}"
 
     @classmethod
     def open(
@@ -102,7 +103,7 @@ class Decoder(Secret):
             RevokedKeyError: the key was revoked before this version was exported.
             ExpiredKeyError: the bundle is outside its dates.
             WrongModelError: the bundle is not meant for this model.
-            KeyRefusedError: the bundle was made to another public key.
+            KeyRefusedError: the bundle lacks the role `read`, or was made to another public key.
             PassphraseError, FormatError, SignatureError: as they say.
         """
         if not isinstance(bundle, KeyBundle):
@@ -117,14 +118,13 @@ class Decoder(Secret):
             )
         codebook.verify(bundle.issuer)
         bundle.check_dates()
-        key = bundle.unlock(passphrase, private_key)
-        metadata = codebook.open_metadata(key)
+        key = bundle.unlock(passphrase, private_key).reader
+        metadata, table, response_key = codebook.open(key)
         if not bundle.allows(metadata.model):
             raise WrongModelError(
                 f"Key bundle {bundle.header.key_id} is for model(s) "
                 f"{', '.join(bundle.header.scope)}, not for {metadata.model!r}."
             )
-        table, response_key = codebook.decode_table(key), codebook.response_key(key)
         return cls(codebook, metadata, table, key.key_id, response_key)
 
     def secret_table(self) -> np.ndarray:
@@ -207,8 +207,7 @@ class Decoder(Secret):
         """
         labels = []
         for data in ciphertexts:
-            # Reading the fixed end first spares decoding the header's points.
-            label = int.from_bytes(bytes(data[-8:-4]), "big")
+            label = ciphertext_label(data)  # first: that spares decoding the header's points
             if label >= self.num_labels or self._codebook.ciphertext(label) != data:
                 LabelCiphertext.from_bytes(bytes(data))  # malformed bytes say so
                 raise WrongModelError(

@@ -4,7 +4,6 @@
 `encoding`        canonical JSON, base64, points and scalars as bytes
 `polynomial`      polynomials over Z_q, and rational functions from their values
 `kem`             trace-and-revoke key encapsulation: one public key, many user keys
-`tracing_header`  headers that every user opens differently, and proofs of what they open to
 `combined_key`    keys that several users combined, and who they are
 `aead`            authenticated encryption and passphrase keys
 `streaming_aead`  authenticated encryption of streams in constant memory

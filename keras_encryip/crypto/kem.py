@@ -13,6 +13,7 @@ Security: secrets of unrevoked users are hidden from outsiders and from up to t
 revoked users together under DDH on P-256. Not constant-time, not post-quantum.
 """
 
+import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from functools import cached_property
 from typing import Final
 
 from Crypto.Hash import SHA256
-from Crypto.Protocol.KDF import HKDF
 from Crypto.Random import get_random_bytes
 
 from keras_encryip.crypto.encoding import (
@@ -62,19 +62,13 @@ class SharedSecret(Secret):
         self._point = encode_point(point)
         self._salt = header.digest
 
-    def derive(self, purpose: str, length: int = 32) -> bytes:
-        """HKDF-SHA256 (RFC 5869): input compressed S, salt the header digest, info `purpose`.
+    def derive(self, purpose: str) -> bytes:
+        """32 bytes of HKDF-SHA256 (RFC 5869), which are one round of HMAC.
 
-        At most 32 bytes are one round of HMAC, which `hmac` does ten times faster than
-        pycryptodome's HKDF: tracing derives millions.
+        Input is the compressed S, salt the header digest, info `purpose`.
         """
-        info = purpose.encode("ascii")
-        if length <= SHA256.digest_size:
-            extracted = hmac.digest(self._salt, self._point, "sha256")
-            return hmac.digest(extracted, info + b"\1", "sha256")[:length]
-        key = HKDF(self._point, length, self._salt, SHA256, context=info)
-        assert isinstance(key, bytes)  # a tuple only for num_keys > 1
-        return key
+        extracted = hmac.digest(self._salt, self._point, "sha256")
+        return hmac.digest(extracted, purpose.encode("ascii") + b"\1", "sha256")
 
 
 @dataclass(frozen=True)
@@ -211,8 +205,14 @@ class UserKey(Secret):
         )
 
     def secret_weights(self, nodes: tuple[int, ...]) -> list[int]:
-        """(λ_0·P(z), λ_1 … λ_t): what this key weighs a header's points by. Secret."""
-        lambda_0, *others = user_lambdas(self.z, nodes)
+        """(λ_0·P(z), λ_1 … λ_t): what this key weighs a header's points by. Secret.
+
+        Raises:
+            RevokedKeyError: z is one of the nodes.
+        """
+        if self.z in nodes:
+            raise RevokedKeyError("This key was revoked when the header was made.")
+        lambda_0, *others = lagrange_at_zero((self.z, *nodes))
         return [lambda_0 * self._value % ORDER, *others]
 
     def decapsulate(self, header: Header) -> SharedSecret:
@@ -287,20 +287,22 @@ class MasterKey(Secret):
         nodes = choose_nodes(self.threshold, revoked, random_bytes)
         r = random_scalar(random_bytes)
         exponents = [r] + [r * evaluate(self._coefficients, x) % ORDER for x in nodes]
-        header = header_from_exponents(nodes, exponents)
+        header = Header(nodes, tuple(encode_point(GENERATOR * e) for e in exponents))
         return header, SharedSecret(GENERATOR * (r * self._coefficients[0] % ORDER), header)
+
+    def decapsulate(self, header: Header) -> SharedSecret:
+        """The secret of a header that `encapsulate` made: S = a_0·R."""
+        return SharedSecret(header.points[0] * self._coefficients[0], header)
 
 
 def key_id(z: int) -> str:
     """The public name of the key at z."""
-    return SHA256.new(b"encryip key id v1\0" + encode_scalar(z)).hexdigest()[:16]
+    return encoded_key_id(encode_scalar(z))
 
 
-def user_lambdas(z: int, nodes: tuple[int, ...]) -> list[int]:
-    """λ_0 … λ_t: the Lagrange coefficients at 0 for {z, x_1 … x_t}; z must not be a node."""
-    if z in nodes:
-        raise RevokedKeyError("This key was revoked when the header was made.")
-    return lagrange_at_zero((z, *nodes))
+def encoded_key_id(z: bytes) -> str:
+    """`key_id` of 32 bytes."""
+    return hashlib.sha256(b"encryip key id v1\0" + z).hexdigest()[:16]
 
 
 def weighted_sum(weights: Sequence[int], points: Sequence[Point]) -> Point:
@@ -326,13 +328,6 @@ def choose_nodes(
     while len(nodes) < threshold:
         nodes.add(random_scalar(random_bytes))
     return tuple(sorted(nodes))
-
-
-def header_from_exponents(nodes: tuple[int, ...], exponents: Sequence[int]) -> Header:
-    """The header with R = e_0·G and H_j = e_j·G."""
-    if len(exponents) != len(nodes) + 1:
-        raise FormatError("A header needs one exponent more than nodes.")
-    return Header(nodes, tuple(encode_point(GENERATOR * e) for e in exponents))
 
 
 def split_bytes(data: bytes, size: int) -> list[bytes]:

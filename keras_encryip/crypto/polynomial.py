@@ -41,24 +41,6 @@ def inverse(value: int) -> int:
     return pow(value, -1, ORDER)
 
 
-def inverses(values: Sequence[int]) -> list[int]:
-    """The inverses of many nonzero elements for one inversion and 3 products each (Montgomery).
-
-    Example:
-    >>> [v * i % ORDER for v, i in zip([2, 3, 5], inverses([2, 3, 5]))]
-    [1, 1, 1]
-    """
-    products = [1]
-    for value in values:
-        products.append(products[-1] * value % ORDER)
-    rest = inverse(products[-1])
-    inverted = [0] * len(values)
-    for i in reversed(range(len(values))):
-        inverted[i] = rest * products[i] % ORDER
-        rest = rest * values[i] % ORDER
-    return inverted
-
-
 def lagrange_at_zero(nodes: Sequence[int]) -> list[int]:
     """Coefficients λ with P(0) = Σ λ_i·P(x_i) for every P of degree below `len(nodes)`.
 

@@ -12,12 +12,18 @@ import tensorflow as tf
 from keras_encryip.errors import ExportError
 from keras_encryip.formats.responses import open_responses
 from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.ciphertext import ciphertext_label
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.trace_set import TraceSet, plurality
 from keras_encryip.models.probe import answer_to_probe
 from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.models.secrets import UnlockedSecrets
-from keras_encryip.tracing.statistics import least_hits
+from keras_encryip.tracing.statistics import (
+    SIGNIFICANCE,
+    innocent_tail,
+    observed_weights,
+    scores,
+)
 
 MIN_COLUMN_SPREAD: Final = 0.003
 """A head whose homophones lie closer together than this still consists of copies."""
@@ -154,49 +160,58 @@ def _distances(points: np.ndarray) -> np.ndarray:
     return np.asarray(distances)
 
 
-def check_traces(model: ProtectedModel, unlocked: UnlockedSecrets) -> None:
-    """Warn where a service that runs on a leaked key could not be told from others."""
+def check_traces(model: ProtectedModel, unlocked: UnlockedSecrets, biases: np.ndarray) -> None:
+    """Warn where a service that runs on a leaked key could not be told from others.
+
+    Args:
+        biases: float64 `[T]`, of the trace labels' slots.
+    """
     state = unlocked.training
     if state is None or state.traces is None:
         return
     assignment, count = unlocked.assignment(), unlocked.assignment().trace.size
-    hits = expected_coincidences(_confused(model, state.traces.inputs), state.traces, assignment)
+    hits, chances = what_keys_show(
+        _confused(model, state.traces.inputs), state.traces, assignment, biases
+    )
     typical = int(np.quantile(hits, _PESSIMISTIC, method="lower"))
-    needed = least_hits(count, assignment.num_classes, WATCHED_USERS)
-    if typical < min(count, needed):
+    shown = np.quantile(chances, 1 - _PESSIMISTIC) * WATCHED_USERS <= SIGNIFICANCE
+    if not shown and typical < count:
         warnings.warn(
             f"Model {model.name!r} has learned {typical} of its {count} trace labels, as users' "
-            f"keys decode them, and {min(count, needed)} are needed: a service that runs on a "
-            f"leaked key could not be told from those of {WATCHED_USERS:,} other users. Call "
-            "`model.teach_traces()` after more epochs (`fit` does so when it ends), or rely on "
-            "marked copies (`recipient=...`).",
+            "keys decode them, and that is too few: a service that runs on a leaked key could not "
+            f"be told from those of {WATCHED_USERS:,} other users. Call `model.teach_traces()` "
+            "after more epochs (`fit` does so when it ends), protect it with more `trace_labels`, "
+            "or rely on marked copies (`recipient=...`).",
             stacklevel=5,
         )
 
 
-def expected_coincidences(
-    confused: np.ndarray, traces: TraceSet, assignment: LabelAssignment
-) -> np.ndarray:
-    """What `Tracer.service` will count against a user whose key a service runs on.
+def what_keys_show(
+    confused: np.ndarray, traces: TraceSet, assignment: LabelAssignment, biases: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `Tracer.service` will find of a user on whose key a service runs.
 
-    Random keys are simulated: to each, every trace label reads as a uniformly random class.
+    Random codewords are simulated.
 
     Args:
         confused: `[n, N]`, the model's outputs for `traces.inputs`; other leading axes
             between these are averaged.
         traces: n inputs.
         assignment: the model's.
+        biases: float64 `[T]`, of the trace labels' slots.
 
     Returns:
-        int `[_KEYS]`, for each key the trace labels whose inputs are answered with the class
-        that the key reads there.
+        (int `[_KEYS]`: for each key the trace labels whose inputs are answered with the class that
+        the key reads there; float64 `[_KEYS]`: the chance of its score for an innocent).
     """
     confused = confused.reshape(len(traces.inputs), -1, assignment.num_labels).mean(1)
-    hits = [
-        (plurality(traces, answers, assignment.trace) == table).sum()
-        for table, answers in _read_by_keys(confused, assignment)
-    ]
-    return np.array(hits)
+    hits, chances = [], []
+    for bits, answers in _read_by_keys(confused, assignment, biases):
+        said = plurality(traces, answers, assignment.trace)
+        hits.append((said == assignment.pairs[np.arange(len(bits)), bits]).sum())
+        weights = observed_weights(said, assignment.pairs, biases)
+        chances.append(innocent_tail(weights, biases, scores(weights, biases, bits[None]))[0])
+    return np.array(hits), np.array(chances)
 
 
 def check_trace_mass(
@@ -204,7 +219,7 @@ def check_trace_mass(
 ) -> None:
     """Warn where users would read real inputs as other classes than the model means.
 
-    A trace label means another class to every user, so its probability is noise to a reader.
+    A trace label means no class of the input's, so its probability is noise to a reader.
 
     Args:
         samples: real inputs, `[n, …]`; nothing is measured without any.
@@ -214,7 +229,8 @@ def check_trace_mass(
         return
     confused = _confused(model, samples).reshape(-1, assignment.num_labels)
     meant = confused[:, assignment.labels].sum(-1).argmax(-1)
-    shares = [(read != meant).mean() for _, read in _read_by_keys(confused, assignment)]
+    even = np.full(assignment.trace.size, 0.5)
+    shares = [(read != meant).mean() for _, read in _read_by_keys(confused, assignment, even)]
     if max(shares) > MISREAD:
         mass = float(confused[:, assignment.trace].sum(-1).mean())
         warnings.warn(
@@ -227,17 +243,17 @@ def check_trace_mass(
 
 
 def _read_by_keys(
-    confused: np.ndarray, assignment: LabelAssignment
+    confused: np.ndarray, assignment: LabelAssignment, biases: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For some random keys: the classes of the trace labels, and the class read from each row."""
+    """For some random codewords: bits at the trace labels, and the class read from each row."""
     random = np.random.default_rng(0)
     real = confused[:, assignment.labels].sum(-1)
     trace = confused[:, assignment.trace]
     for _ in range(_KEYS):
-        table = random.integers(0, assignment.num_classes, assignment.trace.size)
+        bits = (random.random(len(biases)) < biases).astype(np.uint8)
         decoded = real.copy()
-        np.add.at(decoded.T, table, trace.T)
-        yield table, decoded.argmax(-1)
+        np.add.at(decoded.T, assignment.pairs[np.arange(len(bits)), bits], trace.T)
+        yield bits, decoded.argmax(-1)
 
 
 def _confused(model: ProtectedModel, inputs: np.ndarray) -> np.ndarray:
@@ -284,7 +300,7 @@ class Answers:
             return True
         outputs = self._signatures["encrypted_label"](**feed)["ciphertext_bytes"]
         return all(
-            data == self.codebook.ciphertext(int.from_bytes(data[-8:-4], "big"))
+            data == self.codebook.ciphertext(ciphertext_label(data))
             for data in np.asarray(outputs).ravel()
         )
 

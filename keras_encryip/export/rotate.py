@@ -119,9 +119,8 @@ def _swaps(before: Codebook, after: Codebook, keys: list[bytes | None]) -> _Swap
         halves = [words(keys[0][i : i + 16], keys[1][i : i + 16]) for i in (0, 16)]
         return [*halves, words(before.codebook_id, after.codebook_id)]
     return [
-        (np.array(before.ciphertext_prefixes, object), np.array(after.ciphertext_prefixes, object)),
+        (np.array([before.ciphertext_prefix], object), np.array([after.ciphertext_prefix], object)),
         (np.array(before.ciphertext_suffixes, object), np.array(after.ciphertext_suffixes, object)),
-        (before.block_of, after.block_of),
     ]
 
 

@@ -124,7 +124,8 @@ def export_saved_model(
         _harden_traces(model, unlocked, owner, kernels, originals)
         mark = None if marked is None else owner.keys.fingerprint_key(record.model_id, marked)
         with _marked(kernels, originals, mark):
-            check_traces(model, unlocked)
+            slots = record.assignment.slots[record.assignment.trace]
+            check_traces(model, unlocked, owner.keys.slots.biases[slots])
             if unlocked.training is not None:
                 check_trace_mass(model, unlocked.training.samples, record.assignment)
             with progress_bar("writing the SavedModel", _PHASES) as advance:
@@ -239,11 +240,9 @@ def _write(
         uniform = tf.random.stateless_uniform(tf.shape(scores), seed, minval=1e-12)
         gumbel = -tf.math.log(-tf.math.log(uniform))
         label = tf.argmax(SHARPNESS * scores + gumbel, axis=-1)
-        prefixes = tf.constant(list(codebook.ciphertext_prefixes))
+        prefix = tf.constant(codebook.ciphertext_prefix)
         suffixes = tf.constant(list(codebook.ciphertext_suffixes))
-        block = tf.gather(tf.constant(codebook.block_of), label)
-        joined = tf.strings.join([tf.gather(prefixes, block), tf.gather(suffixes, label)])
-        return {"ciphertext_bytes": joined}
+        return {"ciphertext_bytes": tf.strings.join([prefix, tf.gather(suffixes, label)])}
 
     def encrypted(inputs: Any) -> dict[str, tf.Tensor]:
         outputs = model(inputs, training=False)

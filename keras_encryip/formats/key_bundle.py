@@ -1,25 +1,15 @@
 """A user's key file. docs/key-bundle.md describes it byte by byte."""
 
 import os
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
-from Crypto.Random import get_random_bytes
 
-from keras_encryip.crypto.aead import (
-    DEFAULT_SCRYPT_LOG2_N,
-    MAX_SCRYPT_LOG2_N,
-    MIN_SCRYPT_LOG2_N,
-    OVERHEAD,
-    SALT_BYTES,
-    TAG_BYTES,
-    passphrase_key,
-    seal,
-    unseal,
-)
+from keras_encryip.crypto.aead import DEFAULT_SCRYPT_LOG2_N
 from keras_encryip.crypto.encoding import (
     Time,
     canonical_json,
@@ -29,7 +19,6 @@ from keras_encryip.crypto.encoding import (
     parse_canonical_json,
     parse_time,
 )
-from keras_encryip.crypto.kem import UserKey
 from keras_encryip.crypto.secret import Secret
 from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, SigningKey, verify
 from keras_encryip.errors import (
@@ -42,76 +31,28 @@ from keras_encryip.errors import (
     instead_of,
 )
 from keras_encryip.formats.atomic_files import read_bounded
-from keras_encryip.formats.key_pair import KEY_BYTES, X25519PrivateKey, X25519PublicKey
+from keras_encryip.formats.bundle_body import (
+    PASSPHRASE,
+    PRIVATE_KEY,
+    Body,
+    PassphraseBody,
+    PublicKeyBody,
+    read_body,
+)
+from keras_encryip.formats.bundle_keys import BundleKeys, Role, check_roles
+from keras_encryip.formats.key_pair import X25519PrivateKey, X25519PublicKey
 from keras_encryip.labels.ciphertext import DIGEST_BYTES, decrypt_labels
 
 FORMAT: Final = "encryip-key-bundle"
-MAX_BUNDLE_BYTES: Final = 64 << 10
+VERSION: Final = 3
+MAX_BUNDLE_BYTES: Final = 192 << 10
 ANY_MODEL: Final = "*"
-USER_KEY_BYTES: Final = 64
-INFO: Final = b"encryip key bundle v2"
-
-
-class PassphraseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of version 1: AES-256-GCM under scrypt."""
-
-    salt: str
-    scrypt_log2_n: Annotated[int, msgspec.Meta(ge=MIN_SCRYPT_LOG2_N, le=MAX_SCRYPT_LOG2_N)]
-    sealed: str
-
-    @classmethod
-    def seal(
-        cls, secret: bytes, passphrase: str, header: bytes, *, scrypt_log2_n: int
-    ) -> "PassphraseBody":
-        salt = get_random_bytes(SALT_BYTES)
-        sealed = seal(passphrase_key(passphrase, salt, scrypt_log2_n), secret, header)
-        return cls(encode_base64(salt), scrypt_log2_n, encode_base64(sealed))
-
-    def check(self) -> None:
-        decode_base64(self.salt, what="salt", length=SALT_BYTES)
-        decode_base64(self.sealed, what="sealed", length=USER_KEY_BYTES + OVERHEAD)
-
-    def open(self, passphrase: str, header: bytes) -> bytes:
-        """The secret; raises `SignatureError` if it does not open."""
-        salt = decode_base64(self.salt, what="salt")
-        key = passphrase_key(passphrase, salt, self.scrypt_log2_n)
-        return unseal(key, decode_base64(self.sealed, what="sealed"), header)
-
-
-class PublicKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of version 2: HPKE to the user's X25519 public key."""
-
-    encapsulated: str
-    recipient: str
-    sealed: str
-
-    @classmethod
-    def seal(cls, secret: bytes, public_key: X25519PublicKey, header: bytes) -> "PublicKeyBody":
-        encapsulated, sealed = public_key.seal(secret, info=INFO, associated_data=header)
-        return cls(*map(encode_base64, (encapsulated, public_key.raw, sealed)))
-
-    def check(self) -> None:
-        for name in ("encapsulated", "recipient"):
-            _public_key(getattr(self, name), name)
-        decode_base64(self.sealed, what="sealed", length=USER_KEY_BYTES + TAG_BYTES)
-
-    @property
-    def public_key(self) -> X25519PublicKey:
-        return _public_key(self.recipient, "recipient")
-
-    def open(self, private_key: X25519PrivateKey, header: bytes) -> bytes:
-        """The secret; raises `SignatureError` if it does not open."""
-        encapsulated = decode_base64(self.encapsulated, what="encapsulated")
-        sealed = decode_base64(self.sealed, what="sealed")
-        return private_key.unseal(encapsulated, sealed, info=INFO, associated_data=header)
-
-
-Body = PassphraseBody | PublicKeyBody
-BODIES: Final[dict[int, type[Body]]] = {1: PassphraseBody, 2: PublicKeyBody}
 
 _BEGIN: Final = b"-----BEGIN ENCRYIP KEY BUNDLE-----\n"
 _END: Final = b"\n-----END ENCRYIP KEY BUNDLE-----\n"
-_DOMAINS: Final = {version: f"key bundle v{version}" for version in BODIES}
+_DOMAIN: Final = "key bundle v3"
+_TAIL: Final = 256
+_OLD: Final = re.compile(rb'"version":([12])\}\},"signature"')
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
@@ -125,9 +66,11 @@ class BundleHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         issuer: base64 Ed25519 key of the authority.
         issuer_name: free text.
         key_id: 16 hexadecimal digits.
+        opens_with: `"passphrase"`, or `"private key"` of the user.
+        roles: what the keys are for, sorted: `"read"`, `"run"`.
         scope: names of the models the bundle is meant for; `["*"]` means any.
         subject: who the key was issued to.
-        version: 1 if a passphrase opens it, 2 if the user's private key does.
+        version: 3.
     """
 
     authority: str
@@ -138,9 +81,11 @@ class BundleHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     key_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
     not_after: Time
     not_before: Time
+    opens_with: Literal["passphrase", "private key"]
+    roles: list[Role]
     scope: Annotated[list[_Name], msgspec.Meta(min_length=1, max_length=64)]
     subject: _Name
-    version: Literal[1, 2]
+    version: Literal[3]
 
 
 class _Signed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,7 +111,9 @@ class KeyBundle(Secret):
     >>> bundle = KeyBundle.read(folder / "alice.keybundle")
     >>> bundle.header.subject
     'alice'
-    >>> key = bundle.unlock("correct horse")
+    >>> keys = bundle.unlock("correct horse")
+    >>> keys.roles
+    ('read', 'run')
     """
 
     __slots__ = (
@@ -189,7 +136,6 @@ class KeyBundle(Secret):
         self.not_before = parse_time(header.not_before, what="not_before")
         self.not_after = parse_time(header.not_after, what="not_after")
         parse_time(header.issued_at, what="issued_at")
-        body.check()
         self.recipient = body.public_key if isinstance(body, PublicKeyBody) else None
 
     def _describe(self) -> str:
@@ -214,12 +160,19 @@ class KeyBundle(Secret):
                 f"{_BEGIN.decode().strip()!r} and its last {_END.decode().strip()!r}."
             )
         text = data.removeprefix(_BEGIN).removesuffix(_END)
+        if old := _OLD.search(text[-_TAIL:]):
+            raise FormatError(
+                f"This key bundle has version {old[1].decode()}, which release 0.3 of "
+                f"keras_encryip reads; this release reads {VERSION}. Ask the model's owner for a "
+                "new one, or use release 0.3."
+            )
         file = parse_canonical_json(text, _File, what="key bundle", max_bytes=MAX_BUNDLE_BYTES)
         header = file.bundle.header
-        bundle = cls(header, _body(file.bundle.body, header.version), file.signature)
+        check_roles(header.roles)
+        body = read_body(file.bundle.body, header.opens_with, header.roles)
+        bundle = cls(header, body, file.signature)
         signature = decode_base64(file.signature, what="signature", length=SIGNATURE_BYTES)
-        domain, signed = _DOMAINS[header.version], canonical_json(file.bundle)
-        verify(bundle.issuer, domain, signed, signature, what="key bundle")
+        verify(bundle.issuer, _DOMAIN, canonical_json(file.bundle), signature, what="key bundle")
         return bundle
 
     def to_bytes(self) -> bytes:
@@ -229,8 +182,8 @@ class KeyBundle(Secret):
 
     def unlock(
         self, passphrase: str | None = None, private_key: X25519PrivateKey | None = None
-    ) -> UserKey:
-        """Decrypt the user key. Pass one of the two, as the bundle was made.
+    ) -> BundleKeys:
+        """Decrypt the user's keys. Pass one of the two, as the bundle was made.
 
         Args:
             passphrase: for a bundle whose `recipient` is `None`.
@@ -240,12 +193,13 @@ class KeyBundle(Secret):
             ArgumentError: the other one, both or none were passed.
             PassphraseError: wrong passphrase or changed body.
             KeyRefusedError: the bundle was made to another public key.
-            SignatureError: header or body were changed since the key was sealed.
+            SignatureError: header or body were changed since the keys were sealed.
         """
-        user_key = UserKey.from_secret_bytes(self._open(passphrase, private_key))
-        if user_key.key_id != self.header.key_id:
+        opened = self._open(passphrase, private_key)
+        keys = BundleKeys.from_secret_bytes(opened, self.header.roles)
+        if keys.key_id != self.header.key_id:
             raise FormatError("The key bundle's key_id does not belong to the key inside.")
-        return user_key
+        return keys
 
     def _open(self, passphrase: str | None, private_key: X25519PrivateKey | None) -> bytes:
         name = f"key bundle {self.header.key_id} (subject {self.header.subject!r})"
@@ -305,14 +259,18 @@ class KeyBundle(Secret):
 
         Returns:
             int64 `[n]` of class indices.
+
+        Raises:
+            KeyRefusedError: the bundle lacks the role `read`.
+            FormatError, RevokedKeyError, ForeignKeyError: as for `decrypt_labels`.
         """
         self.check_dates()
-        key = self.unlock(passphrase, private_key)
+        key = self.unlock(passphrase, private_key).reader
         return decrypt_labels(ciphertexts, key, authority=self.authority)
 
 
 def make_bundle(
-    key: UserKey,
+    keys: BundleKeys,
     *,
     passphrase: str | None = None,
     public_key: X25519PublicKey | None = None,
@@ -328,7 +286,7 @@ def make_bundle(
     """The bytes of a key bundle file (the owner's side).
 
     Args:
-        key: the user key to seal.
+        keys: the user's, to seal.
         passphrase: opens the bundle; give it to the user another way.
         public_key: or the user's own: its private key opens the bundle.
         subject, issuer_name: 1 … 256 characters.
@@ -354,14 +312,16 @@ def make_bundle(
         issued_at=format_time(datetime.now(UTC)),
         issuer=encode_base64(signing_key.public_bytes()),
         issuer_name=issuer_name,
-        key_id=key.key_id,
+        key_id=keys.key_id,
         not_after=format_time(not_after),
         not_before=format_time(not_before),
+        opens_with=PASSPHRASE if public_key is None else PRIVATE_KEY,
+        roles=list(keys.roles),
         scope=sorted(set(scope)),
         subject=subject,
-        version=1 if public_key is None else 2,
+        version=VERSION,
     )
-    secret, context = key.secret_bytes(), canonical_json(header)
+    secret, context = keys.secret_bytes(), canonical_json(header)
     body: Body
     if passphrase is not None and public_key is None:
         body = PassphraseBody.seal(secret, passphrase, context, scrypt_log2_n=scrypt_log2_n)
@@ -370,7 +330,7 @@ def make_bundle(
     else:
         raise ArgumentError("Pass either `passphrase` or `public_key`, an `X25519PublicKey`.")
     signed = _Signed(msgspec.to_builtins(body), header)
-    signature = signing_key.sign(_DOMAINS[header.version], canonical_json(signed))
+    signature = signing_key.sign(_DOMAIN, canonical_json(signed))
     data = _BEGIN + canonical_json(_File(signed, encode_base64(signature))) + _END
     with instead_of(
         FormatError,
@@ -378,19 +338,3 @@ def make_bundle(
     ):
         KeyBundle.from_bytes(data)  # what is handed out can be read
     return data
-
-
-def _body(fields: dict[str, str | int], version: int) -> Body:
-    with instead_of(
-        msgspec.ValidationError,
-        raises=lambda error: FormatError(
-            f"The key bundle is malformed: {error} in its body of version {version}"
-        ),
-    ):
-        return msgspec.convert(fields, BODIES[version])
-
-
-def _public_key(text: str, field: str) -> X25519PublicKey:
-    message = f"Field {field} is not base64 of an X25519 public key that can be used."
-    with instead_of(FormatError, raises=lambda _: FormatError(message)):
-        return X25519PublicKey(decode_base64(text, what=field, length=KEY_BYTES))

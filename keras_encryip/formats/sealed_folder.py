@@ -165,7 +165,8 @@ def unseal_folder(
         SignatureError: any byte of the file was changed, cut off or added.
         FormatError: it is no sealed file, or names a path outside the folder.
         ArgumentError: the folder exists already, or cannot be written.
-        PassphraseError, KeyRefusedError: as for `KeyBundle.unlock`.
+        KeyRefusedError: the bundle lacks the role `read`, or was made to another public key.
+        PassphraseError: as for `KeyBundle.unlock`.
 
     Example:
     >>> unseal_folder(folder / "digits.sealed", folder / "opened", bundle, "correct horse")
@@ -213,7 +214,7 @@ def _stream_key(
             f"({bundle.header.issuer_name!r}) than the one that sealed {name!r}."
         )
     bundle.check_dates()
-    key = bundle.unlock(passphrase, private_key)
+    key = bundle.unlock(passphrase, private_key).reader.point
     if key.z in header.nodes:
         raise RevokedKeyError(
             f"Key {key.key_id} was revoked before {name!r} was sealed. "

@@ -1,7 +1,6 @@
 """The owner's secret: which confused label stands for what."""
 
 import secrets
-from collections.abc import Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -14,13 +13,12 @@ from keras_encryip.crypto.encoding import (
     parse_canonical_json,
 )
 from keras_encryip.crypto.secret import Secret
+from keras_encryip.crypto.slots import MAX_SLOTS
 from keras_encryip.errors import ArgumentError, FormatError
 
-MAX_BLOCKS: Final = 64
-MIN_BLOCK_SIZE: Final = 8
 MAX_CLASSES: Final = 1 << 20
 MAX_LABELS: Final = 1 << 22
-_MAX_ASSIGNMENT_BYTES: Final = 6 * MAX_LABELS
+_MAX_ASSIGNMENT_BYTES: Final = 10 * MAX_LABELS
 
 TRACE: Final = -1
 """Marks a trace label in `LabelAssignment.classes`."""
@@ -29,31 +27,27 @@ TRACE: Final = -1
 class LabelAssignment(Secret):
     """Which of the N = K·h + T confused labels stands for which class or trace input.
 
-    Labels are numbered block by block: block b holds `block_sizes[b]` consecutive
-    labels, and all labels of a block are real or all are trace labels. Which blocks
-    are which, and which label stands for what inside them, is drawn from the
-    operating system's generator.
+    Which label stands for what is drawn from the operating system's generator. Each label lies on
+    a slot. A trace label reads as one class to users whose codeword has a 0 at its
+    slot, and as another to those with a 1.
 
     Attributes:
         labels: int32 `[K, h]`, the homophones of each class.
         trace: int32 `[T]`, the trace labels; entry i belongs to trace input i.
-        block_sizes: sizes of the blocks, in order; they differ by at most 1.
-        tracing_blocks: for each block, whether it holds trace labels.
+        pairs: int32 `[T, 2]`, two different classes for each of `trace`: what bits 0 and 1 read.
+        slots: uint16 `[N]`, the slot of each label, which only key holders learn. Trace labels lie
+            on T different ones.
     """
 
-    __slots__ = ("block_sizes", "labels", "trace", "tracing_blocks")
+    __slots__ = ("labels", "pairs", "slots", "trace")
 
     def __init__(
-        self,
-        labels: np.ndarray,
-        trace: np.ndarray,
-        block_sizes: Sequence[int],
-        tracing_blocks: Sequence[bool],
+        self, labels: np.ndarray, trace: np.ndarray, pairs: np.ndarray, slots: np.ndarray
     ) -> None:
         self.labels = labels
         self.trace = trace
-        self.block_sizes = tuple(block_sizes)
-        self.tracing_blocks = tuple(tracing_blocks)
+        self.pairs = pairs
+        self.slots = slots
 
     def _describe(self) -> str:
         return f"classes={self.num_classes} labels={self.num_labels}"
@@ -78,14 +72,24 @@ class LabelAssignment(Secret):
         classes[self.labels] = np.arange(self.num_classes, dtype=np.int32)[:, None]
         return classes
 
+    @property
+    def versions(self) -> np.ndarray:
+        """int32 `[N, 2]`: the class that each label reads as, to users with a bit of 0 and of 1."""
+        versions = np.repeat(self.classes[:, None], 2, axis=1)
+        versions[self.trace] = self.pairs
+        return versions
+
     @classmethod
-    def draw(cls, num_classes: int, homophones: int, trace_labels: int) -> "LabelAssignment":
+    def draw(
+        cls, num_classes: int, homophones: int, trace_labels: int, slots: int
+    ) -> "LabelAssignment":
         """A uniformly random assignment.
 
         Args:
             num_classes: K, 2 … 2²⁰.
             homophones: h, at least 1.
-            trace_labels: wanted T; rounded up to whole blocks.
+            trace_labels: T, at most M/2.
+            slots: M, of the authority.
         """
         if not 2 <= num_classes <= MAX_CLASSES:
             raise ArgumentError(
@@ -95,50 +99,36 @@ class LabelAssignment(Secret):
             raise ArgumentError(
                 f"`homophones` must be a positive integer. Received: homophones={homophones}"
             )
-        if trace_labels < 0:
+        if not 0 <= trace_labels <= slots // 2:
             raise ArgumentError(
-                f"`trace_labels` must not be negative. Received: trace_labels={trace_labels}"
-            )
-        most = (MAX_BLOCKS - 1) * num_classes * homophones
-        if trace_labels > most:
-            raise ArgumentError(
-                f"`trace_labels` can be at most {most} for {num_classes * homophones} real labels: "
-                f"all blocks have about one size, and there are at most {MAX_BLOCKS}. "
+                f"`trace_labels` must be in 0 … {slots // 2}, half of the authority's {slots} "
+                "slots. For more, create an authority with more slots. "
                 f"Received: trace_labels={trace_labels}"
             )
-        real_sizes, trace_sizes = plan_blocks(num_classes * homophones, trace_labels)
-        if sum(real_sizes) + sum(trace_sizes) > MAX_LABELS:
+        count = num_classes * homophones + trace_labels
+        if count > MAX_LABELS:
             raise ArgumentError(
                 f"num_classes × homophones + trace_labels exceeds {MAX_LABELS} confused labels. "
                 f"Received: num_classes={num_classes}, homophones={homophones}, "
                 f"trace_labels={trace_labels}"
             )
-        blocks = [(size, False) for size in real_sizes] + [(size, True) for size in trace_sizes]
-        return cls._shuffled(blocks, num_classes, homophones)
+        random = secrets.SystemRandom()
+        order = np.array(random.sample(range(slots), slots), np.uint16)
+        of_label = _permuted(np.resize(order, count))
+        # Labels in random order trace, but for those whose slot has one already.
+        labels = _permuted(np.arange(count, dtype=np.int32))
+        _, first = np.unique(of_label[labels], return_index=True)
+        trace = labels[np.sort(first)][:trace_labels]
+        real = labels[~np.isin(labels, trace)].reshape(num_classes, homophones)
+        pairs = [random.sample(range(num_classes), 2) for _ in range(trace_labels)]
+        return cls(real, trace, np.array(pairs, np.int32).reshape(-1, 2), of_label)
 
     def redraw(self) -> "LabelAssignment":
-        """A fresh uniformly random assignment of as many labels to the same classes and traces."""
-        blocks = list(zip(self.block_sizes, self.tracing_blocks, strict=True))
-        return self._shuffled(blocks, self.num_classes, self.homophones)
-
-    @classmethod
-    def _shuffled(
-        cls, blocks: list[tuple[int, bool]], num_classes: int, homophones: int
-    ) -> "LabelAssignment":
-        random = secrets.SystemRandom()
-        random.shuffle(blocks)
-        sizes = [size for size, _ in blocks]
-        is_trace = np.repeat([tracing for _, tracing in blocks], sizes)
-        real = np.flatnonzero(~is_trace).tolist()
-        trace = np.flatnonzero(is_trace).tolist()
-        random.shuffle(real)
-        random.shuffle(trace)
-        return cls(
-            np.array(real, np.int32).reshape(num_classes, homophones),
-            np.array(trace, np.int32),
-            sizes,
-            [tracing for _, tracing in blocks],
-        )
+        """A fresh uniformly random numbering of the same labels, with all that they stand for."""
+        numbers = _permuted(np.arange(self.num_labels, dtype=np.int32))
+        slots = np.empty_like(self.slots)
+        slots[numbers] = self.slots
+        return LabelAssignment(numbers[self.labels], numbers[self.trace], self.pairs, slots)
 
     def moved_to(self, other: "LabelAssignment") -> np.ndarray:
         """int32 `[N]`: each label's number in another assignment of the same model. Secret.
@@ -154,11 +144,11 @@ class LabelAssignment(Secret):
         """The assignment as bytes, for sealing. Secret."""
         return canonical_json(
             _AssignmentFile(
-                block_sizes=list(self.block_sizes),
                 homophones=self.homophones,
-                labels=encode_base64(self.labels.astype(">u4").tobytes()),
-                trace=encode_base64(self.trace.astype(">u4").tobytes()),
-                tracing_blocks=list(self.tracing_blocks),
+                labels=_write(self.labels, ">u4"),
+                pairs=_write(self.pairs, ">u4"),
+                slots=_write(self.slots, ">u2"),
+                trace=_write(self.trace, ">u4"),
             )
         )
 
@@ -168,75 +158,53 @@ class LabelAssignment(Secret):
         file = parse_canonical_json(
             data, _AssignmentFile, what="label assignment", max_bytes=_MAX_ASSIGNMENT_BYTES
         )
-        labels, trace = _read_labels(file.labels), _read_labels(file.trace)
+        labels, trace, pairs = (_read(t, ">u4") for t in (file.labels, file.trace, file.pairs))
+        slots = _read(file.slots, ">u2")
         everything = np.concatenate([labels, trace])
         if (
             not np.array_equal(np.sort(everything), np.arange(everything.size))
             or labels.size % file.homophones
             or labels.size < 2 * file.homophones
-            or sum(file.block_sizes) != everything.size
-            or len(file.block_sizes) != len(file.tracing_blocks)
-            or not np.repeat(file.tracing_blocks, file.block_sizes)[trace].all()
-            or np.repeat(file.tracing_blocks, file.block_sizes)[labels].any()
+            or slots.size != everything.size
+            or slots.max() >= MAX_SLOTS
+            or np.unique(slots[trace]).size != trace.size
+            or pairs.size != 2 * trace.size
+            or not ((pairs >= 0) & (pairs < labels.size // file.homophones)).all()
+            or (pairs[::2] == pairs[1::2]).any()
         ):
             raise FormatError("The label assignment is inconsistent.")
         return cls(
-            labels.reshape(-1, file.homophones), trace, file.block_sizes, file.tracing_blocks
+            labels.reshape(-1, file.homophones),
+            trace,
+            pairs.reshape(-1, 2),
+            slots.astype(np.uint16),
         )
 
 
 _Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_LABELS)]
-_Blocks = msgspec.Meta(min_length=1, max_length=MAX_BLOCKS)
 
 
 class _AssignmentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    block_sizes: Annotated[list[_Size], _Blocks]
     homophones: _Size
     labels: str
+    pairs: str
+    slots: str
     trace: str
-    tracing_blocks: Annotated[list[bool], _Blocks]
 
 
-def _read_labels(text: str) -> np.ndarray:
+def _permuted(values: np.ndarray) -> np.ndarray:
+    """The same values in uniformly random order."""
+    order = list(range(len(values)))
+    secrets.SystemRandom().shuffle(order)
+    return np.asarray(values[np.array(order, np.int64)])
+
+
+def _write(values: np.ndarray, kind: str) -> str:
+    return encode_base64(values.astype(kind).tobytes())
+
+
+def _read(text: str, kind: str) -> np.ndarray:
     data = decode_base64(text, what="label assignment")
-    if len(data) % 4:
+    if len(data) % np.dtype(kind).itemsize:
         raise FormatError("The label assignment is inconsistent.")
-    return np.frombuffer(data, ">u4").astype(np.int32)
-
-
-def plan_blocks(real: int, trace: int) -> tuple[list[int], list[int]]:
-    """Sizes of the real and the tracing blocks, at most 64 together.
-
-    All tracing blocks have one size s, the real ones s or s − 1 and at least one of
-    them s, so that sizes do not tell which blocks trace. Of the sizes from the smallest
-    possible to twice that, the one that rounds `trace` up least is taken.
-
-    Args:
-        real: number of real labels, at least 1.
-        trace: wanted number of trace labels, at most 63·real.
-
-    Returns:
-        Two lists; the second sums to `trace` rounded up to a multiple of s.
-
-    Example:
-    >>> real, tracing = plan_blocks(640, 64)
-    >>> len(real), set(real), tracing
-    (40, {16}, [16, 16, 16, 16])
-    """
-
-    def rounded(size: int) -> int:
-        return -(-trace // size) * size
-
-    def blocks(size: int) -> int:
-        return -(-real // size) + -(-trace // size)
-
-    smallest = max(1, min(MIN_BLOCK_SIZE, real), (real + trace) // MAX_BLOCKS)
-    while blocks(smallest) > MAX_BLOCKS:
-        smallest += 1
-    # A real block may be one label short of s, never more, and not all may be, or the size
-    # would tell the kind. Within the bounds above there is always such an s.
-    sizes = [s for s in range(smallest, 2 * smallest + 1) if -(-real // s) * (s - 1) < real]
-    size = min(sizes, key=lambda s: (rounded(s), s))
-    count = -(-real // size)
-    full = real - count * (size - 1)
-    return [size] * full + [size - 1] * (count - full), [size] * (rounded(size) // size)
+    return np.frombuffer(data, kind).astype(np.int32)

@@ -3,7 +3,7 @@
 docs/codebook.md describes the file byte by byte.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Final, Literal
@@ -21,7 +21,7 @@ from keras_encryip.crypto.encoding import (
 )
 from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, UserKey
 from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, SigningKey, verify
-from keras_encryip.crypto.tracing_header import TracingHeader
+from keras_encryip.crypto.slots import ReaderKey, SlotSecrets
 from keras_encryip.errors import (
     ForeignKeyError,
     FormatError,
@@ -29,61 +29,50 @@ from keras_encryip.errors import (
     SignatureError,
     instead_of,
 )
-from keras_encryip.labels.assignment import (
-    MAX_BLOCKS,
-    MAX_CLASSES,
-    MAX_LABELS,
-    TRACE,
-    LabelAssignment,
-)
+from keras_encryip.labels.assignment import MAX_CLASSES, MAX_LABELS, LabelAssignment
 from keras_encryip.labels.ciphertext import (
     CODEBOOK_ID_BYTES,
     DIGEST_BYTES,
     ciphertext_prefix,
     ciphertext_suffix,
+    label_keys,
     label_masks,
-    mask_key,
+    read_labels,
 )
 
 FORMAT: Final = "encryip-codebook"
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_CODEBOOK_BYTES: Final = 256 << 20
 FILE_NAME: Final = "codebook.json"
-_DOMAIN: Final = "codebook v1"
-_ACCESS_PURPOSE: Final = "access metadata v1"
-_RESPONSE_PURPOSE: Final = "hosted responses v1"
+_DOMAIN: Final = "codebook v2"
+_METADATA_PURPOSE: Final = "model metadata v2"
+_RESPONSE_PURPOSE: Final = "hosted responses v2"
+
+_OLD: Final = b'"version":1}'
+_OLD_TAIL: Final = 256
 
 _Name = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class ModelMetadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What only key holders learn: sealed under the access header."""
+    """What only key holders learn: sealed under the codebook's secret."""
 
     model: _Name
     class_names: list[_Name]
     notes: Annotated[str, msgspec.Meta(max_length=65536)] = ""
 
 
-class _Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    header: str
-    size: Annotated[int, msgspec.Meta(ge=1, le=MAX_LABELS)]
-
-
-class _Access(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    header: str
-    sealed: str
-
-
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    access: _Access
     authority: str
-    blocks: Annotated[list[_Block], msgspec.Meta(min_length=1, max_length=MAX_BLOCKS)]
     codebook_id: str
     format: Literal["encryip-codebook"]
+    header: str
     issuer: str
+    metadata: str
     num_classes: Annotated[int, msgspec.Meta(ge=2, le=MAX_CLASSES)]
+    slots: str
     values: str
-    version: Literal[1]
+    version: Literal[2]
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,9 +89,10 @@ class Codebook:
         authority: SHA-256 digest of the authority's public key.
         issuer: the authority's Ed25519 public key.
         num_classes: K.
-        headers, block_sizes: one per block, in label order.
-        values: uint32 `[N]`, e_j of every confused label.
-        access_header, sealed_metadata: who may read the model's metadata.
+        header: opens to the secret of all labels.
+        sealed_metadata: under that secret.
+        masked_slots: uint16 `[N]`, the slot of every confused label, masked (`label_keys`).
+        values: uint32 `[N, 2]`, e[j, v] for users whose bit at the label's slot is v.
         signature: Ed25519 over the canonical body.
     """
 
@@ -110,21 +100,15 @@ class Codebook:
     authority: bytes
     issuer: bytes
     num_classes: int
-    headers: tuple[Header, ...]
-    block_sizes: tuple[int, ...]
-    values: np.ndarray
-    access_header: Header
+    header: Header
     sealed_metadata: bytes
+    masked_slots: np.ndarray
+    values: np.ndarray
     signature: bytes = b""
 
     @property
     def num_labels(self) -> int:
         return len(self.values)
-
-    @cached_property
-    def block_of(self) -> np.ndarray:
-        """int32 `[N]`: the block of each confused label."""
-        return np.repeat(np.arange(len(self.block_sizes), dtype=np.int32), self.block_sizes)
 
     # --- files ---------------------------------------------------------------
 
@@ -139,29 +123,30 @@ class Codebook:
         Raises:
             FormatError: the file is malformed; the message names the field.
         """
+        if _OLD in data[-_OLD_TAIL:]:
+            raise FormatError(
+                "This codebook has version 1, which release 0.3 of keras_encryip reads; this "
+                f"release reads {VERSION}. Export the model anew, or use release 0.3."
+            )
         file = parse_canonical_json(data, _File, what="codebook", max_bytes=MAX_CODEBOOK_BYTES)
         body = file.body
-        sizes = tuple(block.size for block in body.blocks)
-        if sum(sizes) > MAX_LABELS:
-            raise FormatError(f"The codebook has more than {MAX_LABELS} labels.")
-        raw = decode_base64(body.values, what="codebook values", length=4 * sum(sizes))
-        values = np.frombuffer(raw, ">u4").astype(np.uint32)
-        if values.max(initial=0) >= body.num_classes:
+        slots = np.frombuffer(decode_base64(body.slots, what="codebook slots"), ">u1")
+        if len(slots) % 2 or not 4 <= len(slots) <= 2 * MAX_LABELS:
+            raise FormatError(f"The codebook must have 2 … {MAX_LABELS} labels, 2 bytes each.")
+        slots = slots.view(">u2").astype(np.uint16)
+        raw = decode_base64(body.values, what="codebook values", length=8 * len(slots))
+        values = np.frombuffer(raw, ">u4").astype(np.uint32).reshape(-1, 2)
+        if values.max() >= body.num_classes:
             raise FormatError("A codebook value is not below num_classes.")
-        headers = tuple(_read_header(b.header, "codebook block header") for b in body.blocks)
-        access = _read_header(body.access.header, "codebook access header")
-        if {h.threshold for h in headers} != {access.threshold}:
-            raise FormatError("Codebook headers have different thresholds.")
         return cls(
             decode_base64(body.codebook_id, what="codebook_id", length=CODEBOOK_ID_BYTES),
             decode_base64(body.authority, what="authority", length=DIGEST_BYTES),
             decode_base64(body.issuer, what="issuer", length=PUBLIC_BYTES),
             body.num_classes,
-            headers,
-            sizes,
+            Header.from_bytes(decode_base64(body.header, what="codebook header")),
+            decode_base64(body.metadata, what="codebook metadata"),
+            slots,
             values,
-            access,
-            decode_base64(body.access.sealed, what="access metadata"),
             decode_base64(file.signature, what="codebook signature", length=SIGNATURE_BYTES),
         )
 
@@ -175,18 +160,14 @@ class Codebook:
 
     def _body(self) -> _Body:
         return _Body(
-            access=_Access(
-                encode_base64(self.access_header.to_bytes()), encode_base64(self.sealed_metadata)
-            ),
             authority=encode_base64(self.authority),
-            blocks=[
-                _Block(encode_base64(header.to_bytes()), size)
-                for header, size in zip(self.headers, self.block_sizes, strict=True)
-            ],
             codebook_id=encode_base64(self.codebook_id),
             format=FORMAT,
+            header=encode_base64(self.header.to_bytes()),
             issuer=encode_base64(self.issuer),
+            metadata=encode_base64(self.sealed_metadata),
             num_classes=self.num_classes,
+            slots=encode_base64(self.masked_slots.astype(">u2").tobytes()),
             values=encode_base64(self.values.astype(">u4").tobytes()),
             version=VERSION,
         )
@@ -199,42 +180,59 @@ class Codebook:
         assignment: LabelAssignment,
         metadata: ModelMetadata,
         master: MasterKey,
+        slots: SlotSecrets,
         signing_key: SigningKey,
         *,
         revoked: Iterable[int] = (),
-    ) -> tuple["Codebook", tuple[TracingHeader, ...]]:
+    ) -> "Codebook":
         """Encrypt an assignment to all users but the revoked ones.
 
         Args:
             assignment: the secret label assignment.
-            metadata: sealed under the access header.
+            metadata: sealed together with it.
+            master: the polynomial that readers' keys are points of.
+            slots: the authority's slot keys.
+            signing_key: the authority's.
             revoked: the z of at most t users who must not open it.
-
-        Returns:
-            The signed codebook, and the tracing headers of its tracing blocks in
-            order, whose exponents the owner keeps to predict users' trace answers.
         """
-        revoked = tuple(revoked)
-        headers, values, tracing_headers = _encrypt(assignment, master, revoked)
+        header, secret = master.encapsulate(revoked)
+        keys, slot_masks = label_keys(secret, np.arange(assignment.num_labels))
+        versions, classes = assignment.versions, assignment.num_classes
+        masks = [label_masks(slots.keys[assignment.slots, v], keys, classes) for v in (0, 1)]
         authority = master.public_key().digest
-        access_header, secret = master.encapsulate(revoked)
         codebook_id = get_random_bytes(CODEBOOK_ID_BYTES)
-        access_key = secret.derive(_ACCESS_PURPOSE)
+        sealed = seal(
+            secret.derive(_METADATA_PURPOSE), canonical_json(metadata), codebook_id + authority
+        )
         unsigned = cls(
             codebook_id,
             authority,
             signing_key.public_bytes(),
-            assignment.num_classes,
-            tuple(headers),
-            assignment.block_sizes,
-            values,
-            access_header,
-            seal(access_key, canonical_json(metadata), codebook_id + authority),
+            classes,
+            header,
+            sealed,
+            assignment.slots ^ slot_masks,
+            ((versions + np.stack(masks, 1)) % classes).astype(np.uint32),
         )
-        signature = signing_key.sign(_DOMAIN, canonical_json(unsigned._body()))
-        return replace(unsigned, signature=signature), tuple(tracing_headers)
+        return replace(
+            unsigned, signature=signing_key.sign(_DOMAIN, canonical_json(unsigned._body()))
+        )
 
     # --- reading (key holder) ------------------------------------------------
+
+    def open(self, key: ReaderKey) -> tuple[ModelMetadata, np.ndarray, bytes]:
+        """All that a key reads, for one decapsulation.
+
+        Returns:
+            (as `open_metadata`, which comes first; as `decode_table`; as `response_key`).
+
+        Raises:
+            RevokedKeyError: the key was revoked before the codebook was made.
+            ForeignKeyError: the key is not of this authority.
+        """
+        secret = self._secret(key.point)
+        metadata = self._metadata(secret, key.key_id)
+        return metadata, self._table(secret, key), secret.derive(_RESPONSE_PURPOSE)
 
     def open_metadata(self, key: UserKey) -> ModelMetadata:
         """The sealed metadata: the test of whether the key may read this model.
@@ -243,21 +241,42 @@ class Codebook:
             RevokedKeyError: the key was revoked before the codebook was made.
             ForeignKeyError: the key is not of this authority.
         """
+        return self._metadata(self._secret(key), key.key_id)
+
+    def response_key(self, key: UserKey | MasterKey) -> bytes:
+        """What a host encrypts its responses with, 32 bytes.
+
+        Access is not checked here: a foreign key gets other bytes. The owner's opens it always.
+
+        Raises:
+            RevokedKeyError: the key was revoked before the codebook was made.
+        """
+        return self._secret(key).derive(_RESPONSE_PURPOSE)
+
+    def decode_table(self, key: ReaderKey) -> np.ndarray:
+        """int32 `[N]`: the class that each confused label stands for, to this key.
+
+        Access is not checked here: a foreign key gets a table of random classes.
+
+        Raises:
+            RevokedKeyError: the key was revoked before the codebook was made.
+        """
+        return self._table(self._secret(key.point), key)
+
+    def _secret(self, key: UserKey | MasterKey) -> SharedSecret:
+        if isinstance(key, MasterKey):  # nobody shuts out the owner
+            return key.decapsulate(self.header)
         revoked = RevokedKeyError(
             f"Key {key.key_id} was revoked before this model version was exported. "
             "Ask the model's owner for a new key."
         )
-        foreign = ForeignKeyError(
-            f"Key {key.key_id} does not open this codebook: another authority issued it."
-        )
         with instead_of(RevokedKeyError, raises=lambda _: revoked):
-            secret = key.decapsulate(self.access_header)
-        with instead_of(SignatureError, raises=lambda _: foreign):
-            plaintext = unseal(
-                secret.derive(_ACCESS_PURPOSE),
-                self.sealed_metadata,
-                self.codebook_id + self.authority,
-            )
+            return key.decapsulate(self.header)
+
+    def _metadata(self, secret: SharedSecret, key_id: str) -> ModelMetadata:
+        context = self.codebook_id + self.authority
+        with instead_of(SignatureError, raises=lambda _: _foreign(key_id)):
+            plaintext = unseal(secret.derive(_METADATA_PURPOSE), self.sealed_metadata, context)
         metadata = parse_canonical_json(
             plaintext, ModelMetadata, what="model metadata", max_bytes=MAX_CODEBOOK_BYTES
         )
@@ -265,104 +284,36 @@ class Codebook:
             raise FormatError("The model metadata names another number of classes.")
         return metadata
 
-    def response_key(self, key: UserKey) -> bytes:
-        """What a host encrypts its responses with, 32 bytes: the access header's secret.
+    def _table(self, secret: SharedSecret, key: ReaderKey) -> np.ndarray:
+        labels = np.arange(self.num_labels)
+        slots, values = self.masked_slots, self.values
+        return read_labels(secret, key.slots, labels, slots, values, self.num_classes)
 
-        Access is not checked here: a foreign key gets other bytes.
-
-        Raises:
-            RevokedKeyError: the key was revoked before the codebook was made.
-        """
-        return key.decapsulate(self.access_header).derive(_RESPONSE_PURPOSE)
-
-    def decode_table(self, key: UserKey) -> np.ndarray:
-        """int32 `[N]`: the class that each confused label stands for, to this key.
-
-        Costs one decapsulation per block, at most 64. Access is not checked here:
-        a foreign key gets a table of random classes.
-        """
-        ends = np.cumsum(self.block_sizes)
-        blocks = [
-            self.read_block(key.decapsulate(header), np.arange(end - size, end))
-            for header, end, size in zip(self.headers, ends, self.block_sizes, strict=True)
-        ]
-        return np.concatenate(blocks)
-
-    def predicted_answers(
-        self, keys: Sequence[UserKey], assignment: LabelAssignment, tracing: Sequence[TracingHeader]
-    ) -> np.ndarray:
-        """The owner's prediction of what users' decode tables say at the trace labels.
-
-        Costs one multiplication per user and tracing block.
-
-        Returns:
-            int32 `[users, T]`, columns in the order of `assignment.trace`; `TRACE`
-            throughout for users whom this codebook shuts out.
-        """
-        answers = np.full((len(keys), self.num_labels), TRACE, np.int32)
-        remaining = iter(tracing)
-        ends = np.cumsum(self.block_sizes)
-        for end, size, is_trace in zip(
-            ends, self.block_sizes, assignment.tracing_blocks, strict=True
-        ):
-            if is_trace:
-                labels = np.arange(end - size, end)
-                for row, secret in zip(answers, next(remaining).predict_many(keys), strict=True):
-                    if secret is not None:
-                        row[labels] = self.read_block(secret, labels)
-        return answers[:, assignment.trace]
-
-    def read_block(self, secret: SharedSecret, labels: np.ndarray) -> np.ndarray:
-        """class(j) = (e_j − mask_j) mod K for labels j of one block, given its secret: int32."""
-        masks = label_masks(mask_key(secret), labels, self.num_classes)
-        values = self.values[labels].astype(np.int64)
-        classes: np.ndarray = ((values - masks) % self.num_classes).astype(np.int32)
-        return classes
+    def read_label(self, label: int, bit: int, label_key: bytes, slot_key: bytes) -> int:
+        """The class of one label to users with a bit, given its key and its slot's: evidence."""
+        slot_keys, keys = (np.frombuffer(k, np.uint8)[None] for k in (slot_key, label_key))
+        mask = int(label_masks(slot_keys, keys, self.num_classes)[0])
+        return (int(self.values[label, bit]) - mask) % self.num_classes
 
     # --- ciphertexts ---------------------------------------------------------
 
     @cached_property
-    def ciphertext_prefixes(self) -> tuple[bytes, ...]:
-        """For each block, the bytes that all its label ciphertexts begin with."""
-        return tuple(
-            ciphertext_prefix(self.codebook_id, self.authority, self.num_classes, header)
-            for header in self.headers
-        )
+    def ciphertext_prefix(self) -> bytes:
+        """The bytes that all its label ciphertexts begin with."""
+        return ciphertext_prefix(self.codebook_id, self.authority, self.num_classes, self.header)
 
     @cached_property
     def ciphertext_suffixes(self) -> tuple[bytes, ...]:
         """For each confused label, the bytes that its ciphertext ends with."""
-        return tuple(ciphertext_suffix(j, int(e)) for j, e in enumerate(self.values))
+        pairs = zip(self.masked_slots.tolist(), self.values.tolist(), strict=True)
+        return tuple(ciphertext_suffix(slot, j, pair) for j, (slot, pair) in enumerate(pairs))
 
     def ciphertext(self, label: int) -> bytes:
         """The `LabelCiphertext` bytes of one confused label."""
-        return self.ciphertext_prefixes[int(self.block_of[label])] + self.ciphertext_suffixes[label]
+        return self.ciphertext_prefix + self.ciphertext_suffixes[label]
 
 
-def _encrypt(
-    assignment: LabelAssignment, master: MasterKey, revoked: tuple[int, ...]
-) -> tuple[list[Header], np.ndarray, list[TracingHeader]]:
-    """The blocks' headers, the labels' values, and the tracing blocks' headers with exponents."""
-    k, classes = assignment.num_classes, assignment.classes
-    # A trace label's value is uniform: every user reads another class there.
-    noise = np.frombuffer(get_random_bytes(8 * len(classes)), np.uint64) % np.uint64(k)
-    values = noise.astype(np.uint32)
-    headers: list[Header] = []
-    tracing_headers: list[TracingHeader] = []
-    start = 0
-    for size, tracing in zip(assignment.block_sizes, assignment.tracing_blocks, strict=True):
-        if tracing:
-            tracing_headers.append(TracingHeader.generate(master.threshold, revoked))
-            headers.append(tracing_headers[-1].header)
-        else:
-            header, secret = master.encapsulate(revoked)
-            headers.append(header)
-            labels = np.arange(start, start + size)
-            masks = label_masks(mask_key(secret), labels, k)
-            values[labels] = (classes[labels] + masks) % k
-        start += size
-    return headers, values, tracing_headers
-
-
-def _read_header(text: str, what: str) -> Header:
-    return Header.from_bytes(decode_base64(text, what=what))
+def _foreign(key_id: str) -> ForeignKeyError:
+    return ForeignKeyError(
+        f"Key {key_id} does not open this codebook: another authority issued it."
+    )

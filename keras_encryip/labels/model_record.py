@@ -1,11 +1,16 @@
 """What an owner keeps of a protected model, and the owner as `models/` knows it."""
 
+import io
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
+
+import numpy as np
 
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
 from keras_encryip.labels.trace_set import TraceSet
+
+SAMPLES: Final = "samples"
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,9 +31,25 @@ class ModelRecord:
     training: bytes | None
     traces: TraceSet | None
 
+    @property
+    def samples(self) -> np.ndarray | None:
+        """The owner's inputs `[n, …]` that training kept, or `None`.
+
+        Entry `SAMPLES` of the training state, an `.npz`; the rest is for `models/` alone.
+        """
+        if self.training is None:
+            return None
+        with np.load(io.BytesIO(self.training), allow_pickle=False) as file:
+            samples: np.ndarray | None = file.get(SAMPLES)
+        return samples
+
 
 class ModelKeeper(Protocol):
     """Keeps the records of protected models; `authority.model_store.ModelStore` is one."""
+
+    @property
+    def num_slots(self) -> int:
+        """M, the slots that labels of the owner's models lie on."""
 
     def add_model(self, metadata: ModelMetadata, assignment: LabelAssignment) -> Codebook:
         """Keep a new model's assignment, and make its first codebook."""

@@ -156,11 +156,6 @@ class Headless(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Headless":
-        if "units" not in config:
-            raise FormatError(
-                "This model was protected by keras_encryip 0.3, which reads it. Protect the "
-                "classifier again with this release."
-            )
         config = dict(config)
         return cls(keras.saving.deserialize_keras_object(config.pop("classifier")), **config)
 

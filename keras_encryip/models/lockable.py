@@ -125,14 +125,15 @@ class Lockable(keras.Model):
 
     def load_own_variables(self, store: Any) -> None:
         stored = {key: store[key] for key in store.keys()}  # noqa: SIM118 (no mapping)
-        written = stored.pop("codebook", None)  # weights of 0.3 have none
+        written = bytes(np.asarray(stored.pop("codebook", ()), np.uint8))
         codebook = Codebook.from_bytes(self.codebook.encode("ascii")).codebook_id
-        if written is not None and bytes(np.asarray(written, np.uint8)) != codebook:
+        if written != codebook:
+            of = f"codebook {written.hex()}" if written else "no codebook, or by release 0.3"
             self._running.refusal = WrongModelError(
-                f"These weights were trained for codebook {bytes(np.asarray(written)).hex()}, and "
-                f"model {self.name!r} has codebook {codebook.hex()}: their confused labels stand "
-                "for other classes. Load the whole model, keras.models.load_model('….keras'), "
-                "instead of weights into a model that was protected anew."
+                f"These weights were trained for {of}, and model {self.name!r} has codebook "
+                f"{codebook.hex()}: their confused labels stand for other classes. Load the whole "
+                "model, keras.models.load_model('….keras'), instead of weights into a model that "
+                "was protected anew."
             )
             raise self._running.refusal
         super().load_own_variables(stored)

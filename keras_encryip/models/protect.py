@@ -22,7 +22,7 @@ from keras_encryip.models.start import check_start
 from keras_encryip.models.teacher import Teacher, as_teacher, teacher_of
 
 _MAX_DEFAULT_LABELS = 2048
-_TRACE_LABELS = 64
+_TRACE_LABELS = 128
 _NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.>-]*")  # of a root scope
 
 
@@ -59,8 +59,8 @@ def protect(
         name: the model's name, which key bundles can be limited to.
         class_names: K names, sealed for key holders; by default `"0"`, `"1"`, …
         homophones: h ≥ 1; by default as many as keep N ≤ 2,048, within 1 … 64.
-        trace_labels: T ≥ 0, rounded up to whole blocks; by default 64 where the classifier takes
-            a single input of numbers, else 0.
+        trace_labels: T, 0 … half as many as the authority has slots; by default 128 where the
+            classifier takes a single input of numbers, else 0.
         strategy: a key of `homophones.STRATEGIES`: `"clustered"` (homophones follow the inputs)
             or `"random"`; by default the first that suits the inputs and labels.
         copies: homophones per cluster, drawn at random.
@@ -91,7 +91,8 @@ def protect(
     guide = _teacher(teacher, parts)
     trace_labels = _trace_labels(trace_labels, parts)
     homophones = _homophones(homophones, trace_labels, copies, parts)
-    assignment = LabelAssignment.draw(parts.head.num_classes, homophones, trace_labels)
+    slots = authority.model_store.num_slots
+    assignment = LabelAssignment.draw(parts.head.num_classes, homophones, trace_labels, slots)
     dtypes = None if parts.inputs is None else [t.dtype for t in keras.tree.flatten(parts.inputs)]
     use_bias = parts.head.use_bias or bool(assignment.trace.size)
     model: ProtectedModel = with_own_steps(ProtectedModel, parts.backbone)(

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_encryip.client.checks import check_count
-from keras_encryip.errors import ArgumentError
+from keras_encryip.errors import ArgumentError, FormatError
 from keras_encryip.models.adapt import fit_training_state
 from keras_encryip.models.backbone import features_shape, freeze, frozen
 from keras_encryip.models.conventions import check_compiled, ignored_class, of_one_output
@@ -350,15 +350,15 @@ class ProtectedModel(Lockable):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        if "neutrality_weight" in config:
+            raise FormatError(
+                f"Model {config.get('name')!r} was protected by release 0.3 of keras_encryip, "
+                "which reads it. Protect the classifier anew with this release, or use release 0.3."
+            )
         config = dict(config)
-        config.pop("neutrality_weight", None)  # files of 0.3 have it, usually 0.0
-        use_bias = config.pop("use_bias", True)  # these, too
-        config["head"] = {
-            "use_bias": use_bias,
-            **keras.saving.deserialize_keras_object(
-                config.get("head") or {}, custom_objects=custom_objects
-            ),
-        }
+        config["head"] = keras.saving.deserialize_keras_object(
+            config["head"], custom_objects=custom_objects
+        )
         backbone = keras.saving.deserialize_keras_object(
             config.pop("backbone"), custom_objects=custom_objects
         )

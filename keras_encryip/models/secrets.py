@@ -17,9 +17,7 @@ from keras_encryip.labels.trace_set import TraceSet
 from keras_encryip.models.backbone import Graft
 from keras_encryip.models.homophones import (
     STRATEGIES,
-    ClusteredHomophones,
     Homophones,
-    RandomHomophones,
 )
 from keras_encryip.models.losses import TINY
 from keras_encryip.models.teacher import Teacher
@@ -51,14 +49,10 @@ class TrainingState:
 
     @classmethod
     def from_secret_bytes(cls, data: bytes, traces: TraceSet | None) -> "TrainingState":
-        """Read what `secret_bytes` wrote, in this release or in 0.3."""
+        """Read what `secret_bytes` wrote."""
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = dict(file)
         samples = arrays.pop("samples", None)
-        if "strategy" not in arrays:  # of 0.3: clusters, or without components a uniform draw
-            clustered = arrays["components"].size
-            uniform = RandomHomophones(int(arrays["sizes"][0, 0]))
-            return cls(ClusteredHomophones(**arrays) if clustered else uniform, traces)
         strategy = str(arrays.pop("strategy"))
         if strategy not in STRATEGIES:
             raise FormatError(
@@ -109,13 +103,8 @@ class UnlockedSecrets(Secret):
         return None if self.training is None else self.training.traces
 
     def awaits_adapt(self) -> bool:
-        """Whether the owner is to learn the training state before the model can train.
-
-        States of 0.3 have trace inputs without the samples to learn them against.
-        """
-        if self.record is None:
-            return False
-        return self.training is None or (self.traces is not None and self.training.samples is None)
+        """Whether the owner is to learn the training state before the model can train."""
+        return self.record is not None and self.training is None
 
     def class_scores(self, scores: Any) -> Any:
         """Scores of the classes `[..., K]` from those of confused labels `[..., N]`, in graph.

@@ -1,10 +1,10 @@
 """What an authority's event log holds: signed, dated facts of these kinds."""
 
+import hashlib
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
-from Crypto.Hash import SHA256
 
 from keras_encryip.crypto.encoding import canonical_json, format_time
 
@@ -19,6 +19,7 @@ MODEL_PROTECTED: Final = "model protected"
 CODEBOOK_MADE: Final = "codebook made"
 MODEL_EXPORTED: Final = "model exported"
 FOLDER_SEALED: Final = "folder sealed"
+EVIDENCE_WRITTEN: Final = "evidence written"
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -39,7 +40,22 @@ class Event(msgspec.Struct, frozen=True):
 
 def event_digest(event: Event, previous: bytes) -> bytes:
     """SHA-256 over a domain tag, the digest of the event before, and the event."""
-    return SHA256.new(b"encryip event v1\0" + previous + canonical_json(event)).digest()
+    return hashlib.sha256(b"encryip event v1\0" + previous + canonical_json(event)).digest()
+
+
+def commits(event: Event, facts: dict[str, str]) -> bool:
+    """Whether an event has these facts. A name can be `"a or b"`: a, or b where there is no a."""
+
+    def fact(names: str) -> Any:
+        return next((event.details[n] for n in names.split(" or ") if n in event.details), None)
+
+    return all(fact(names) == value for names, value in facts.items())
+
+
+def accuses(event: Event, key_id: str) -> bool:
+    """Whether evidence about this user was written."""
+    accused = event.details.get("accused")
+    return event.kind == EVIDENCE_WRITTEN and isinstance(accused, list) and key_id in accused
 
 
 def now_text() -> str:

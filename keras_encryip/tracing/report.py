@@ -15,9 +15,11 @@ from rich.text import Text
 from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import ArgumentError, FormatError, instead_of
 from keras_encryip.formats.atomic_files import read_bounded, write_new_file
-from keras_encryip.tracing.statistics import proves_guilt
+from keras_encryip.tracing.events import now_text
+from keras_encryip.tracing.statistics import SIGNIFICANCE, proves_guilt
 
 GUILTY: Final = "guilty"
+IDENTIFIED: Final = "identified"
 INCONCLUSIVE: Final = "inconclusive"
 MAX_REPORT_BYTES: Final = 64 << 20
 MAX_SHOWN: Final = 10
@@ -30,8 +32,9 @@ class Suspect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         subject, key_id, status: as listed by `Authority.users`.
-        score: coincidences, or standard deviations; `TraceReport.score_name` says which.
+        score: of bits read, or standard deviations; `TraceReport.score_name` says which.
         p_value: the chance that *any* of the users tested scores so high by accident.
+        identified: what was found names this user, but others than its user can have it.
     """
 
     subject: str
@@ -39,6 +42,7 @@ class Suspect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     status: str
     score: float
     p_value: _Probability
+    identified: bool = False
 
     @property
     def guilty(self) -> bool:
@@ -62,8 +66,13 @@ class Findings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     suspects: list[Suspect]
     tested: int
     tests: int
-    threshold: float
-    version: Literal[1] = 1
+    threshold: float | None
+    version: Literal[1, 2] = 2
+
+    @classmethod
+    def now(cls, **facts: Any) -> Self:
+        """Of this moment, at the significance of all reports."""
+        return cls(at=now_text(), significance=SIGNIFICANCE, **facts)
 
 
 class TraceReport(Secret):
@@ -75,12 +84,12 @@ class TraceReport(Secret):
         model: the model's name, or `""` for keys.
         suspects: `Suspect`s, strongest evidence first: all that are guilty, and the next few.
         tested: number of users that could have been named.
-        tests: that times the codebooks and trace sets they were compared under: what
-            p-values are corrected for.
+        tests: that times what they were compared under, such as trace sets: what p-values
+            are corrected for.
         evidence: facts that the verdict rests on, by name.
         scores: the scores of all users tested, highest first; at most the first 10,000.
         score_name: what a score is.
-        threshold: the least score that proves guilt.
+        threshold: the least score that proves guilt; `None` if none does.
         at: UTC, `YYYY-MM-DDThh:mm:ssZ`.
         exhibits: what `Tracer.evidence` needs; not in the file. Secret.
 
@@ -107,9 +116,16 @@ class TraceReport(Secret):
         return [suspect for suspect in self._findings.suspects if suspect.guilty]
 
     @property
+    def identified(self) -> list[Suspect]:
+        """The suspects whom what was found names, without proving guilt."""
+        return [s for s in self._findings.suspects if s.identified and not s.guilty]
+
+    @property
     def verdict(self) -> str:
-        """`"guilty"` if the evidence names somebody, else `"inconclusive"`."""
-        return GUILTY if self.guilty else INCONCLUSIVE
+        """`"guilty"` if somebody's guilt is proved, else `"identified"` or `"inconclusive"`."""
+        if self.guilty:
+            return GUILTY
+        return IDENTIFIED if self.identified else INCONCLUSIVE
 
     @property
     def p_value(self) -> float:
@@ -117,16 +133,23 @@ class TraceReport(Secret):
         return min((suspect.p_value for suspect in self._findings.suspects), default=1.0)
 
     def _describe(self) -> str:
-        names = ", ".join(suspect.subject for suspect in self.guilty)
+        names = ", ".join(suspect.subject for suspect in self.guilty or self.identified)
         return f"{self._findings.kind}: {self.verdict}{' ' if names else ''}{names}"
 
     def _title(self) -> str:
         findings = self._findings
-        names = [suspect.subject for suspect in self.guilty[:MAX_SHOWN]]
-        more = ["…"] if len(self.guilty) > MAX_SHOWN else []
+        named = self.guilty or self.identified
+        names = [suspect.subject for suspect in named[:MAX_SHOWN]]
+        more = ["…"] if len(named) > MAX_SHOWN else []
         of = f" of {findings.model!r}" if findings.model else ""
         listed = f": {', '.join(names + more)}" if names else ""
         return f"{findings.kind}{of}: {self.verdict}{listed}"
+
+    def _bound(self) -> str:
+        name, threshold = self._findings.score_name, self._findings.threshold
+        if threshold is None:
+            return f"no {name} would prove guilt"
+        return f"guilty from {name} {threshold:g} on"
 
     def table(self) -> Table:
         """The suspects, for `rich`."""
@@ -139,8 +162,8 @@ class TraceReport(Secret):
             "p-value",
             "",
             title=Text(self._title()),
-            caption=f"{findings.tested:,} users tested; guilty from {findings.score_name} "
-            f"{findings.threshold:g} on: corrected p-value at most {findings.significance:g}",
+            caption=f"{findings.tested:,} users tested; {self._bound()}: corrected p-value at most "
+            f"{findings.significance:g}",
         )
         for suspect in findings.suspects[: max(MAX_SHOWN, len(self.guilty))]:
             table.add_row(
@@ -149,7 +172,7 @@ class TraceReport(Secret):
                 suspect.status,
                 f"{suspect.score:g}",
                 f"{suspect.p_value:.1e}",
-                GUILTY if suspect.guilty else "",
+                GUILTY if suspect.guilty else IDENTIFIED if suspect.identified else "",
                 style="bold" if suspect.guilty else None,
             )
         return table
@@ -217,12 +240,13 @@ class TraceReport(Secret):
         axes = figure.add_subplot()
         ranks = np.arange(1, len(findings.scores) + 1)
         axes.plot(ranks, findings.scores, ".", color="#888888", label="users tested")
-        axes.axhline(
-            findings.threshold,
-            linestyle="--",
-            color="#b00020",
-            label=f"guilty from {findings.threshold:g}",
-        )
+        if findings.threshold is not None:
+            axes.axhline(
+                findings.threshold,
+                linestyle="--",
+                color="#b00020",
+                label=f"guilty from {findings.threshold:g}",
+            )
         guilty = self.guilty[: len(findings.scores)]
         axes.plot(
             ranks[: len(guilty)], [s.score for s in guilty], "o", color="#b00020", label="guilty"

@@ -1,9 +1,10 @@
 """How unlikely an innocent user's score is: exact, and whatever the traitors did.
 
-An innocent user's trace answers are uniform over the K classes and independent of
-everything that anybody else can compute (DDH, and AES-256 as a pseudo-random
-function). So given *any* answers of a service or table, made by whatever
-strategy without that user's key, the number of coincidences is Bin(n, 1/K).
+User u's codeword bit β_u(s) in slot s is 1 with probability p_s, independent of all other bits
+and of everything that anybody else can compute (a pseudo-random function of the authority).
+Live label i of a model reads as class a_i for users with bit 0 and as b_i for users with bit 1.
+Given *any* answers, made by whatever strategy without that user's key, an innocent's score is a
+sum of independent two-point variables of known law.
 """
 
 import math
@@ -13,6 +14,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
+
+from keras_encryip.tracing.innocent_scores import InnocentScores
 
 SIGNIFICANCE: Final = 1e-6
 """The chance, over all users tested, that a report accuses anybody who is innocent."""
@@ -24,40 +27,103 @@ FORGERY: Final = 2.0**-128
 _COUNTED: Final = 4096
 
 
-def coincidences(
-    said: np.ndarray, predicted: np.ndarray, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The accusation rule for answers: how often users' keys predict what was said.
+_CHUNK: Final = 1 << 17
+"""Bits scored at a time: they stay in the processor's cache."""
+
+
+def observed_weights(said: np.ndarray, pairs: np.ndarray, biases: np.ndarray) -> np.ndarray:
+    """What each live label's answer says about its bit, for the symmetric Tardos score.
+
+    An answer a_i is bit 0 and b_i is bit 1. The weight is 1/sqrt(p_i (1 - p_i)) for bit 1 and
+    minus that for bit 0, so that a guess earns nothing on average and a label counts the
+    more the rarer its bits are (Skoric, Katzenbeisser and Celik, 2008, "Symmetric Tardos
+    fingerprinting codes for arbitrary alphabet sizes").
 
     Args:
-        said: int `[T]`, the answers at the trace labels, below 0 for none.
-        predicted: int `[users, T]`, what each user's key reads there.
-        num_classes: K.
+        said: int `[T]`, the class that was answered; below 0 for none.
+        pairs: int `[T, 2]`, (a_i, b_i).
+        biases: float64 `[T]`, each p_i in (0, 1).
 
     Returns:
-        (int `[users]` agreements, float64 `[users]` chances of as many or more for an innocent
-        user, before any correction).
+        float64 `[T]`, 0 where the answer is neither or none: such labels do not count.
+
+    Example:
+    >>> observed_weights(np.array([3, 5, 7]), np.array([[3, 4], [4, 5], [1, 2]]), np.full(3, 0.5))
+    array([-2., 2., 0.])
     """
-    answered = said >= 0
-    expected = said[answered].astype(predicted.dtype)
-    hits: np.ndarray = (predicted[:, answered] == expected).sum(1)
-    return hits, binomial_tail(int(answered.sum()), num_classes)[hits]
+    bits = (said == pairs[:, 1]).astype(np.float64) - (said == pairs[:, 0])
+    weights: np.ndarray = np.where(said >= 0, bits, 0.0) / np.sqrt(biases * (1 - biases))
+    return weights
 
 
-@dataclass(frozen=True)
+def scores(weights: np.ndarray, biases: np.ndarray, codewords: np.ndarray) -> np.ndarray:
+    """Each user's score: sum_i w_i (β_u(i) - p_i).
+
+    Args:
+        weights: float64 `[T]`, as of `observed_weights`.
+        biases: float64 `[T]`.
+        codewords: uint8 `[users, T]`, users' bits at the live labels' slots.
+
+    Returns:
+        float64 `[users]`.
+    """
+    totals = np.empty(len(codewords))
+    step = max(1, _CHUNK // max(1, len(weights)))
+    for start in range(0, len(codewords), step):
+        bits = codewords[start : start + step].astype(np.float64)
+        np.matmul(bits, weights, out=totals[start : start + step])
+    totals -= weights @ biases
+    return totals
+
+
+def innocent_tail(weights: np.ndarray, biases: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Upper bounds on the chance that an innocent user's score is s or more.
+
+    They hold for whatever made the weights, as long as it knew nothing about that user's
+    codeword. Not corrected for the users tested. `InnocentScores` says how tight they are.
+
+    Args:
+        weights: float64 `[T]`, any finite numbers.
+        biases: float64 `[T]`.
+        scores: float64, any shape.
+
+    Returns:
+        float64, in the shape of `scores`.
+
+    Example:
+    >>> innocent_tail(np.full(3, 2.0), np.full(3, 0.5), np.array([-3.0, 0.5, 3.0]))
+    array([1. , 0.5 , 0.125])
+    """
+    return InnocentScores(weights, biases).tail(scores)
+
+
+def least_score(
+    weights: np.ndarray, biases: np.ndarray, tests: int, level: float = SIGNIFICANCE
+) -> float:
+    """The smallest score whose corrected tail is at most `level`; inf if there is none.
+
+    Args:
+        weights, biases: float64 `[T]`.
+        tests: users times comparisons.
+        level: chance over all tests.
+    """
+    return InnocentScores(weights, biases).least(level / max(1, tests))
+
+
+@dataclass(frozen=True, repr=False)
 class Ranking:
     """Users by the comparison that speaks most against each.
 
     Attributes:
         best: int `[users]`, the number of that comparison.
-        hits: int `[users]`, the agreements in it.
+        scores: `[users]`, the score in it.
         p_values: float64 `[users]`, corrected for all users and comparisons.
         order: int `[users]`, positions of users, the strongest evidence first.
         tests: users times comparisons.
     """
 
     best: np.ndarray
-    hits: np.ndarray
+    scores: np.ndarray
     p_values: np.ndarray
     order: np.ndarray
     tests: int
@@ -69,15 +135,23 @@ class Ranking:
 
 
 def rank_users(comparisons: Sequence[tuple[np.ndarray, np.ndarray]]) -> Ranking:
-    """Rank users over several comparisons, each as `coincidences` gives it."""
-    # Users who were added meanwhile are in the later comparisons only.
-    users = min((len(hits) for hits, _ in comparisons), default=0)
-    hits, chances = (np.array([pair[i][:users] for pair in comparisons]) for i in (0, 1))
-    best = np.argmin(chances, axis=0) if users else np.zeros(0, int)
-    hits, chances = (values[best, np.arange(users)] for values in (hits, chances))
+    """Rank users over several comparisons: the best p-value of each, corrected for all.
+
+    Args:
+        comparisons: for each reading of the answers (`scores` of users, `innocent_tail` of
+            these), both `[users]`, in the order of issue. Users whom one of them lacks, added
+            meanwhile, are left out.
+    """
+    if not comparisons:
+        nobody = np.zeros(0, int)
+        return Ranking(nobody, np.zeros(0), np.zeros(0), nobody, tests=0)
+    users = min(len(chances) for _, chances in comparisons)
+    values, chances = (np.array([pair[i][:users] for pair in comparisons]) for i in (0, 1))
+    best = np.argmin(chances, axis=0)
+    values, chances = (array[best, np.arange(users)] for array in (values, chances))
     tests = users * len(comparisons)
-    order = np.lexsort((-hits, chances))
-    return Ranking(best, hits, np.minimum(1.0, chances * tests), order, tests)
+    order = np.lexsort((-values, chances))
+    return Ranking(best, values, np.minimum(1.0, chances * tests), order, tests)
 
 
 def proves_guilt(p_value: float) -> bool:
@@ -141,13 +215,3 @@ def binomial_tail(n: int, num_classes: int) -> np.ndarray:
 def corrected(p_value: float, tests: int) -> float:
     """Bonferroni: the chance that any of `tests` innocents scores so high, at most 1."""
     return min(1.0, p_value * max(1, tests))
-
-
-def least_hits(n: int, num_classes: int, tests: int) -> int:
-    """The smallest number of coincidences whose corrected p-value is at most `SIGNIFICANCE`.
-
-    Returns:
-        1 … n, or n + 1 if even n coincidences are too few.
-    """
-    enough = np.flatnonzero(binomial_tail(n, num_classes) * max(1, tests) <= SIGNIFICANCE)
-    return int(enough[0]) if enough.size else n + 1

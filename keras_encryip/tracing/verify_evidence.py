@@ -5,38 +5,32 @@ docs/tracing.md says what a folder of evidence holds, and what it proves to whom
 
 import contextlib
 import io
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 import numpy as np
-from Crypto.Hash import SHA256
 
-from keras_encryip.crypto.combined_key import find_shares
-from keras_encryip.crypto.encoding import (
-    canonical_json,
-    decode_base64,
-    decode_point,
-    decode_scalar,
-    parse_canonical_json,
-)
-from keras_encryip.crypto.kem import PublicKey, key_id
+from keras_encryip.crypto.encoding import canonical_json, decode_base64
 from keras_encryip.crypto.signing import verify
-from keras_encryip.crypto.tracing_header import verify_opening, verify_tracing
 from keras_encryip.errors import DAMAGED, EvidenceError, FormatError
 from keras_encryip.formats.atomic_files import read_bounded
-from keras_encryip.formats.key_bundle import MAX_BUNDLE_BYTES, KeyBundle
-from keras_encryip.labels.assignment import TRACE
 from keras_encryip.labels.codebook import MAX_CODEBOOK_BYTES, Codebook
+from keras_encryip.labels.live_labels import LiveLabel, live_commitment
 from keras_encryip.labels.trace_set import MAX_TRACE_SET_BYTES, TraceSet, plurality
 from keras_encryip.tracing.events import (
+    AUTHORITY_CREATED,
     BUNDLE_WRITTEN,
+    CODEBOOK_MADE,
     EVENT_DOMAIN,
+    KEY_ISSUED,
     MODEL_EXPORTED,
     Event,
+    accuses,
+    commits,
     event_digest,
 )
 from keras_encryip.tracing.fingerprint import (
@@ -47,6 +41,7 @@ from keras_encryip.tracing.fingerprint import (
     whiten,
 )
 from keras_encryip.tracing.report import MAX_REPORT_BYTES, TraceReport
+from keras_encryip.tracing.shown_slots import ShownSlots
 from keras_encryip.tracing.statement import (
     EVIDENCE_DOMAIN,
     MAX_STATEMENT_BYTES,
@@ -54,16 +49,18 @@ from keras_encryip.tracing.statement import (
     STATEMENT,
     Accused,
     SignedEvent,
-    SignedStatement,
+    parse_statement,
 )
 from keras_encryip.tracing.statistics import (
-    FORGERY,
     SIGNIFICANCE,
-    coincidences,
     corrected,
+    innocent_tail,
+    observed_weights,
     proves_guilt,
+    scores,
 )
 
+_Chance: TypeAlias = Callable[[Accused], float]
 _MAX_WEIGHTS_BYTES: Final = 16 << 30
 
 
@@ -109,202 +106,172 @@ class _Case:
         data = read_bounded(
             folder / STATEMENT, what="evidence statement", max_bytes=MAX_STATEMENT_BYTES
         )
-        signed = parse_canonical_json(
-            data, SignedStatement, what="evidence statement", max_bytes=MAX_STATEMENT_BYTES
-        )
+        signed = parse_statement(data)
         self.folder, self.statement = folder, signed.statement
         self.issuer = decode_base64(self.statement.issuer, what="issuer", length=32)
         if issuer is not None and issuer != self.issuer:
             raise EvidenceError("The evidence was signed by another authority than expected.")
         signature = decode_base64(signed.signature, what="evidence signature", length=64)
-        verify(
-            self.issuer,
-            EVIDENCE_DOMAIN,
-            canonical_json(self.statement),
-            signature,
-            what="evidence",
-        )
-        self.public_key = PublicKey.from_bytes(
-            decode_base64(self.statement.public_key, what="public_key")
-        )
+        statement = canonical_json(self.statement)
+        verify(self.issuer, EVIDENCE_DOMAIN, statement, signature, what="evidence")
         self._check_files()
-        self.events = [self._checked(signed_event) for signed_event in self.statement.events]
         self.report = TraceReport.from_bytes(self.file(REPORT, MAX_REPORT_BYTES))
+        events = [self._checked(signed_event) for signed_event in self.statement.events]
+        self.events = [event for event in events if event.at <= self.report.at]
         self.bound: list[str] = []
+        self.created = self._event(AUTHORITY_CREATED)
 
     def verify(self) -> Verified:
-        statement = self.statement
-        created = [e for e in self.events if e.details.get("public_key") == self._key_digest()]
-        if not created:
-            raise EvidenceError("No signed event commits to the public key.")
+        statement, p_values = self.statement, {}
         if self.report.kind != statement.kind:
             raise EvidenceError("The report and the statement are about different things.")
         if {s.key_id for s in self.report.guilty} != {a.key_id for a in statement.accused}:
             raise EvidenceError("The report names other users than the statement accuses.")
-        p_values = {}
-        self.bound.append(min(event.at for event in created))
+        chance_of = {
+            "bundle": self._slot_keys,
+            "key": self._slot_keys,
+            "table": self._table,
+            "service": self._service,
+            "weights": self._weights,
+        }[statement.kind]()
         for accused in statement.accused:
-            self.bound.append(self._issue_of(accused).at)
-            chance = {
-                "bundle": self._bundle,
-                "key": self._key,
-                "combined key": self._combined,
-                "table": self._table,
-                "service": self._service,
-                "weights": self._weights,
-            }[statement.kind](accused)
-            p_values[accused.subject] = corrected(chance, statement.tests)
-            if not proves_guilt(p_values[accused.subject]):
+            chance = corrected(chance_of(accused), statement.tests)
+            p_values[accused.subject] = chance
+            if not proves_guilt(chance):
                 raise EvidenceError(
                     f"The evidence does not prove that {accused.subject!r} is guilty: corrected "
-                    f"p-value {p_values[accused.subject]:.1e}, at most {SIGNIFICANCE:g} is."
+                    f"p-value {chance:.1e}, at most {SIGNIFICANCE:g} is."
                 )
         issuer = self.issuer.hex()
         return Verified(statement.kind, issuer, p_values, statement.tests, max(self.bound))
 
-    # --- kinds -------------------------------------------------------------------
+    # --- kinds: each gives the chance that an innocent looks as guilty as an accused -----------
 
-    def _bundle(self, accused: Accused) -> float:
-        bundle = KeyBundle.from_bytes(self.file("leaked.keybundle", MAX_BUNDLE_BYTES))
-        if bundle.issuer != self.issuer or bundle.header.key_id != accused.key_id:
-            raise EvidenceError(f"The bundle is not that of {accused.subject!r}.")
-        return FORGERY
+    def _slot_keys(self) -> _Chance:
+        slots = ShownSlots(self.statement, self.created)
+        said, choices = slots.leaked_bits(self.statement)
+        both = np.tile([0, 1], (len(said), 1))
+        weights = observed_weights(said, both, slots.biases)
 
-    def _key(self, accused: Accused) -> float:
-        point = decode_point(decode_base64(accused.point, what="point"), what="Point")
-        if point != self.public_key.evaluate_point(self._z(accused)):
-            raise EvidenceError(f"The leaked point is not the key of {accused.subject!r}.")
-        return FORGERY
+        def chance_of(accused: Accused) -> float:
+            bits = slots.bits_of(accused, self._issued(accused))
+            counted = weights * self._unseen(accused, slots.numbers)
+            return choices * _chance(counted, slots.biases, bits)
 
-    def _combined(self, accused: Accused) -> float:
-        t = self.public_key.threshold
-        if len(self.statement.combined) != 2 * t:
-            raise EvidenceError("The combined key has a wrong number of weights.")
-        numbers = [_number(text) for text in self.statement.combined]
-        if len(set(numbers[:t])) != t:
-            raise EvidenceError("The nodes of the combined key are not distinct.")
-        zs = [self._z(other) for other in self.statement.accused]
-        named, _ = find_shares(numbers[:t], numbers[t:], zs)
-        if set(named) != set(zs):
-            raise EvidenceError("The combined key is not made of the accused users' keys.")
-        return FORGERY
+        return chance_of
 
-    def _table(self, accused: Accused) -> float:
+    def _table(self) -> _Chance:
         table = _array(self.file("table.npy", MAX_TRACE_SET_BYTES))
-        codebook = self._codebook(accused.codebook)
-        labels = self._traced(codebook)
+        codebook = self._codebook()
         if table.shape != (codebook.num_labels,) or table.dtype.kind not in "iu":
             raise EvidenceError("The decode table is not one of this codebook.")
-        return self._coincidences(accused, codebook, labels, table[labels])
+        return self._answers(codebook, lambda labels: table[labels].astype(np.int64))
 
-    def _service(self, accused: Accused) -> float:
-        data = self.file(f"trace-set-{accused.trace_set[:16]}.npy", MAX_TRACE_SET_BYTES)
+    def _service(self) -> _Chance:
+        data = self.file("trace-set.npy", MAX_TRACE_SET_BYTES)
         traces = TraceSet.from_secret_bytes(data)
-        answers = _array(self.file(f"answers-{accused.trace_set[:16]}.npy", MAX_TRACE_SET_BYTES))
-        codebook = self._codebook(accused.codebook)
-        self._export(trace_set=traces.digest.hex())
+        answers = _array(self.file("answers.npy", MAX_TRACE_SET_BYTES))
+        codebook = self._codebook()
+        digest = traces.digest.hex()
+        self._event(MODEL_EXPORTED, **{"model_trace_set or trace_set": digest})
         if answers.shape != traces.labels.shape or answers.dtype.kind not in "iu":
             raise EvidenceError("The answers do not belong to the trace inputs.")
         if answers.size and not -1 <= answers.min() <= answers.max() < codebook.num_classes:
             raise EvidenceError("The answers are not classes of this codebook.")
-        labels = np.intersect1d(self._traced(codebook), traces.labels)
-        said = plurality(traces, answers.astype(np.int64), labels)
-        return self._coincidences(accused, codebook, labels, said)
+        return self._answers(
+            codebook, lambda labels: plurality(traces, answers.astype(np.int64), labels)
+        )
 
-    def _weights(self, accused: Accused) -> float:
+    def _weights(self) -> _Chance:
         suspect, reference = (
             _arrays(self.file(name, _MAX_WEIGHTS_BYTES))
             for name in ("suspect.npz", "reference.npz")
         )
-        key = decode_base64(accused.fingerprint_key, what="fingerprint_key", length=32)
-        self._export(
-            recipient=accused.key_id,
-            fingerprint=fingerprint_commitment(key),
-            kernels_digest=kernels_digest([k for k in reference if k is not None]),
-        )
-        return p_value(correlate(whiten(suspect, reference), key))
+        digest = kernels_digest([k for k in reference if k is not None])
+        marks = whiten(suspect, reference)
+
+        def chance_of(accused: Accused) -> float:
+            self._issued(accused)
+            key = decode_base64(accused.fingerprint_key, what="fingerprint_key", length=32)
+            mark = {"recipient": accused.key_id, "fingerprint": fingerprint_commitment(key)}
+            exported = self._event(MODEL_EXPORTED, **mark, kernels_digest=digest)
+            model_id = exported.details.get("model_id")
+            if any(e.details.get("model_id") == model_id for e in self._earlier(accused)):
+                raise EvidenceError(f"Earlier evidence has shown the mark of {accused.subject!r}.")
+            return p_value(correlate(marks, key))
+
+        return chance_of
 
     # --- parts -------------------------------------------------------------------
 
-    def _coincidences(
-        self, accused: Accused, codebook: Codebook, labels: np.ndarray, said: np.ndarray
-    ) -> float:
-        """The chance of as many agreements between what was said and the accused's answers."""
-        z = self._z(accused)
-        blocks = self._blocks(codebook)
-        if len(accused.openings) != len(blocks):
-            raise EvidenceError(f"The openings of {accused.subject!r} are not complete.")
-        answers = np.full(codebook.num_labels, TRACE)
-        for block, text in zip(blocks, accused.openings, strict=True):
-            opening = decode_base64(text, what="opening")
-            secret = verify_opening(codebook.headers[block], self.public_key, z, opening)
-            in_block = np.flatnonzero(codebook.block_of == block)
-            answers[in_block] = codebook.read_block(secret, in_block)
-        _, chances = coincidences(said, answers[None, labels], codebook.num_classes)
-        # An owner could leave out blocks that do not fit: every choice counts as a test.
-        return float(chances[0]) * math.comb(len(codebook.headers), len(blocks))
+    def _answers(self, codebook: Codebook, read: Callable[[np.ndarray], np.ndarray]) -> _Chance:
+        """From what was said to live labels; `read` maps their numbers `[T]` to classes."""
+        slots = ShownSlots(self.statement, self.created)
+        live = self._live_labels(codebook, slots.numbers)
+        labels = np.array([one.label for one in live], np.int64)
+        pairs = np.array([one.classes for one in live], np.int64).reshape(-1, 2)
+        weights = observed_weights(read(labels), pairs, slots.biases)
 
-    def _traced(self, codebook: Codebook) -> np.ndarray:
-        """The labels of the blocks that are proved to trace."""
-        return np.flatnonzero(np.isin(codebook.block_of, self._blocks(codebook)))
+        def chance_of(accused: Accused) -> float:
+            bits = slots.bits_of(accused, self._issued(accused))
+            slots.check_reading(accused, codebook, live)
+            counted = weights * self._unseen(accused, slots.numbers)
+            return _chance(counted, slots.biases, bits)
 
-    def _blocks(self, codebook: Codebook) -> list[int]:
-        name = codebook.codebook_id.hex()
-        listed = [t for t in self.statement.tracing_blocks if t.codebook == name]
-        if len(listed) != 1 or sorted(set(listed[0].blocks)) != listed[0].blocks:
-            raise EvidenceError(f"The tracing blocks of codebook {name} are not listed.")
-        blocks, proofs = listed[0].blocks, listed[0].proofs
-        if len(proofs) != len(blocks) or not all(0 <= b < len(codebook.headers) for b in blocks):
-            raise EvidenceError(f"The tracing blocks of codebook {name} are not proved.")
-        for block, proof in zip(blocks, proofs, strict=True):
-            verify_tracing(
-                codebook.headers[block], self.public_key, decode_base64(proof, what="proof")
+        return chance_of
+
+    def _live_labels(self, codebook: Codebook, slots: list[int]) -> list[LiveLabel]:
+        """All trace labels of the codebook: the log committed to them when it was made."""
+        name, digest = codebook.codebook_id.hex(), sha256(codebook.to_bytes()).hexdigest()
+        event = self._event(CODEBOOK_MADE, codebook=name, codebook_digest=digest)
+        if len(slots) != len(self.statement.live):
+            raise EvidenceError("The slots that are shown are not those of the trace labels.")
+        live = [
+            LiveLabel(
+                one.label, slot, decode_base64(one.key, what="label key", length=16), one.classes
             )
-        return blocks
+            for one, slot in zip(self.statement.live, slots, strict=True)
+        ]
+        if live_commitment(live) != event.details.get("live"):
+            raise EvidenceError("The trace labels are not those that the log committed to.")
+        if any(one.label >= codebook.num_labels for one in live):
+            raise EvidenceError("A trace label is none of this codebook.")
+        return live
 
-    def _codebook(self, name: str) -> Codebook:
-        data = self.file(f"codebook-{name}.json", MAX_CODEBOOK_BYTES)
-        codebook = Codebook.from_bytes(data)
-        authorities = (codebook.issuer, codebook.authority)
-        if (
-            authorities != (self.issuer, self.public_key.digest)
-            or codebook.codebook_id.hex() != name
-        ):
-            raise EvidenceError(f"The codebook {name} is of another authority.")
+    def _codebook(self) -> Codebook:
+        codebook = Codebook.from_bytes(self.file("codebook.json", MAX_CODEBOOK_BYTES))
+        authorities = (codebook.issuer, codebook.authority.hex(), codebook.codebook_id.hex())
+        expected = (self.issuer, self.created.details.get("public_key"), self.statement.codebook)
+        if authorities != expected:
+            raise EvidenceError("The codebook is of another authority, or is another one.")
         codebook.verify(self.issuer)
-        digest = SHA256.new(data).hexdigest()
-        self._export(codebook_digest=digest)
         return codebook
 
-    def _export(self, **facts: str) -> None:
-        """Check that an export with these facts came before the trace."""
-        dates = [
-            event.at
-            for event in self.events
-            if event.kind == MODEL_EXPORTED
-            and event.at <= self.report.at
-            and all(event.details.get(name) == value for name, value in facts.items())
-        ]
-        if not dates:
-            raise EvidenceError(
-                f"No signed event of an export before the trace commits to its {', '.join(facts)}."
-            )
-        self.bound.append(min(dates))
+    def _issued(self, accused: Accused) -> Event:
+        """The event that committed to the accused user's codeword, before their bundle was out."""
+        user = {"key_id": accused.key_id, "subject": accused.subject}
+        self._event(BUNDLE_WRITTEN, **user)
+        return self._event(KEY_ISSUED, **user)
 
-    def _issue_of(self, accused: Accused) -> Event:
-        if key_id(self._z(accused)) != accused.key_id:
-            raise EvidenceError(f"The key of {accused.subject!r} has another id.")
+    def _earlier(self, accused: Accused) -> list[Event]:
+        """Earlier evidence about this user: who has it can imitate them."""
+        return [event for event in self.events if accuses(event, accused.key_id)]
+
+    def _unseen(self, accused: Accused, slots: list[int]) -> np.ndarray:
+        """float64 `[n]`: 0 at the slots of this user that earlier evidence has opened, else 1."""
+        events = self._earlier(accused)
+        shown = {slot for event in events for slot in event.details.get("slots", ())}
+        return np.array([slot not in shown for slot in slots], np.float64)
+
+    def _event(self, kind: str, **facts: str) -> Event:
+        """The first event of a kind that `commits` to these facts; none is after the trace."""
         for event in self.events:
-            named = (event.details.get("key_id"), event.details.get("subject"))
-            if event.kind == BUNDLE_WRITTEN and named == (accused.key_id, accused.subject):
+            first = event.number == 1 or kind != AUTHORITY_CREATED
+            if event.kind == kind and first and commits(event, facts):
+                self.bound.append(event.at)
                 return event
-        raise EvidenceError(f"No signed event says that {accused.subject!r} was given this key.")
-
-    def _z(self, accused: Accused) -> int:
-        return decode_scalar(decode_base64(accused.z, what="z", length=32), what="z")
-
-    def _key_digest(self) -> str:
-        return self.public_key.digest.hex()
+        named = f" to its {', '.join(facts)}" if facts else ""
+        raise EvidenceError(f"No signed event {kind!r} from before the trace commits{named}.")
 
     def _checked(self, signed: SignedEvent) -> Event:
         digest = event_digest(
@@ -322,7 +289,7 @@ class _Case:
         for name, wanted in self.statement.files.items():
             if not (self.folder / name).is_file():
                 raise EvidenceError(f"{name!r} of the evidence is not a file.")
-            digest = SHA256.new()
+            digest = sha256()
             for part in _parts(self.folder / name):
                 digest.update(part)
             if digest.hexdigest() != wanted:
@@ -333,6 +300,11 @@ class _Case:
         if name not in self.statement.files:
             raise EvidenceError(f"The evidence lacks the file {name!r}.")
         return read_bounded(self.folder / name, what="evidence", max_bytes=max_bytes)
+
+
+def _chance(weights: np.ndarray, biases: np.ndarray, bits: np.ndarray) -> float:
+    """How likely an innocent scores as high as a user with these bits, before any correction."""
+    return float(innocent_tail(weights, biases, scores(weights, biases, bits[None]))[0])
 
 
 def _parts(path: Path) -> Iterator[bytes]:
@@ -347,13 +319,6 @@ def _array(data: bytes) -> np.ndarray:
         if isinstance(array, np.ndarray):
             return array
     raise FormatError("An array of the evidence is malformed.")
-
-
-def _number(text: str) -> int:
-    data = b""
-    with contextlib.suppress(ValueError):
-        data = bytes.fromhex(text)
-    return decode_scalar(data, what="combined key")
 
 
 def _arrays(data: bytes) -> list[np.ndarray | None]:

@@ -71,7 +71,7 @@ def protect() -> Callable[..., tuple[Codebook, LabelAssignment]]:
     """`protect(authority)`: a model with K = 3, h = 4, T = 12 in the ledger."""
 
     def protect(authority: Authority, name: str = "digits") -> tuple[Codebook, LabelAssignment]:
-        assignment = LabelAssignment.draw(3, 4, 8)
+        assignment = LabelAssignment.draw(3, 4, 12, authority.model_store.num_slots)
         metadata = ModelMetadata(
             model=name, class_names=["ant", "bee", "cicada"], notes="Not for the public."
         )

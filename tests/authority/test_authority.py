@@ -19,6 +19,7 @@ from keras_encryip.authority import authority as authority_module
 from keras_encryip.authority.authority import Authority, User
 from keras_encryip.crypto.kem import PublicKey, UserKey
 from keras_encryip.crypto.signing import verify
+from keras_encryip.crypto.slots import commitment
 from keras_encryip.errors import (
     ArgumentError,
     EncryipError,
@@ -45,8 +46,8 @@ def sha256(tag: str, *parts: bytes) -> str:
 @pytest.fixture
 def key_of(tmp_path: Path) -> Callable[[str], UserKey]:
     """The key in a subject's bundle."""
-    return lambda subject: KeyBundle.read(tmp_path / f"{subject}.keybundle").unlock(
-        BUNDLE_PASSPHRASE
+    return lambda subject: (
+        KeyBundle.read(tmp_path / f"{subject}.keybundle").unlock(BUNDLE_PASSPHRASE).reader.point
     )
 
 
@@ -59,7 +60,15 @@ def test_a_new_authority_has_no_users_and_one_event(authority: Authority) -> Non
     [event] = authority.events()
     assert (event.number, event.kind) == (1, "authority created")
     digest = sha256("encryip public key v1", authority.public_key.to_bytes())
-    assert event.details == {"name": "acme", "threshold": 2, "public_key": digest}
+    running = authority.keys.run_master.public_key()
+    assert event.details == {
+        "name": "acme",
+        "threshold": 2,
+        "public_key": digest,
+        "run_public_key": sha256("encryip public key v1", running.to_bytes()),
+        "slots": 1024,
+        "slot_commitment": commitment(authority.keys.slots.slot_leaves()),
+    }
     assert authority.threshold == 2
     assert len(authority.issuer) == 32
 
@@ -340,7 +349,9 @@ def test_issuing_again_completes_a_pending_user_with_the_same_key(
     assert key_of("alice").key_id == before.key_id
     assert after.not_after > before.not_after
     assert after.scope == ["digits"]
-    assert kinds(authority) == [*CREATED, "key issued", "bundle written"]
+    assert kinds(authority) == [*CREATED, "key issued", "key issued", "bundle written"]
+    first, second = (e.details["codeword"] for e in authority.events() if e.kind == "key issued")
+    assert first == second, "committed to before any bundle was out"
     assert reopen().users() == [after]
 
 
@@ -469,7 +480,7 @@ def test_an_exports_event_holds_no_secret(authority: Authority, protect: Any, is
     assert {len(string) for string in strings} == {16, 32, 64}, "a key id, a codebook id, digests"
     assert len(strings) == 8
     key = authority.keys.fingerprint_key(model_id, alice.key_id)
-    for secret in (key, authority.keys._data_key, inputs.tobytes()[:32]):
+    for secret in (key, authority.keys._secret[:32], inputs.tobytes()[:32]):
         assert secret.hex() not in text
     assert str(assignment.trace.tolist())[1:-1] not in text
 

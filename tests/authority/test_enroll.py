@@ -11,7 +11,8 @@ import pytest
 
 from keras_encryip.authority import user_store
 from keras_encryip.authority.authority import Authority
-from keras_encryip.crypto.kem import UserKey, key_id
+from keras_encryip.crypto.kem import key_id
+from keras_encryip.crypto.slots import ReaderKey
 from keras_encryip.errors import ArgumentError, LedgerError, RevokedKeyError
 from keras_encryip.formats.key_bundle import KeyBundle
 
@@ -26,9 +27,11 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def key_of(tmp_path: Path) -> Callable[[str], UserKey]:
+def key_of(tmp_path: Path) -> Callable[[str], ReaderKey]:
     """The key in a subject's bundle."""
-    return lambda subject: KeyBundle.read(tmp_path / f"{subject}.keybundle").unlock("correct horse")
+    return lambda subject: (
+        KeyBundle.read(tmp_path / f"{subject}.keybundle").unlock("correct horse").reader
+    )
 
 
 def kinds(authority: Authority) -> list[str]:
@@ -62,7 +65,7 @@ def test_an_enrolled_user_gets_a_bundle_that_works(
     assert (cat.status, cat.scope, cat.key_id) == ("active", ["digits"], enrolled["cat"].key_id)
     assert cat.not_after > enrolled["cat"].not_after
     assert key_of("cat").key_id == cat.key_id
-    assert codebook.open_metadata(key_of("cat")).model == "digits"
+    assert codebook.open_metadata(key_of("cat").point).model == "digits"
     real = assignment.classes >= 0
     np.testing.assert_array_equal(
         codebook.decode_table(key_of("cat"))[real], assignment.classes[real]
@@ -110,10 +113,10 @@ def test_an_enrolled_user_can_be_revoked(
     assert [user.status for user in reopen().users()] == ["revoked", "revoked"]
     new = authority.model_store.current_codebook(old.codebook_id)
     z = z_of(authority, "ann")
-    assert {z, key_of("ben").z} == set(new.access_header.nodes)
-    assert not {z, key_of("ben").z} & set(old.access_header.nodes)
+    assert {z, key_of("ben").point.z} == set(new.header.nodes)
+    assert not {z, key_of("ben").point.z} & set(old.header.nodes)
     with pytest.raises(RevokedKeyError, match="was revoked before this model version"):
-        new.open_metadata(key_of("ben"))
+        new.open_metadata(key_of("ben").point)
     with pytest.raises(LedgerError, match=rf"'ann' has a key already \({ann.key_id}, revoked"):
         issue(authority, "ann")
 
@@ -211,6 +214,7 @@ def test_a_failure_loses_the_batch_that_failed_and_no_other(
 EDITS = {
     "added": (
         f"INSERT INTO users SELECT 99, 'mal', x'{5:064x}', '{key_id(5)}', status, scope, "
+        "roles, "
         "issued_at, not_after, NULL FROM users WHERE user_id = 3"
     ),
     "first removed": "DELETE FROM users WHERE user_id = 2",

@@ -133,11 +133,11 @@ def test_memory_holds_no_authority_to_open() -> None:
 def test_a_ledger_of_another_version_is_refused(authority: Authority, file: Path) -> None:
     authority.close()
     before = file.read_bytes()
-    for version in (2, 4):
+    for version, reader in ((2, " Open it with"), (3, " Release 0.3"), (5, " Open it with")):
         with contextlib.closing(sqlite3.connect(file)) as connection, connection:
             connection.execute("UPDATE authority SET ledger_version = ?", (version,))
         with pytest.raises(
-            LedgerError, match=f"has ledger version {version}; this release reads 3"
+            LedgerError, match=rf"has ledger version {version}; this release reads 4\.{reader}"
         ):
             Authority.open(file, PASSPHRASE)
     assert len(file.read_bytes()) == len(before)
@@ -261,32 +261,26 @@ def test_no_secret_is_in_the_file(
     )
     authority.revoke("bob")
     authority.enroll(f"user{i}" for i in range(30))
-    tracing = authority.model_store.tracing_headers(codebook)
-    cache = authority.model_store.predicted_answers(codebook)
-    with authority.ledger.reading() as connection:
-        [(_, answers)] = cache.read(connection)
-    assert answers.shape == (32, 12)
+    live = authority.model_store.live_labels(codebook)
+    keys = authority.keys
     authority.close()
     data = b"".join(path.read_bytes() for path in tmp_path.glob("acme.authority*"))
 
-    key = KeyBundle.read(tmp_path / "alice.keybundle").unlock("correct horse").secret_bytes()
+    bundle = KeyBundle.read(tmp_path / "alice.keybundle").unlock("correct horse")
+    key = bundle.reader.point.secret_bytes()
     assert occurs(key[:32], data), "z is there, so a secret beside it would be found"
-    master = authority.keys.master.secret_bytes()
-    exponents = b"".join(header.secret_bytes() for header in tracing)
+    masters = keys.read_master.secret_bytes() + keys.run_master.secret_bytes()
     everything: dict[str, list[bytes]] = {
-        "user key": [key[32:]],
-        "coefficient": [master[i : i + 32] for i in range(0, len(master), 32)],
-        "signing seed": [authority.keys.signing_key.secret_bytes()],
-        "data key": [authority.keys._data_key],
-        "exponent": [exponents[i : i + 32] for i in range(0, len(exponents), 32)],
+        "user key": [key[32:], bundle.runner.secret_bytes()[32:]],
+        "codeword": [bundle.reader.slots.secret_bytes()[:128]],
+        "slot keys": [row.tobytes() for row in keys.slots.keys.reshape(-1, 16)],
+        "biases": [keys.slots.thresholds[:8].astype(kind).tobytes() for kind in (">u4", "<u4")],
+        "label keys": [one.key for one in live],
+        "coefficient": [masters[i : i + 32] for i in range(0, len(masters), 32)],
+        "data key and seeds": [keys._secret[i : i + 32] for i in (0, 32, 64)],
         "training": [training[i : i + 16] for i in range(0, 400, 16)],
         "trace inputs": [inputs.tobytes()[i : i + 16] for i in range(0, 960, 16)],
         "trace set": [traces.secret_bytes()[:128]],
-        "trace answers": [
-            array.astype(kind).tobytes()
-            for array in (answers, answers.T, *answers.reshape(-1, 4, 12))
-            for kind in ("u1", "<i4")
-        ],
         "fingerprint key": [authority.keys.fingerprint_key(model_id, recipient)],
         "assignment": [
             array.astype(kind).tobytes()

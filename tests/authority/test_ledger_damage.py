@@ -1,6 +1,7 @@
 """Ledger files that are damaged, half-copied, or edited by other means: none opens silently."""
 
 import contextlib
+import json
 import random
 import re
 import sqlite3
@@ -18,6 +19,7 @@ from keras_encryip.errors import EncryipError, LedgerError
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
 from keras_encryip.labels.trace_set import TraceSet
+from keras_encryip.tracing.events import EVENT_DOMAIN, Event, event_digest
 
 PASSPHRASE = "owner's passphrase"
 
@@ -35,7 +37,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         for name in ("alice", "bob"):
             authority.issue(name, folder / name, passphrase="x", scrypt_log2_n=14)
         metadata = ModelMetadata(model="digits", class_names=["ant", "bee", "cicada"])
-        first = authority.model_store.add_model(metadata, LabelAssignment.draw(3, 4, 8))
+        first = authority.model_store.add_model(metadata, LabelAssignment.draw(3, 4, 8, 1024))
         authority.revoke("bob")
         authority.model_store.current_codebook(first.codebook_id)
     return file.read_bytes()
@@ -153,8 +155,8 @@ EDITS: dict[str, tuple[str, str]] = {
         LOG + " at event 10",
     ),
     "user added": (
-        "INSERT INTO users SELECT 3, 'eve', x'01', '0123456789abcdef', 'active', scope, issued_at,"
-        " not_after, NULL FROM users WHERE user_id = 1",
+        "INSERT INTO users SELECT 3, 'eve', x'01', '0123456789abcdef', 'active', scope, roles, "
+        "issued_at, not_after, NULL FROM users WHERE user_id = 1",
         "users of .* do not agree",
     ),
     "user removed": ("DELETE FROM users WHERE subject = 'alice'", "users of .* do not agree"),
@@ -194,8 +196,8 @@ EDITS: dict[str, tuple[str, str]] = {
         "UPDATE codebooks SET number = 3 WHERE number = 1",
         "codebooks of .* do not agree",
     ),
-    "version": ("UPDATE authority SET ledger_version = 9", "has ledger version 9; this .* reads 3"),
-    "no authority": ("DELETE FROM authority", "has ledger version none; this release reads 3"),
+    "version": ("UPDATE authority SET ledger_version = 9", "has ledger version 9; this .* reads 4"),
+    "no authority": ("DELETE FROM authority", "has ledger version none; this release reads 4"),
     "table dropped": ("DROP TABLE codebooks", r"table\(s\) codebooks are missing"),
     "bytes as text": (
         "UPDATE users SET z = 'text' WHERE user_id = 1",
@@ -281,3 +283,28 @@ def test_a_log_continued_by_somebody_else_is_refused(
     ledger.close()
     with pytest.raises(LedgerError, match="event log was changed: event 10 is not signed"):
         Authority.open(f"sqlite:///{file}", PASSPHRASE)
+
+
+@pytest.mark.parametrize("details", ["{}", "[]", "5", '"x"', '{"key_id": 5}', '{"count": "many"}'])
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_a_recomputed_chain_is_a_ledger_error(
+    used: None, create: Any, reopen: Any, file: Path, details: str, signed: bool
+) -> None:
+    """Signed: by an owner's program that is broken. Else whoever wrote it has no key."""
+    owner = reopen()
+    with sqlite(file) as connection:
+        rows = connection.execute("SELECT number, at, kind, details FROM events ORDER BY number")
+        digest = bytes(32)
+        for number, at, kind, kept in rows.fetchall():
+            kept = details if number > 1 else kept
+            previous = digest
+            digest = event_digest(Event(number, at, kind, json.loads(kept)), previous)
+            signature = owner.keys.sign(EVENT_DOMAIN, digest) if signed else bytes(64)
+            connection.execute(
+                "UPDATE events SET details = ?, previous = ?, digest = ?, signature = ? "
+                "WHERE number = ?",
+                (kept, previous, digest, signature, number),
+            )
+    message = "cannot read|do not agree" if signed else "is not signed"
+    with pytest.raises(LedgerError, match=message):
+        reopen()

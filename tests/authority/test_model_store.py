@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from keras_encryip.authority.authority import Authority
-from keras_encryip.crypto.kem import UserKey
+from keras_encryip.crypto.slots import ReaderKey
 from keras_encryip.errors import LedgerError, RevokedKeyError, SignatureError
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook
+from keras_encryip.labels.live_labels import live_commitment
 from keras_encryip.labels.trace_set import TraceSet
 
 CREATED = ["authority created"]
@@ -26,9 +27,11 @@ def kinds(authority: Authority) -> list[str]:
 
 
 @pytest.fixture
-def key_of(tmp_path: Path) -> Callable[[str], UserKey]:
+def key_of(tmp_path: Path) -> Callable[[str], ReaderKey]:
     """The key in a subject's bundle."""
-    return lambda subject: KeyBundle.read(tmp_path / f"{subject}.keybundle").unlock("correct horse")
+    return lambda subject: (
+        KeyBundle.read(tmp_path / f"{subject}.keybundle").unlock("correct horse").reader
+    )
 
 
 def test_a_model_is_kept_with_its_assignment_and_metadata(
@@ -43,7 +46,7 @@ def test_a_model_is_kept_with_its_assignment_and_metadata(
     assert kinds(authority) == [*CREATED, "model protected", "codebook made"]
     issue(authority, "alice")
     codebook.verify(authority.issuer)
-    assert codebook.open_metadata(key_of("alice")) == record.metadata
+    assert codebook.open_metadata(key_of("alice").point) == record.metadata
     table, real = codebook.decode_table(key_of("alice")), assignment.classes >= 0
     np.testing.assert_array_equal(table[real], assignment.classes[real])
 
@@ -160,33 +163,47 @@ def test_a_revoked_user_is_shut_out_of_new_codebooks_only(
     old, assignment = protect(authority)
     authority.revoke("bob")
     new = authority.model_store.current_codebook(old.codebook_id)
-    assert old.open_metadata(key_of("bob")).model == "digits"
+    assert old.open_metadata(key_of("bob").point).model == "digits"
     with pytest.raises(RevokedKeyError, match="was revoked before this model version"):
-        new.open_metadata(key_of("bob"))
-    with pytest.raises(RevokedKeyError, match="revoked when the header was made"):
+        new.open_metadata(key_of("bob").point)
+    with pytest.raises(RevokedKeyError, match="was revoked before this model version"):
         new.decode_table(key_of("bob"))
     table, real = new.decode_table(key_of("alice")), assignment.classes >= 0
     np.testing.assert_array_equal(table[real], assignment.classes[real])
 
 
-@pytest.mark.parametrize("threshold", [1, 2, 5])
-def test_tracing_headers_predict_every_users_answers(
-    create: Any, protect: Any, issue: Any, key_of: Any, threshold: int
+def test_every_users_table_follows_from_their_codeword(
+    authority: Authority, protect: Any, issue: Any, key_of: Any
 ) -> None:
-    authority = create(threshold=threshold)
+    """And is the same in every codebook of a model."""
     for name in ("alice", "bob", "carol"):
         issue(authority, name)
     first, assignment = protect(authority)
     authority.revoke("bob")
     second = authority.model_store.current_codebook(first.codebook_id)
+    secrets = authority.keys.slots
+    slots = assignment.slots[assignment.trace]
     for codebook, users in ((first, ("alice", "bob", "carol")), (second, ("alice", "carol"))):
-        tracing = authority.model_store.tracing_headers(codebook)
-        assert len(tracing) == sum(assignment.tracing_blocks) > 0
         for user in users:
-            np.testing.assert_array_equal(
-                codebook.predicted_answers([key_of(user)], assignment, tracing)[0],
-                codebook.decode_table(key_of(user))[assignment.trace],
-            )
+            key = key_of(user)
+            (bits,) = secrets.codewords([key.key_id], slots)
+            expected = assignment.versions[:, 0].copy()
+            expected[assignment.trace] = assignment.pairs[np.arange(len(bits)), bits]
+            np.testing.assert_array_equal(codebook.decode_table(key), expected)
+
+
+def test_the_log_commits_to_live_labels(authority: Authority, protect: Any) -> None:
+    codebook, assignment = protect(authority)
+    live = authority.model_store.live_labels(codebook)
+    assert [one.label for one in live] == assignment.trace.tolist()
+    assert [list(one.classes) for one in live] == assignment.pairs.tolist()
+    event = authority.events()[-1]
+    assert event.details["live"] == live_commitment(live)
+    for one in live:
+        assert one.slot == assignment.slots[one.label]
+        for bit in (0, 1):
+            key = authority.keys.slots.keys[one.slot, bit].tobytes()
+            assert codebook.read_label(one.label, bit, one.key, key) == one.classes[bit]
 
 
 # --- reordered --------------------------------------------------------------------
@@ -210,12 +227,8 @@ def test_a_reordered_codebook_has_an_assignment_of_its_own(
     for codebook, order in zip((second, third), orders[1:], strict=True):
         table, real = codebook.decode_table(key_of("alice")), order.classes >= 0
         np.testing.assert_array_equal(table[real], order.classes[real])
-        np.testing.assert_array_equal(
-            codebook.predicted_answers(
-                [key_of("alice")], order, opened.model_store.tracing_headers(codebook)
-            )[0],
-            table[order.trace],
-        )
+        live = opened.model_store.live_labels(codebook)
+        assert [one.label for one in live] == order.trace.tolist()
         with pytest.raises(RevokedKeyError):
             codebook.decode_table(key_of("bob"))
     # The model itself keeps its order, whichever of its codebooks it is asked by.
@@ -264,11 +277,11 @@ def test_assignments_of_two_codebooks_cannot_be_swapped(
     assert authority.model_store.assignment_of(second).num_labels == second.num_labels
 
 
-def test_a_changed_codebook_gets_no_tracing_headers(authority: Authority, protect: Any) -> None:
+def test_a_changed_codebook_has_no_live_labels(authority: Authority, protect: Any) -> None:
     codebook, _ = protect(authority)
     forged = replace(codebook, values=(codebook.values + 1) % 3)
     with pytest.raises(SignatureError, match="signature of the codebook is wrong"):
-        authority.model_store.tracing_headers(forged)
+        authority.model_store.live_labels(forged)
 
 
 def test_a_codebook_of_another_authority_is_unknown(
@@ -279,7 +292,7 @@ def test_a_codebook_of_another_authority_is_unknown(
     for use in (
         lambda: authority.model_store.model_of(codebook.codebook_id),
         lambda: authority.model_store.current_codebook(codebook.codebook_id),
-        lambda: authority.model_store.tracing_headers(codebook),
+        lambda: authority.model_store.live_labels(codebook),
     ):
         with pytest.raises(LedgerError, match=rf"did not protect.*{codebook.codebook_id.hex()}"):
             use()

@@ -19,7 +19,7 @@ CHEAP = {"scrypt_log2_n": 14}
 def authority(tmp_path: Path) -> Any:
     with Authority.create(f"sqlite:///{tmp_path}/a.authority", "owner", **CHEAP) as made:
         metadata = ModelMetadata(model="digits", class_names=["zero", "one"])
-        made.model_store.add_model(metadata, LabelAssignment.draw(2, 2, 0))
+        made.model_store.add_model(metadata, LabelAssignment.draw(2, 2, 0, 1024))
         for user in ("alice", "bob"):
             made.issue(user, tmp_path / f"{user}.keybundle", passphrase="user", **CHEAP)
         yield made

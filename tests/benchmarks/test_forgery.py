@@ -36,11 +36,11 @@ def test_real_keys_open_what_random_ones_do_not() -> None:
     with ground.authority(2) as (owner, folder):
         key = ground.issued(owner, "user", folder)
         codebook, assignment = ground.release(owner, "digits")
-        assert opens(codebook, key)
-        assert reads(codebook, assignment, key) == 1
-        pooled = Pooled([key], [1])
+        assert opens(codebook, key.point)
+        assert reads(codebook, assignment, key.point, key.slots) == 1
+        pooled = Pooled([key.point], [1])
         assert opens(codebook, pooled)
-        assert reads(codebook, assignment, pooled) == 1
+        assert reads(codebook, assignment, pooled, key.slots) == 1
 
 
 @pytest.mark.parametrize("members", [1, 2, 5])
@@ -111,7 +111,7 @@ def test_claims(trained_classifier: Any, data: Data, kind: str) -> None:
         assert row["committed"] == row["not committed"]
     else:
         assert (row["verdict"], row["accused"]) == ("guilty", ["scapegoat"])
-        assert row["not committed"].startswith("EvidenceError: No signed event of an export")
+        assert row["not committed"].startswith("EvidenceError: No signed event 'model exported'")
         assert row["the owner's signature expected"] == EXPECTED
 
 
@@ -133,15 +133,18 @@ def test_changed_evidence_is_refused() -> None:
     assert found["honest"] == ACCEPTED, "the control of all that follows"
     assert found["honest, another issuer expected"] == EXPECTED
     assert found["one byte"] == {"tried": 15, "refused": 15}
-    commitments = {"trace set": "trace_set", "codebook": "codebook_digest"}
-    for target, commitment in commitments.items():
+    commitments = {
+        "trace set": ("model exported", "model_trace_set or trace_set"),
+        "codebook": ("codebook made", "codebook, codebook_digest"),
+    }
+    for target, (kind, facts) in commitments.items():
         rows = found[f"{target} replaced"]
         assert rows["files alone"].startswith("EvidenceError: ")
         signature = "SignatureError: The signature of the evidence is wrong"
         assert rows["statement adapted"].startswith(signature)
         event = "SignatureError: The signature of the event is wrong"
         assert rows["signed by another authority"].startswith(event)
-        late = f"No signed event of an export before the trace commits to its {commitment}."
+        late = f"No signed event {kind!r} from before the trace commits to its {facts}."
         assert rows["signed by the owner"] == f"EvidenceError: {late}"
 
 

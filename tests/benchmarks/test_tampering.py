@@ -114,10 +114,12 @@ def test_an_untouched_leaker_is_found_by_all_tracers(made: World, stolen: keras.
     reports = {"table": removal.by_table(made), **removal.detect(made, stolen)}
     for name, found in reports.items():
         assert (found["traitor guilty"], found["innocents guilty"]) == (True, 0), name
-        assert found["p_value"] < 1e-10, name
+        assert found["p_value"] < 1e-8, name
     assert reports["table"]["coincidences"] == 64
     assert reports["weights"]["z"] > 100 > 6 > reports["weights"]["best innocent"]
-    assert reports["service"]["coincidences"] > 28 > reports["service"]["best innocent"]
+    service = reports["service"]
+    assert service["coincidences"] > 56
+    assert service["score"] > service["threshold"] > service["best innocent"]
     assert reports["service"]["ownership p_value"] < 1e-6
 
 
@@ -129,7 +131,7 @@ def test_figures_recounted_are_the_reports(made: World, stolen: keras.Model) -> 
     report = tracer.service(lambda b: predict(stolen, b), model=made.model)
     found = removal.by_service(made, stolen)
     first = report.suspects[0]
-    assert (found["coincidences"], found["p_value"]) == (first.score, first.p_value)
+    assert (found["score"], found["p_value"]) == pytest.approx((first.score, first.p_value))
 
 
 # --- in place ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,12 +44,13 @@ def ok(finished: subprocess.CompletedProcess[str]) -> str:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An authority with alice and bob (revoked), a codebook, and outputs of 3 inputs."""
     folder = tmp_path_factory.mktemp("cli")
-    ok(encryip("authority", "create", folder / "a.authority", "--threshold", "2"))
+    options = ("--threshold", "2", "--slots", "256")
+    ok(encryip("authority", "create", folder / "a.authority", *options))
     for user in ("alice", "bob"):
         out = folder / f"{user}.keybundle"
         assert "Wrote" in ok(encryip("key", "issue", folder / "a.authority", user, "--out", out))
     ok(encryip("key", "revoke", folder / "a.authority", "bob"))
-    assignment = LabelAssignment.draw(3, 4, 0)
+    assignment = LabelAssignment.draw(3, 4, 0, 256)
     with Authority.open(f"sqlite:///{folder}/a.authority", "owner") as authority:
         metadata = ModelMetadata(model="pets", class_names=NAMES)
         codebook = authority.model_store.add_model(metadata, assignment)
@@ -137,18 +139,51 @@ def test_decode_loads_no_tensorflow(workplace: Path) -> None:
 def test_authority_info_and_key_list(workplace: Path) -> None:
     info = ok(encryip("authority", "info", workplace / "a.authority"))
     assert "2, 1 of at most 2 revoked" in info
+    assert "slots            256" in info
     assert "key revoked" in info
     users = ok(encryip("key", "list", workplace / "a.authority"))
-    assert [line.split()[1] for line in users.splitlines() if "alice" in line] == ["alice"]
+    (line,) = (line for line in users.splitlines() if "alice" in line)
+    assert line.split()[1] == "alice"
+    assert "read, run" in line
     assert "revoked" in users
+
+
+def test_a_log_that_was_cut_or_changed_is_noticed(workplace: Path, tmp_path: Path) -> None:
+    """By what an earlier `info` printed, kept elsewhere: a file alone cannot show it."""
+    (tmp_path / "old.authority").write_bytes((workplace / "a.authority").read_bytes())
+    old = log_of(ok(encryip("authority", "info", tmp_path / "old.authority")))
+    assert re.fullmatch(r"[1-9]\d*:[0-9a-f]{64}", old)
+    shutil.copy(tmp_path / "old.authority", tmp_path / "new.authority")
+    ok(encryip("key", "revoke", tmp_path / "new.authority", "alice"))
+    ok(encryip("authority", "info", tmp_path / "new.authority", "--expect-log", old))
+    new = log_of(ok(encryip("authority", "info", tmp_path / "new.authority")))
+    assert int(new.split(":")[0]) == int(old.split(":")[0]) + 1
+    number, digest = old.split(":")
+    for file, expected, message in (
+        ("old.authority", new, f"ends before event {new.split(':')[0]}: it was cut, or"),
+        ("new.authority", f"{number}:{digest[::-1]}", f"has another event {number} than was exp"),
+        ("new.authority", "the newest", "`expect_log` must be the number of an event and its d"),
+    ):
+        finished = encryip("authority", "info", tmp_path / file, "--expect-log", expected)
+        assert finished.returncode == 1
+        assert finished.stdout == ""
+        assert finished.stderr.startswith("Error: ")
+        assert message in finished.stderr
+
+
+def log_of(info: str) -> str:
+    (line,) = (line for line in info.splitlines() if line.startswith("log "))
+    return line.split()[1]
 
 
 def test_key_inspect_and_inspect_show_public_facts_only(workplace: Path) -> None:
     # No passphrase is given: nothing secret could be shown.
     shown = ok(encryip("key", "inspect", workplace / "alice.keybundle", secrets={}))
     assert "subject          alice" in shown
+    assert "roles            read, run" in shown
     codebook = ok(encryip("inspect", workplace / "codebook.json", secrets={}))
     assert "confused labels  12" in codebook
+    assert "slots" not in codebook  # they are masked
     assert "pets" not in codebook
 
 
@@ -156,6 +191,10 @@ def test_key_inspect_and_inspect_show_public_facts_only(workplace: Path) -> None
     ("command", "message"),
     [
         (("authority", "create", "a.authority"), "never overwritten"),
+        (
+            ("authority", "create", "b.authority", "--slots", "100"),
+            "`slots` must be a multiple of 8 in 256 … 4096. Received: slots=100",
+        ),
         (("authority", "info", "none.authority"), "There is no authority"),
         (("key", "issue", "a.authority", "alice", "--out", "x.keybundle"), "has a key already"),
         (("key", "revoke", "a.authority", "nobody"), "There is no user 'nobody'"),
@@ -163,7 +202,7 @@ def test_key_inspect_and_inspect_show_public_facts_only(workplace: Path) -> None
         (("inspect", "confused.npy"), "codebook is malformed"),
         (("export", "a.authority", "none.keras", "out"), "Cannot load"),
     ],
-    ids=["create", "info", "issue", "revoke", "verify", "inspect", "export"],
+    ids=["create", "slots", "info", "issue", "revoke", "verify", "inspect", "export"],
 )
 def test_clear_failures(workplace: Path, command: tuple[str, ...], message: str) -> None:
     paths = [workplace / word if "." in word else word for word in command]

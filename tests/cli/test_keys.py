@@ -18,6 +18,7 @@ from keras_encryip.authority import Authority
 from keras_encryip.client import X25519PublicKey
 from keras_encryip.crypto.kem import MasterKey
 from keras_encryip.crypto.signing import SigningKey
+from keras_encryip.formats.bundle_keys import BundleKeys
 from keras_encryip.formats.key_bundle import make_bundle
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
@@ -93,7 +94,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "shared").write_text("shared\n")
     shared = ("--bundle-passphrase-file", folder / "shared")
     owner(*issue, "bob", "--out", folder / "bob.keybundle", *shared)
-    assignment = LabelAssignment.draw(3, 4, 0)
+    assignment = LabelAssignment.draw(3, 4, 0, 256)
     with Authority.open(f"sqlite:///{folder}/a.authority", "owner") as authority:
         metadata = ModelMetadata(model="pets", class_names=["cat", "dog", "eel"])
         codebook = authority.model_store.add_model(metadata, assignment)
@@ -125,8 +126,9 @@ def test_a_bundle_cannot_show_an_issuer_that_is_not_its_own(place: Path, tmp_pat
     with Authority.open(f"sqlite:///{place}/a.authority", "owner") as authority:
         issuer = authority.issuer.hex()
     master, now = MasterKey.generate(4), datetime.now(UTC)
+    key = master.issue()
     forged = make_bundle(
-        master.issue(),
+        BundleKeys(key.z, run=key),
         public_key=X25519PublicKey.read(place / "alice.public.pem"),
         subject="alice\x1b[2J",
         issuer_name=f"ACME\nissuer           {issuer}",
@@ -141,6 +143,43 @@ def test_a_bundle_cannot_show_an_issuer_that_is_not_its_own(place: Path, tmp_pat
     assert issuer not in line
     assert f"issuer_name      ACME issuer           {issuer}" in shown
     assert "subject          alice [2J" in shown
+    assert "roles            run" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "roles"),
+    [
+        ((), "read, run"),
+        (("--role", "read"), "read"),
+        (("--role", "run"), "run"),
+        (("--role", "run", "--role", "read"), "read, run"),
+        (("--role", "read", "--role", "read"), "read"),
+    ],
+    ids=["default", "read", "run", "both", "twice"],
+)
+def test_a_bundle_has_the_roles_that_were_asked_for(
+    place: Path, tmp_path: Path, options: tuple[str, ...], roles: str
+) -> None:
+    (tmp_path / "shared").write_text("shared\n")
+    name = "-".join(("rosa", *options[1::2], str(len(options))))
+    bundle = tmp_path / "rosa.keybundle"
+    given = ("--out", bundle, "--bundle-passphrase-file", tmp_path / "shared")
+    owner("key", "issue", place / "a.authority", name, *given, *options)
+    shown = ok(user("key", "inspect", bundle)).splitlines()
+    assert f"roles            {roles}" in shown
+    files = (place / "codebook.json", bundle, place / "confused.npy")
+    decoded = user("decode", *files, ENCRYIP_BUNDLE_PASSPHRASE="shared")
+    if "read" in roles:
+        assert ok(decoded).split() == ["eel", "cat", "dog"]
+    else:
+        refused(decoded, "runs models, and does not read their answers: ask the model's owner")
+
+
+def test_there_is_no_other_role(place: Path, tmp_path: Path) -> None:
+    issue = ("key", "issue", place / "a.authority", "otto", "--out", tmp_path / "otto.keybundle")
+    finished = run(RUN, *issue, "--role", "write", **OWNER, **USER)
+    assert finished.returncode == 2
+    assert not (tmp_path / "otto.keybundle").exists()
 
 
 def test_a_new_pair_asks_for_its_passphrase_twice(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`encryip trace`, `verify-evidence` and `key enroll`, through the real entry point."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import keras_encryip as ke
 
 SECRETS = {"ENCRYIP_AUTHORITY_PASSPHRASE": "owner", "ENCRYIP_BUNDLE_PASSPHRASE": "user"}
 CHEAP = 14
+PRIVATE_KEY = ke.X25519PrivateKey.generate()
 
 
 def encryip(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -41,7 +43,7 @@ def shop(digits: Any, new_classifier: Any, tmp_path_factory: pytest.TempPathFact
     url = f"sqlite:///{folder}/a.authority"
     with ke.Authority.create(url, "owner", scrypt_log2_n=CHEAP) as authority:
         model = ke.protect(
-            new_classifier(), authority, name="digits", homophones=4, trace_labels=32
+            new_classifier(), authority, name="digits", homophones=4, trace_labels=64
         )
         import keras
 
@@ -53,24 +55,29 @@ def shop(digits: Any, new_classifier: Any, tmp_path_factory: pytest.TempPathFact
             )
         ke.export_saved_model(model, folder / "digits" / "1")
         ke.export_saved_model(model, folder / "ben's", recipient="ben")
+        authority.issue("cleo", folder / "cleo.keybundle", public_key=PRIVATE_KEY.public_key)
         model.save(folder / "digits.keras")
+        (folder / "cleo.private.pem").write_bytes(PRIVATE_KEY.to_pem("user"))
         (folder / "issuer").write_text(authority.issuer.hex())
     return folder
 
 
 @pytest.fixture(scope="module")
 def served(shop: Path) -> Iterator[str]:
-    """TF Serving's REST API on ben's copy, in confused labels."""
+    """TF Serving's REST API: `digits` answers in confused labels, `leaked` in what ben reads."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(shop / "digits" / "1"))
+    decoder = ke.Decoder.open(shop / "digits" / "1", shop / "ben.keybundle", "user")
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = loads(self.rfile.read(int(self.headers["Content-Length"])))
             inputs = tf.constant(body["instances"], tf.float32)
             confused = loaded.signatures["serving_default"](inputs)["confused"].numpy()
-            answer = dumps({"predictions": confused.tolist()}).encode()
+            leaked = "/leaked:" in self.path
+            rows = decoder.probabilities(confused) if leaked else confused
+            answer = dumps({"predictions": rows.tolist()}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
@@ -81,14 +88,14 @@ def served(shop: Path) -> Iterator[str]:
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1/models/digits"
+    yield f"http://127.0.0.1:{server.server_port}/v1/models"
     server.shutdown()
     server.server_close()
 
 
 def test_a_bundle_is_traced_saved_and_verified(shop: Path, tmp_path: Path) -> None:
     report, picture, evidence = tmp_path / "r.json", tmp_path / "r.png", tmp_path / "case"
-    command = ("trace", "key", shop / "a.authority", shop / "ann.keybundle")
+    command = ("trace", "key", shop / "a.authority", shop / "ann.keybundle", "--open")
     options = ("--save", report, "--save", picture, "--evidence", evidence)
     assert "bundle: guilty: ann" in ok(encryip(*command, *options))
     assert ke.TraceReport.read(report).guilty[0].subject == "ann"
@@ -102,8 +109,40 @@ def test_a_bundle_is_traced_saved_and_verified(shop: Path, tmp_path: Path) -> No
     assert "another authority" in refused.stderr
 
 
+@pytest.mark.parametrize("user", ["ann", "cleo"])
+def test_a_sealed_bundle_names_its_user_and_convicts_nobody(
+    shop: Path, tmp_path: Path, user: str
+) -> None:
+    """Others saw it on its way. The passphrase in the environment is not tried."""
+    command = ("trace", "key", shop / "a.authority", shop / f"{user}.keybundle")
+    shown = ok(encryip(*command))
+    assert f"bundle: identified: {user}" in shown
+    assert "guilty" not in shown.replace("would prove guilt", "")
+    refused = encryip(*command, "--evidence", tmp_path / "case")
+    assert refused.returncode == 1
+    assert "accuses nobody" in refused.stderr
+    assert not (tmp_path / "case").exists()
+
+
+def test_a_bundle_is_opened_with_what_leaked_beside_it(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "right").write_text("user\n")
+    (tmp_path / "wrong").write_text("guess\n")
+    command = ("trace", "key", shop / "a.authority")
+    right, wrong = (("--bundle-passphrase-file", tmp_path / f) for f in ("right", "wrong"))
+    found = ok(encryip(*command, shop / "ben.keybundle", *right))
+    assert "bundle: guilty: ben" in found
+    assert (
+        "The passphrase does not open" in encryip(*command, shop / "ben.keybundle", *wrong).stderr
+    )
+    own = ("--private-key", shop / "cleo.private.pem")
+    assert "bundle: guilty: cleo" in ok(encryip(*command, shop / "cleo.keybundle", *own))
+    asked = encryip(*command, shop / "cleo.keybundle", "--open")
+    assert "Pass its private key with --private-key" in asked.stderr
+    assert "Leave out --private-key" in encryip(*command, shop / "ben.keybundle", *own).stderr
+
+
 def test_a_raw_key_and_a_table_are_traced(shop: Path, tmp_path: Path) -> None:
-    key = ke.KeyBundle.read(shop / "ben.keybundle").unlock("user")
+    key = ke.KeyBundle.read(shop / "ben.keybundle").unlock("user").reader.point
     (tmp_path / "key.txt").write_text(key.secret_bytes().hex() + "\n")
     found = ok(encryip("trace", "key", shop / "a.authority", tmp_path / "key.txt"))
     assert "key: guilty: ben" in found
@@ -122,14 +161,26 @@ def test_weights_are_traced(shop: Path) -> None:
 
 
 def test_a_service_is_traced(shop: Path, served: str, tmp_path: Path) -> None:
-    command = ("trace", "service", shop / "a.authority", served, "--model", "digits")
-    decoding = ("--decode-model", shop / "digits" / "1", "--bundle", shop / "ben.keybundle")
-    transcript = tmp_path / "t.json"
-    shown = ok(encryip(*command, *decoding, "--transcript", transcript))
-    assert "service of 'digits': guilty: ben" in shown
+    command = ("trace", "service", shop / "a.authority", f"{served}/leaked", "--model", "digits")
+    transcript, evidence = tmp_path / "t.json", tmp_path / "case"
+    options = ("--transcript", transcript, "--evidence", evidence)
+    assert "service of 'digits': guilty: ben" in ok(encryip(*command, *options))
     assert transcript.is_file()
+    issuer = (shop / "issuer").read_text()
+    shown = ok(encryip("verify-evidence", evidence, "--issuer", issuer))
+    assert shown.startswith("guilty: ben, service, p = ")
+
+
+def test_a_service_of_confused_labels_is_ours_and_names_nobody(shop: Path, served: str) -> None:
+    """The key that reads them is the tracer's own choice, and its user no suspect."""
+    command = ("trace", "service", shop / "a.authority", f"{served}/digits", "--model", "digits")
+    decoding = ("--decode-model", shop / "digits" / "1", "--bundle", shop / "ben.keybundle")
+    shown = ok(encryip(*command, *decoding))
+    assert "service of 'digits': inconclusive" in shown
+    assert "ben, who is therefore not a suspect" in shown
+    assert re.search(r"this is the model\W+yes", shown)
     assert "needs both --decode-model and --bundle" in encryip(*command, *decoding[:2]).stderr
-    wrong = encryip(*command, *decoding, "--private-key", tmp_path / "ben.private.pem")
+    wrong = encryip(*command, *decoding, "--private-key", shop / "cleo.private.pem")
     assert "Leave out --private-key" in wrong.stderr
 
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,14 @@ from hypothesis import strategies as st
 
 from keras_encryip.client import decoder as decoder_module
 from keras_encryip.client.decoder import Decoder
+from keras_encryip.crypto.kem import MasterKey, UserKey
+from keras_encryip.crypto.slots import SlotSecrets
 from keras_encryip.errors import (
     ArgumentError,
     ExpiredKeyError,
     ForeignKeyError,
     FormatError,
+    KeyRefusedError,
     PassphraseError,
     RevokedKeyError,
     SignatureError,
@@ -27,7 +31,8 @@ from keras_encryip.errors import (
 )
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.version_folder import ASSETS
-from keras_encryip.labels.codebook import ModelMetadata
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.codebook import Codebook, ModelMetadata
 
 PASSPHRASE = "correct horse"
 
@@ -73,9 +78,56 @@ def test_a_key_of_another_authority_is_told_so(
     world: Any, make_authority: Callable[..., Any]
 ) -> None:
     other = make_authority("Other Ltd")
-    bundle = KeyBundle.from_bytes(other.bundle(other.master.issue()))
+    bundle = KeyBundle.from_bytes(other.bundle(other.issue()))
     message = rf"Key bundle {bundle.header.key_id} was issued by another authority \('Other Ltd'\)"
     with pytest.raises(ForeignKeyError, match=message):
+        Decoder.open(world.model, bundle, PASSPHRASE)
+
+
+def test_a_bundle_that_runs_models_only_is_told_so(world: Any) -> None:
+    host = world.authority.issue("run")
+    bundle = KeyBundle.from_bytes(world.authority.bundle(host))
+    message = rf"Key {host.key_id} runs models, and does not read their answers: ask the model's"
+    with pytest.raises(KeyRefusedError, match=message):
+        Decoder.open(world.model, bundle, PASSPHRASE)
+
+
+def test_a_bundle_that_reads_only_reads(world: Any, confused: np.ndarray) -> None:
+    bundle = KeyBundle.from_bytes(world.authority.bundle(world.authority.issue("read")))
+    assert Decoder.open(world.model, bundle, PASSPHRASE).labels(confused).tolist() == [7, 2, 1]
+
+
+def test_a_key_with_other_slots_reads_random_classes(world: Any) -> None:
+    """No authority makes these files: points and signature of one, slot keys of two."""
+    other = replace(world.authority, slots=SlotSecrets(bytes(32), 512))
+    assignment = LabelAssignment.draw(10, 64, 32, 512)
+    bundle = KeyBundle.from_bytes(world.authority.bundle(world.alice))
+    decoder = Decoder.open(other.codebook(assignment), bundle, PASSPHRASE)
+    right = (decoder.secret_table() == assignment.classes)[assignment.labels.ravel()]
+    assert 20 < right.sum() < 120  # of 640: 64 expected
+
+
+def test_opening_costs_one_decapsulation(
+    world: Any, alice_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    decapsulate = UserKey.decapsulate
+    monkeypatch.setattr(
+        UserKey, "decapsulate", lambda key, header: opened.append(1) or decapsulate(key, header)
+    )
+    Decoder.open(world.model, alice_file, PASSPHRASE)
+    assert opened == [1]
+
+
+def test_the_metadata_is_tested_first(
+    world: Any, alice_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that is not of this authority reads no label, and gets no table of random classes."""
+    stranger = replace(world.authority, read=MasterKey.generate(2))
+    keys = stranger.issue()
+    bundle = KeyBundle.from_bytes(stranger.bundle(keys, authority=world.authority.digest))
+    monkeypatch.setattr(Codebook, "_table", lambda *_: pytest.fail("read"))
+    with pytest.raises(ForeignKeyError, match=f"Key {keys.key_id} does not open this codebook"):
         Decoder.open(world.model, bundle, PASSPHRASE)
 
 
@@ -119,8 +171,7 @@ def test_a_codebook_of_another_signer_with_the_same_digest_is_refused(
     world: Any, alice_file: Path, make_authority: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Who copies the authority's public digest still cannot sign for it."""
-    impostor = make_authority()
-    impostor = type(impostor)(world.authority.master, impostor.signing_key, "ACME")
+    impostor = replace(world.authority, signing_key=make_authority().signing_key)
     path = tmp_path / "codebook.json"
     path.write_bytes(impostor.codebook(world.assignment).to_bytes())
     with pytest.raises(ForeignKeyError, match="codebook was made by another authority"):
@@ -298,7 +349,7 @@ def test_top_k_out_of_range(decoder: Decoder, confused: np.ndarray, k: int) -> N
 def test_decrypt_reads_every_label(decoder: Decoder, world: Any) -> None:
     ciphertexts = [world.codebook.ciphertext(j) for j in range(decoder.num_labels)]
     classes = decoder.decrypt(iter(ciphertexts))
-    assert np.array_equal(classes, world.codebook.decode_table(world.alice))
+    assert np.array_equal(classes, world.codebook.decode_table(world.alice.reader))
     assert classes.dtype == np.int64
     assert decoder.decrypt([]).tolist() == []
     assert decoder.decrypt([bytearray(ciphertexts[3])])[0] == classes[3]
@@ -319,9 +370,11 @@ def test_ciphertexts_of_another_codebook_are_refused(decoder: Decoder, world: An
         with pytest.raises(WrongModelError, match=message):
             decoder.decrypt([world.codebook.ciphertext(0), other])
     large = world.codebook.ciphertext(0)
-    beyond = large[:-8] + decoder.num_labels.to_bytes(4, "big") + large[-4:]
-    with pytest.raises(WrongModelError, match=message):
-        decoder.decrypt([beyond])
+    beyond = large[:-12] + decoder.num_labels.to_bytes(4, "big") + large[-8:]
+    other_slot = large[:-14] + bytes([large[-14] ^ 255]) + large[-13:]
+    for changed in (beyond, other_slot):
+        with pytest.raises(WrongModelError, match=message):
+            decoder.decrypt([changed])
 
 
 @pytest.mark.parametrize(
@@ -330,16 +383,18 @@ def test_ciphertexts_of_another_codebook_are_refused(decoder: Decoder, world: An
         pytest.param(lambda d: b"", id="empty"),
         pytest.param(lambda d: d[:-1], id="truncated"),
         pytest.param(lambda d: d + b"\0", id="longer"),
-        pytest.param(lambda d: b"\2" + d[1:], id="version 2"),
+        pytest.param(lambda d: b"\1" + d[1:], id="version 1"),
+        pytest.param(lambda d: b"\3" + d[1:], id="version 3"),
         pytest.param(lambda d: d[:-4] + b"\xff" * 4, id="value out of range"),
-        pytest.param(lambda d: d[:-8] + b"\xff" * 4 + d[-4:], id="label out of range"),
+        pytest.param(lambda d: d[:-8] + b"\xff" * 4 + d[-4:], id="other value out of range"),
+        pytest.param(lambda d: d[:-12] + b"\xff" * 4 + d[-8:], id="label out of range"),
     ],
 )
 def test_malformed_ciphertexts_are_refused(
     decoder: Decoder, world: Any, change: Callable[[bytes], bytes]
 ) -> None:
     with pytest.raises(
-        FormatError, match=r"(label ciphertext|Label ciphertext|header) .*(wrong|unknown|range)"
+        FormatError, match=r"(label ciphertext|Label ciphertext|header) .*(wrong|not read|range)"
     ):
         decoder.decrypt([change(world.codebook.ciphertext(5))])
 

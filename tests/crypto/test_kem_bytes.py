@@ -9,7 +9,6 @@ import pytest
 from keras_encryip.crypto.encoding import encode_point
 from keras_encryip.crypto.kem import MAX_THRESHOLD, Header, MasterKey, PublicKey, UserKey, key_id
 from keras_encryip.crypto.polynomial import ORDER, inverse
-from keras_encryip.crypto.tracing_header import TracingHeader
 from keras_encryip.errors import ArgumentError, EncryipError, FormatError, RevokedKeyError
 
 P = 2**256 - 2**224 + 2**192 + 2**96 - 1
@@ -115,8 +114,6 @@ def test_a_header_that_opens_to_infinity_is_refused() -> None:
     header = Header((x1,), points)
     with pytest.raises(FormatError, match="opens to the point at infinity"):
         user.decapsulate(header)
-    with pytest.raises(FormatError, match="opens to the point at infinity"):
-        TracingHeader(header, [1, rho]).predict(user)
 
 
 def test_digests_are_domain_separated() -> None:

@@ -8,7 +8,6 @@ from keras_encryip.crypto.polynomial import (
     ORDER,
     evaluate,
     inverse,
-    inverses,
     lagrange_at_zero,
     random_scalar,
 )
@@ -68,26 +67,6 @@ def test_equal_nodes_are_refused() -> None:
 @given(scalars)
 def test_inverse(value: int) -> None:
     assert value * inverse(value) % ORDER == 1
-
-
-@given(st.lists(st.one_of(st.just(1), st.just(ORDER - 1), scalars), max_size=12))
-def test_many_inverses_are_the_inverse_of_each(values: list[int]) -> None:
-    assert inverses(values) == [pow(value, -1, ORDER) for value in values]
-
-
-def test_many_inverses_by_hand() -> None:
-    half = (ORDER + 1) // 2
-    assert inverses([2, 1, ORDER - 2, 2 + ORDER]) == [half, 1, ORDER - half, half]
-    assert inverses([]) == []
-
-
-@pytest.mark.parametrize("place", [0, 1, 2])
-@pytest.mark.parametrize("zero", [0, ORDER], ids=["0", "q"])
-def test_a_zero_among_many_has_no_inverse(zero: int, place: int) -> None:
-    values = [3, 5]
-    values.insert(place, zero)
-    with pytest.raises(ZeroDivisionError, match="0 has no inverse modulo q"):
-        inverses(values)
 
 
 @pytest.mark.parametrize("zero", [0, ORDER, -ORDER], ids=["0", "q", "-q"])

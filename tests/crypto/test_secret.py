@@ -10,7 +10,6 @@ import pytest
 from keras_encryip.crypto.kem import MasterKey
 from keras_encryip.crypto.secret import Secret
 from keras_encryip.crypto.signing import SigningKey
-from keras_encryip.crypto.tracing_header import TracingHeader
 
 
 def shared_secret() -> tuple[Secret, bytes]:
@@ -28,17 +27,12 @@ def master_key() -> tuple[Secret, bytes]:
     return key, key.secret_bytes()
 
 
-def tracing_header() -> tuple[Secret, bytes]:
-    header = TracingHeader.generate(2)
-    return header, header.secret_bytes()
-
-
 def signing_key() -> tuple[Secret, bytes]:
     key = SigningKey.generate()
     return key, key.secret_bytes()
 
 
-MAKERS = [shared_secret, user_key, master_key, tracing_header, signing_key]
+MAKERS = [shared_secret, user_key, master_key, signing_key]
 every_class = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 Make = Callable[[], tuple[Secret, bytes]]
 

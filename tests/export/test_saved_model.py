@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 import keras_encryip as ke
 from keras_encryip.authority.tracer import Tracer
@@ -24,11 +25,11 @@ from keras_encryip.errors import (
     RevokedKeyError,
 )
 from keras_encryip.export import saved_model as export
-from keras_encryip.formats.version_folder import ASSETS
+from keras_encryip.formats.version_folder import ASSETS, read_codebook
 
 layers = keras.layers
 
-UNLEARNED = r"has learned \d+ of its 32 trace labels.*those of 1,000 other users"
+UNLEARNED = r"has learned \d+ of its 64 trace labels.*those of 1,000 other users"
 
 CONSUMER = """
 import sys
@@ -141,6 +142,26 @@ def test_folder(shipped: Any) -> None:
     assert exports[0].details["model"] == "digits"
     assert exports[0].details["codebook"] == manifest.codebook_id
     assert exports[0].details["folder"] == "1"
+
+
+def test_the_graph_holds_one_prefix_and_the_suffixes(shipped: Any) -> None:
+    """And no other string as long as a part of a ciphertext."""
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((shipped.exported / "saved_model.pb").read_bytes())
+    (graph,) = (meta.graph_def for meta in saved.meta_graphs)
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    strings = [
+        tf.make_ndarray(node.attr["value"].tensor).ravel().tolist()
+        for node in nodes
+        if node.op == "Const" and node.attr["dtype"].type == tf.string.as_datatype_enum
+    ]
+    book = read_codebook(shipped.exported)
+    assert strings.count([book.ciphertext_prefix]) == 1
+    assert strings.count(list(book.ciphertext_suffixes)) == 1
+    rest = [x for x in strings if x not in ([book.ciphertext_prefix], [*book.ciphertext_suffixes])]
+    assert not [text for texts in rest for text in texts if book.codebook_id in text]
+    assert all(len(suffix) == 14 for suffix in book.ciphertext_suffixes)
+    assert book.ciphertext(7) == book.ciphertext_prefix + book.ciphertext_suffixes[7]
 
 
 # --- signatures ----------------------------------------------------------------------
@@ -397,6 +418,33 @@ def test_revoked_user_is_shut_out_of_the_next_export(
             np.testing.assert_allclose(decoder.probabilities(confused), expected, atol=1e-6)
 
 
+def test_a_user_reads_every_codebook_of_a_model_alike(
+    new_classifier: Any, authority: ke.Authority, tmp_path: Path
+) -> None:
+    """Labels that two codebooks read differently would be the trace labels."""
+    options = {"homophones": 1, "trace_labels": 64}  # never trained
+    model = ke.protect(new_classifier(), authority, name="digits", **options)
+    for user in ("alice", "bob", "carol"):
+        authority.issue(user, tmp_path / user, passphrase="p", scrypt_log2_n=14)
+    tables: dict[str, list[np.ndarray]] = {"alice": [], "carol": []}
+    for version in ("1", "2"):
+        ke.export_saved_model(model, tmp_path / version)
+        for user, found in tables.items():
+            decoder = ke.Decoder.open(tmp_path / version, tmp_path / user, "p")
+            found.append(decoder.secret_table())
+        if version == "1":
+            authority.revoke("bob")
+    books = [read_codebook(tmp_path / version) for version in ("1", "2")]
+    assert books[0].codebook_id != books[1].codebook_id
+    assert (books[0].values != books[1].values).any(), "drawn anew"
+    assert (books[0].masked_slots == books[1].masked_slots).sum() <= 2, "by chance"
+    for first, second in tables.values():
+        np.testing.assert_array_equal(first, second)
+    differ = np.flatnonzero(tables["alice"][0] != tables["carol"][0])
+    assert differ.size > 5, "a third of 64 in the mean"
+    assert set(differ) <= set(model._unlocked().assignment().trace)
+
+
 # --- trace labels that were not learned ----------------------------------------------
 
 
@@ -417,7 +465,7 @@ def test_the_owner_is_told_if_a_service_could_not_be_traced(
     ):
         warnings.simplefilter("always")
         model = ke.protect(
-            new_classifier(), authority, name="digits", homophones=4, trace_labels=32
+            new_classifier(), authority, name="digits", homophones=4, trace_labels=64
         )
         model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
         model.fit(digits.x, digits.y, epochs=3, verbose=0)

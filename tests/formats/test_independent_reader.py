@@ -25,6 +25,7 @@ Q = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 FOLDER = Path(__file__).parents[1] / "vectors"
 VECTORS = json.loads((FOLDER / "codebook.json").read_text(encoding="ascii"))
 TO_PUBLIC_KEY = json.loads((FOLDER / "public_key_bundle.json").read_text(encoding="ascii"))
+SLOTS = json.loads((FOLDER / "slots.json").read_text(encoding="ascii"))
 HOSTED = json.loads((FOLDER / "hosted.json").read_text(encoding="ascii"))
 
 
@@ -71,9 +72,39 @@ def open_header(user_key: bytes, header: bytes, purpose: bytes) -> bytes:
     return hmac.digest(extracted, purpose + b"\x01", "sha256")
 
 
-def mask(key: bytes, label: int, num_classes: int) -> int:
-    block = AES.new(key, AES.MODE_ECB).encrypt(label.to_bytes(16, "big"))
-    return int.from_bytes(block, "big") % num_classes
+def aes(key: bytes, block: bytes) -> bytes:
+    return AES.new(key, AES.MODE_ECB).encrypt(block)
+
+
+def label_key_and_slot(labels_key: bytes, label: int, masked_slot: int) -> tuple[bytes, int]:
+    blocks = [aes(labels_key, (2 * label + i).to_bytes(16, "big")) for i in (0, 1)]
+    return blocks[0], masked_slot ^ int.from_bytes(blocks[1][:2], "big")
+
+
+def mask(slot_key: bytes, label_key: bytes, num_classes: int) -> int:
+    digest = tagged(b"encryip label mask v2", slot_key + label_key)
+    return int.from_bytes(digest[:16], "big") % num_classes
+
+
+class Reader:
+    """A user's keys as they stand in a bundle with the role `read`."""
+
+    def __init__(self, keys: bytes, roles: list[str]) -> None:
+        assert roles[0] == "read"
+        self.point = keys[:64]
+        rest = keys[32 + 32 * len(roles) :]
+        slots, remainder = divmod(8 * len(rest), 129)
+        assert remainder == 0
+        assert 256 <= slots <= 4096
+        self.codeword, self.slot_keys = rest[: slots // 8], rest[slots // 8 :]
+
+    def bit(self, slot: int) -> int:
+        return self.codeword[slot // 8] >> (7 - slot % 8) & 1
+
+    def read(self, unmasked: int, values: tuple[int, int], label_key: bytes, k: int) -> int:
+        slot = unmasked % (8 * len(self.codeword))
+        slot_key = self.slot_keys[16 * slot : 16 * slot + 16]
+        return (values[self.bit(slot)] - mask(slot_key, label_key, k)) % k
 
 
 def x25519(scalar: bytes, u: bytes) -> bytes:
@@ -132,14 +163,11 @@ def unarmour(text: str) -> dict[str, Any]:
     return file
 
 
-@pytest.fixture(scope="module")
-def bundle() -> dict[str, Any]:
-    return unarmour(VECTORS["key_bundle"])
-
-
-@pytest.fixture(scope="module")
-def user_key(bundle: dict[str, Any]) -> bytes:
-    header, body = bundle["bundle"]["header"], bundle["bundle"]["body"]
+def unlock(text: str) -> bytes:
+    """What the vectors' passphrase opens."""
+    bundle = unarmour(text)["bundle"]
+    header, body = bundle["header"], bundle["body"]
+    assert header["opens_with"] == "passphrase"
     key = hashlib.scrypt(
         unicodedata.normalize("NFC", VECTORS["passphrase"]).encode("utf-8"),
         salt=b64decode(body["salt"]),
@@ -153,23 +181,39 @@ def user_key(bundle: dict[str, Any]) -> bytes:
 
 
 @pytest.fixture(scope="module")
+def bundle() -> dict[str, Any]:
+    return unarmour(VECTORS["key_bundle"])
+
+
+@pytest.fixture(scope="module")
+def reader(bundle: dict[str, Any]) -> Reader:
+    return Reader(unlock(VECTORS["key_bundle"]), bundle["bundle"]["header"]["roles"])
+
+
+@pytest.fixture(scope="module")
 def codebook() -> dict[str, Any]:
     file = json.loads(VECTORS["codebook"])
     assert canonical(file).decode() == VECTORS["codebook"]
     return file
 
 
-def test_key_bundle(bundle: dict[str, Any], user_key: bytes) -> None:
+def test_key_bundle(bundle: dict[str, Any], reader: Reader) -> None:
     header = bundle["bundle"]["header"]
     check_signature(
-        b"key bundle v1",
+        b"key bundle v3",
         canonical(bundle["bundle"]),
         b64decode(header["issuer"]),
         b64decode(bundle["signature"]),
     )
+    assert (header["version"], header["roles"]) == (3, ["read", "run"])
     assert canonical(header).decode() == VECTORS["bundle_associated_data"]
-    assert user_key.hex() == VECTORS["user_key"]
-    assert tagged(b"encryip key id v1", user_key[:32]).hex()[:16] == header["key_id"]
+    assert reader.point.hex() == VECTORS["user_key"]
+    keys = unlock(VECTORS["key_bundle"])
+    assert keys.hex() == VECTORS["bundle_keys"]
+    assert (keys[:32] + keys[64:96]).hex() == VECTORS["run_key"]
+    assert reader.codeword.hex() == VECTORS["codeword"]
+    assert reader.slot_keys.hex() == VECTORS["slot_keys"]
+    assert tagged(b"encryip key id v1", keys[:32]).hex()[:16] == header["key_id"]
     public_key = bytes.fromhex(VECTORS["public_key"])
     assert tagged(b"encryip public key v1", public_key) == b64decode(header["authority"])
 
@@ -177,9 +221,9 @@ def test_key_bundle(bundle: dict[str, Any], user_key: bytes) -> None:
 def test_key_bundle_to_a_public_key() -> None:
     file = unarmour(TO_PUBLIC_KEY["key_bundle"])
     header, body = file["bundle"]["header"], file["bundle"]["body"]
-    assert header["version"] == 2
+    assert (header["opens_with"], header["roles"]) == ("private key", ["run"])
     issuer, signature = b64decode(header["issuer"]), b64decode(file["signature"])
-    check_signature(b"key bundle v2", canonical(file["bundle"]), issuer, signature)
+    check_signature(b"key bundle v3", canonical(file["bundle"]), issuer, signature)
     assert canonical(header).decode() == TO_PUBLIC_KEY["bundle_associated_data"]
     private_key = bytes.fromhex(TO_PUBLIC_KEY["private_key"])
     public_key = x25519(private_key, (9).to_bytes(32, "little"))
@@ -191,14 +235,15 @@ def test_key_bundle_to_a_public_key() -> None:
     key, nonce = hpke_key_and_nonce(
         private_key,
         b64decode(body["encapsulated"]),
-        b"encryip key bundle v2",
+        b"encryip key bundle v3",
         aead=2,
         key_length=32,
     )
     assert (key.hex(), nonce.hex()) == (TO_PUBLIC_KEY["hpke_key"], TO_PUBLIC_KEY["hpke_nonce"])
-    user_key = unseal(key, nonce + b64decode(body["sealed"]), canonical(header))
-    assert user_key.hex() == TO_PUBLIC_KEY["user_key"]
-    assert tagged(b"encryip key id v1", user_key[:32]).hex()[:16] == header["key_id"]
+    keys = unseal(key, nonce + b64decode(body["sealed"]), canonical(header))
+    assert len(keys) == 64
+    assert keys.hex() == TO_PUBLIC_KEY["bundle_keys"] == TO_PUBLIC_KEY["run_key"]
+    assert tagged(b"encryip key id v1", keys[:32]).hex()[:16] == header["key_id"]
 
 
 # RFC 9180, appendix A.1.1, sequence number 0. Only the AEAD is another (AES-128-GCM).
@@ -228,45 +273,109 @@ def test_pycryptodome_opens_the_vector_of_rfc_9180() -> None:
     assert cipher.unseal(RFC_CIPHERTEXT, RFC_ASSOCIATED) == RFC_PLAINTEXT
 
 
-def test_codebook(bundle: dict[str, Any], codebook: dict[str, Any], user_key: bytes) -> None:
+def read_table(
+    codebook: dict[str, Any], reader: Reader
+) -> tuple[list[bytes], list[int], list[int]]:
+    """Every label's key, slot and class."""
+    body = codebook["body"]
+    slots, values, k = b64decode(body["slots"]), b64decode(body["values"]), body["num_classes"]
+    assert len(values) == 4 * len(slots)
+    labels_key = open_header(reader.point, b64decode(body["header"]), b"label keys v2")
+    keys, found, table = [], [], []
+    for j in range(len(slots) // 2):
+        masked, e0, e1 = struct.unpack(">HII", slots[2 * j : 2 * j + 2] + values[8 * j : 8 * j + 8])
+        label_key, slot = label_key_and_slot(labels_key, j, masked)
+        keys.append(label_key)
+        found.append(slot)
+        table.append(reader.read(slot, (e0, e1), label_key, k))
+    return keys, found, table
+
+
+def test_codebook(bundle: dict[str, Any], codebook: dict[str, Any], reader: Reader) -> None:
     body, header = codebook["body"], bundle["bundle"]["header"]
     assert (body["authority"], body["issuer"]) == (header["authority"], header["issuer"])
     issuer, signature = b64decode(body["issuer"]), b64decode(codebook["signature"])
-    check_signature(b"codebook v1", canonical(body), issuer, signature)
-    access = open_header(user_key, b64decode(body["access"]["header"]), b"access metadata v1")
-    assert access.hex() == VECTORS["access_key"]
+    check_signature(b"codebook v2", canonical(body), issuer, signature)
+    kem_header = b64decode(body["header"])
+    metadata_key = open_header(reader.point, kem_header, b"model metadata v2")
+    assert metadata_key.hex() == VECTORS["metadata_key"]
     context = b64decode(body["codebook_id"]) + b64decode(body["authority"])
-    metadata = unseal(access, b64decode(body["access"]["sealed"]), context)
+    metadata = unseal(metadata_key, b64decode(body["metadata"]), context)
     assert metadata.decode() == VECTORS["metadata"]
-    values, k = b64decode(body["values"]), body["num_classes"]
-    table, masks, label = [], [], 0
-    for block, expected in zip(body["blocks"], VECTORS["mask_keys"], strict=True):
-        key = open_header(user_key, b64decode(block["header"]), b"label mask v1")
-        assert key.hex() == expected
-        for _ in range(block["size"]):
-            masks.append(mask(key, label, k))
-            table.append((int.from_bytes(values[4 * label : 4 * label + 4], "big") - masks[-1]) % k)
-            label += 1
+    labels_key = open_header(reader.point, kem_header, b"label keys v2")
+    assert labels_key.hex() == VECTORS["labels_key"]
+    keys, slots, table = read_table(codebook, reader)
+    assert [key.hex() for key in keys] == VECTORS["label_keys"]
+    assert (slots, table) == (VECTORS["slots"], VECTORS["table"])
+    assert len(set(slots)) == 32  # of 256, in a codebook of 32 labels
+    masked = struct.unpack(">32H", b64decode(body["slots"]))
+    assert [a ^ b for a, b in zip(masked, slots, strict=True)] == VECTORS["slot_masks"]
+    slot_keys = [reader.slot_keys[16 * slot : 16 * slot + 16] for slot in slots]
+    masks = [mask(a, b, body["num_classes"]) for a, b in zip(slot_keys, keys, strict=True)]
     assert masks == VECTORS["masks"]
-    assert table == VECTORS["table"]
 
 
-def test_label_ciphertexts(user_key: bytes) -> None:
+def test_another_user_reads_trace_labels_in_another_way(codebook: dict[str, Any]) -> None:
+    keys = unlock(VECTORS["reader_bundle"])
+    assert keys.hex() == VECTORS["reader_bundle_keys"]
+    header = unarmour(VECTORS["reader_bundle"])["bundle"]["header"]
+    assert header["roles"] == ["read"]
+    _, slots, table = read_table(codebook, Reader(keys, header["roles"]))
+    assert (slots, table) == (VECTORS["slots"], VECTORS["reader_table"])
+    differ = sum(a != b for a, b in zip(table, VECTORS["table"], strict=True))
+    assert 0 < differ <= 8  # T
+
+
+def test_label_ciphertexts(reader: Reader) -> None:
     for text, expected in zip(VECTORS["ciphertexts"], VECTORS["classes"], strict=True):
         data = bytes.fromhex(text)
-        assert data[0] == 1
-        k, label, value = (
-            int.from_bytes(data[at], "big")
-            for at in (slice(49, 53), slice(-8, -4), slice(-4, None))
-        )
-        key = open_header(user_key, data[53:-8], b"label mask v1")
-        assert (value - mask(key, label, k)) % k == expected
+        assert data[0] == 2
+        k = int.from_bytes(data[49:53], "big")
+        masked, label, e0, e1 = struct.unpack(">HIII", data[-14:])
+        labels_key = open_header(reader.point, data[53:-14], b"label keys v2")
+        label_key, slot = label_key_and_slot(labels_key, label, masked)
+        assert reader.read(slot, (e0, e1), label_key, k) == expected
         assert VECTORS["table"][label] == expected
 
 
-def test_encrypted_responses(codebook: dict[str, Any], user_key: bytes) -> None:
+def test_slots_of_an_authority() -> None:
+    """What only the owner derives: slot keys, biases, codewords, commitments."""
+    seed, count = bytes.fromhex(SLOTS["seed"]), SLOTS["slots"]
+    slot_key, bias, codeword, slot_blind, codeword_blind = (
+        hmac.digest(seed, b"encryip slots v1 " + purpose, "sha256")
+        for purpose in (b"slot key", b"bias", b"codeword", b"slot blind", b"codeword blind")
+    )
+    keys = [aes(slot_key, i.to_bytes(16, "big")) for i in range(2 * count)]
+    assert b"".join(keys).hex() == SLOTS["slot_keys"]
+    thresholds = SLOTS["thresholds"]
+    leaves = []
+    for slot in range(count):
+        common = int.from_bytes(aes(bias, slot.to_bytes(16, "big"))[:4], "big") >= 1 << 31
+        assert thresholds[slot] == (3_387_333_910 if common else 907_633_386)
+        digests = b"".join(tagged(b"encryip slot key v1", key) for key in keys[2 * slot :][:2])
+        content = slot.to_bytes(2, "big") + thresholds[slot].to_bytes(4, "big")
+        content += aes(slot_blind, slot.to_bytes(16, "big")) + digests
+        leaves.append(tagged(b"encryip slot v1", content))
+    assert tagged(b"encryip leaves v1", b"".join(leaves)).hex() == SLOTS["commitment"]
+    assert all(leaves[o["slot"]].hex() == o["leaf"] for o in SLOTS["openings"])
+    for user in SLOTS["users"]:
+        bits, leaves = [], []
+        for slot in range(count):
+            block = bytes.fromhex(user["key_id"]) + slot.to_bytes(8, "big")
+            bits.append(int.from_bytes(aes(codeword, block)[:4], "big") < thresholds[slot])
+            content = slot.to_bytes(2, "big") + bytes([bits[-1]]) + aes(codeword_blind, block)
+            leaves.append(tagged(b"encryip codeword v1", content))
+        number = int("".join("01"[bit] for bit in bits), 2)
+        assert number.to_bytes(count // 8, "big").hex() == user["codeword"]
+        held = b"".join(keys[2 * slot + bit] for slot, bit in enumerate(bits))
+        assert held.hex() == user["slot_keys"]
+        assert tagged(b"encryip leaves v1", b"".join(leaves)).hex() == user["commitment"]
+        assert all(leaves[o["slot"]].hex() == o["leaf"] for o in user["openings"])
+
+
+def test_encrypted_responses(codebook: dict[str, Any], reader: Reader) -> None:
     body = codebook["body"]
-    key = open_header(user_key, b64decode(body["access"]["header"]), b"hosted responses v1")
+    key = open_header(reader.point, b64decode(body["header"]), b"hosted responses v2")
     assert key.hex() == HOSTED["response_key"]
     assert b64decode(body["codebook_id"]).hex() == HOSTED["associated_data"]
     for words, values, probabilities, label in zip(

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from keras_encryip.crypto.encoding import canonical_json
-from keras_encryip.crypto.kem import UserKey
 from keras_encryip.errors import (
     ArgumentError,
     ExpiredKeyError,
     ForeignKeyError,
     FormatError,
+    KeyRefusedError,
     PassphraseError,
     RevokedKeyError,
 )
-from keras_encryip.formats import key_bundle as bodies
+from keras_encryip.formats import bundle_body
 from keras_encryip.formats.key_bundle import MAX_BUNDLE_BYTES, KeyBundle, make_bundle
 
 VECTORS = json.loads(
@@ -53,12 +53,14 @@ def test_a_bundle_is_three_lines_of_ascii(world: Any) -> None:
         "key_id",
         "not_after",
         "not_before",
+        "opens_with",
+        "roles",
         "scope",
         "subject",
         "version",
     ]
     assert sorted(file["bundle"]["body"]) == ["salt", "scrypt_log2_n", "sealed"]
-    assert len(b64decode(file["bundle"]["body"]["sealed"])) == 12 + 64 + 16
+    assert len(b64decode(file["bundle"]["body"]["sealed"])) == 12 + 96 + 32 + 16 * 256 + 16
 
 
 def test_what_a_bundle_says_in_the_clear(world: Any) -> None:
@@ -66,6 +68,9 @@ def test_what_a_bundle_says_in_the_clear(world: Any) -> None:
     assert bundle.header.subject == "alice"
     assert bundle.header.issuer_name == "ACME"
     assert bundle.header.key_id == world.alice.key_id
+    assert bundle.header.version == 3
+    assert bundle.header.opens_with == "passphrase"
+    assert bundle.header.roles == ["read", "run"]
     assert bundle.header.scope == ["digits", "pets"]
     assert bundle.header.not_before == "2024-01-01T00:00:00Z"
     assert bundle.not_after == datetime(2999, 1, 1, tzinfo=UTC)
@@ -112,9 +117,10 @@ def test_two_bundles_of_one_key_share_no_ciphertext(world: Any) -> None:
 
 def test_no_secret_in_the_clear(world: Any) -> None:
     data = world.authority.bundle(world.alice)
-    secret = world.alice.secret_bytes()[32:]
-    for form in (secret.hex(), str(int.from_bytes(secret, "big")), b64encode(secret).decode()[:40]):
-        assert form.encode() not in data
+    secret = world.alice.secret_bytes()
+    for part in (secret[32:64], secret[64:96], secret[128:144], secret[-16:]):
+        for form in (part.hex(), str(int.from_bytes(part, "big")), b64encode(part)[:20].decode()):
+            assert form.encode() not in data
     assert PASSPHRASE.encode() not in data
 
 
@@ -158,7 +164,7 @@ def test_passphrase_costs_out_of_bounds_are_not_issued(world: Any, log2_n: int) 
 
 def test_the_default_cost(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     costs = []
-    monkeypatch.setattr(bodies, "passphrase_key", lambda p, s, n: costs.append(n) or bytes(32))
+    monkeypatch.setattr(bundle_body, "passphrase_key", lambda p, s, n: costs.append(n) or bytes(32))
     make_bundle(
         world.alice,
         passphrase="x",
@@ -259,6 +265,23 @@ def test_decrypt_refuses(world: Any, make_authority: Callable[..., Any]) -> None
         KeyBundle.from_bytes(world.authority.bundle(world.alice)).decrypt(label, "wrong")
 
 
+def test_what_does_not_read_decrypts_nothing(world: Any) -> None:
+    host = KeyBundle.from_bytes(world.authority.bundle(world.authority.issue("run")))
+    assert host.header.roles == ["run"]
+    with pytest.raises(KeyRefusedError, match="runs models, and does not read their answers: ask"):
+        host.decrypt([world.codebook.ciphertext(0)], PASSPHRASE)
+
+
+def test_bundles_of_release_0_3_say_who_reads_them() -> None:
+    path = Path(__file__).parents[1] / "vectors" / "release-0.3" / "alice.keybundle"
+    message = (
+        r"has version 1, which release 0\.3 of keras_encryip reads; this release reads 3\. Ask the "
+        r"model's owner for a new one, or use release 0\.3"
+    )
+    with pytest.raises(FormatError, match=message):
+        KeyBundle.read(path)
+
+
 # --- holding it ----------------------------------------------------------------
 
 
@@ -284,26 +307,33 @@ def test_vector_opens() -> None:
     bundle.check_dates(datetime(2024, 1, 1, tzinfo=UTC))
     bundle.check_dates(datetime(9999, 12, 31, tzinfo=UTC))
     assert canonical_json(bundle.header).decode() == VECTORS["bundle_associated_data"]
-    key = bundle.unlock(VECTORS["passphrase"])
-    assert key.secret_bytes().hex() == VECTORS["user_key"]
-    assert bundle.unlock("correct h\u00f6rse").z == key.z  # composed, as another keyboard types it
+    keys = bundle.unlock(VECTORS["passphrase"])
+    assert keys.secret_bytes().hex() == VECTORS["bundle_keys"]
+    assert keys.reader.point.secret_bytes().hex() == VECTORS["user_key"]
+    assert keys.runner.secret_bytes().hex() == VECTORS["run_key"]
+    slots = keys.reader.slots.secret_bytes()
+    assert slots.hex() == VECTORS["codeword"] + VECTORS["slot_keys"]
+    assert bundle.unlock("correct h\u00f6rse").z == keys.z  # composed, as another keyboard does
     assert bundle.allows("pets")
     assert not bundle.allows("digits")
     ciphertexts = [bytes.fromhex(text) for text in VECTORS["ciphertexts"]]
     assert bundle.decrypt(ciphertexts, VECTORS["passphrase"]).tolist() == VECTORS["classes"]
-    assert isinstance(key, UserKey)
+    reader = KeyBundle.from_bytes(VECTORS["reader_bundle"].encode("ascii"))
+    assert reader.header.roles == ["read"]
+    opened = reader.unlock(VECTORS["passphrase"])
+    assert opened.secret_bytes().hex() == VECTORS["reader_bundle_keys"]
 
 
 def test_bundles_are_bounded() -> None:
-    assert MAX_BUNDLE_BYTES == 65536
+    assert MAX_BUNDLE_BYTES == 196608
     line = b"-----%s ENCRYIP KEY BUNDLE-----"
-    data = line % b"BEGIN" + b"\n" + b" " * 65537 + b"\n" + line % b"END" + b"\n"
-    with pytest.raises(FormatError, match="key bundle is too large: 65537 bytes, at most 65536"):
+    data = line % b"BEGIN" + b"\n" + b" " * 196609 + b"\n" + line % b"END" + b"\n"
+    with pytest.raises(FormatError, match="key bundle is too large: 196609 bytes, at most 196608"):
         KeyBundle.from_bytes(data)
 
 
 def test_a_larger_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "large.keybundle"
-    path.write_bytes(b"-" * 65537)
-    with pytest.raises(FormatError, match="too large: more than 65536 bytes"):
+    path.write_bytes(b"-" * 196609)
+    with pytest.raises(FormatError, match="too large: more than 196608 bytes"):
         KeyBundle.read(path)

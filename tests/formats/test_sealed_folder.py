@@ -16,6 +16,7 @@ from keras_encryip.errors import (
     ExpiredKeyError,
     ForeignKeyError,
     FormatError,
+    KeyRefusedError,
     PassphraseError,
     RevokedKeyError,
     SignatureError,
@@ -49,7 +50,7 @@ def seal(world: Any, folder: Path, tmp_path: Path) -> Seal:
     """Seals the folder for all but `world.revoked`."""
 
     def made(**changes: Any) -> Path:
-        header, secret = world.authority.master.encapsulate([world.revoked.z])
+        header, secret = world.authority.read.encapsulate([world.revoked.z])
         path: Path = tmp_path / f"{len(list(tmp_path.iterdir()))}.sealed"
         source = changes.pop("directory", folder)
         options = {
@@ -106,9 +107,12 @@ def test_revoked_and_foreign_keys_are_refused(
     with pytest.raises(RevokedKeyError, match=r"was revoked before '.*' was sealed"):
         unseal_folder(path, target, revoked, PASSPHRASE)
     other = make_authority("Other")
-    foreign = KeyBundle.from_bytes(other.bundle(other.master.issue()))
+    foreign = KeyBundle.from_bytes(other.bundle(other.issue()))
     with pytest.raises(ForeignKeyError, match=r"by another authority .'Other'. than the one"):
         unseal_folder(path, target, foreign, PASSPHRASE)
+    host = KeyBundle.from_bytes(world.authority.bundle(world.authority.issue("run")))
+    with pytest.raises(KeyRefusedError, match="does not read their answers"):
+        unseal_folder(path, target, host, PASSPHRASE)
     assert nothing_left(target)
 
 

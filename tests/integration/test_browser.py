@@ -164,6 +164,14 @@ def test_the_page_names_the_classes(
     assert all(url.startswith((f"{server.url}/", "data:")) for url in urls)
 
 
+def parts_of(key: bytes) -> list[bytes]:
+    """z, both points' values, the codeword, and slot keys, of 1,024 slots."""
+    slot_keys = key[96 + 128 :]
+    assert len(slot_keys) == 1024 * 16
+    parts = [key[i : i + 32] for i in (0, 32, 64)]
+    return [*parts, key[96 : 96 + 128], *(slot_keys[i : i + 16] for i in range(0, 1600, 16))]
+
+
 def test_neither_passphrase_nor_key_stays_or_leaves(
     page: Page, served: Any, server: Any, digits: Any
 ) -> None:
@@ -175,9 +183,9 @@ def test_neither_passphrase_nor_key_stays_or_leaves(
     bundle = KeyBundle.read(served.bundle("alice"))
     key = bundle.unlock(served.passphrase).secret_bytes()
     sealed = json.loads(served.bundle("alice").read_text("ascii").split("\n")[1])
-    secrets = [served.passphrase, key.hex(), sealed["bundle"]["body"]["sealed"]]
-    secrets += [str(int.from_bytes(half, "big")) for half in (key[:32], key[32:])]
-    secrets += [key[:32].hex(), key[32:].hex(), "correct h"]
+    secrets = [served.passphrase, key.hex(), sealed["bundle"]["body"]["sealed"], "correct h"]
+    secrets += [str(int.from_bytes(part, "big")) for part in parts_of(key)]
+    secrets += [part.hex() for part in parts_of(key)]
     sent = "".join(path + body.decode("latin-1") for _, path, body in server.requests)
     kept = page.kept()
     assert "seven" in kept or "two" in kept  # the answers are there
@@ -202,7 +210,7 @@ def test_a_bundle_to_the_users_own_public_key(
     key = KeyBundle.read(carol).unlock(private_key=private_key).secret_bytes()
     armour = served.private_key.read_text("ascii").split("\n")
     secrets = [served.own_passphrase, *armour[1:-2], private_key._key.seed.hex()]
-    secrets += [key.hex(), key[:32].hex(), key[32:].hex(), "passphrase of carol's"]
+    secrets += [key.hex(), *(part.hex() for part in parts_of(key)), "passphrase of carol's"]
     sent = "".join(path + body.decode("latin-1") for _, path, body in server.requests)
     for place in (page.kept(), sent, "".join(page.urls()), "".join(page.console())):
         assert [secret for secret in secrets if secret in place] == []

@@ -16,11 +16,13 @@ import keras_encryip.errors
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.crypto.kem import MasterKey
 from keras_encryip.crypto.signing import SigningKey
-from keras_encryip.formats.key_bundle import KeyBundle, make_bundle
+from keras_encryip.crypto.slots import SlotSecrets
+from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.formats.responses import parse_response
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
+from tests.bundles import Authority, new_authority
 
 pytestmark = pytest.mark.integration
 
@@ -174,7 +176,7 @@ def test_node_opens_bundles_to_a_public_key(name: str) -> None:
     assert X25519PrivateKey.from_pem(pem, passphrase).public_key == own.public_key
     found = node(codebook, bundle, passphrase, [], pem.decode("ascii"))
     assert found["table"] == table
-    assert found["header"]["version"] == 2
+    assert found["header"]["opens_with"] == "private key"
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -210,47 +212,61 @@ def test_node_refuses_private_keys_with_pythons_words() -> None:
 
 def to_public_key() -> tuple[str, str, X25519PrivateKey, list[int]]:
     """A codebook, a bundle to a new key pair, its private key, and the decode table."""
-    master, signing_key = MasterKey.generate(2), SigningKey.generate()
-    alice, own = master.issue(), X25519PrivateKey.generate()
-    metadata = ModelMetadata(model="pets", class_names=["cat", "dog", "bug"], notes="")
-    codebook, _ = Codebook.make(LabelAssignment.draw(3, 9, 5), metadata, master, signing_key)
-    bundle = make_bundle(
-        alice,
-        public_key=own.public_key,
-        subject="alice",
-        issuer_name="ACME",
-        authority=master.public_key().digest,
-        signing_key=signing_key,
-        not_before=datetime(1970, 1, 1, tzinfo=UTC),
-        not_after=datetime(9999, 12, 31, tzinfo=UTC),
-    )
+    authority, own = new_authority(), X25519PrivateKey.generate()
+    alice = authority.issue()
+    codebook = authority.codebook(LabelAssignment.draw(3, 9, 5, 256))
+    bundle = authority.bundle(alice, passphrase=None, public_key=own.public_key)
     text = codebook.to_bytes().decode("ascii"), bundle.decode("ascii")
-    return *text, own, codebook.decode_table(alice).tolist()
+    return *text, own, codebook.decode_table(alice.reader).tolist()
 
 
-@pytest.mark.parametrize("threshold", [1, 16, 64])
-def test_node_reads_any_text_and_threshold(threshold: int) -> None:
+def read(codebook: bytes, bundle: bytes) -> Decoder:
+    return Decoder.open(
+        Codebook.from_bytes(codebook), KeyBundle.from_bytes(bundle), "correct horse"
+    )
+
+
+def test_node_refuses_with_pythons_words_what_it_cannot_read() -> None:
+    """Bundles without the role `read`, files of release 0.3, and a key of another authority."""
+    authority = new_authority()
+    codebook = authority.codebook(LabelAssignment.draw(3, 9, 5, 256))
+    alice, host = authority.bundle(authority.issue()), authority.bundle(authority.issue("run"))
+    foreign = new_authority().codebook(LabelAssignment.draw(3, 9, 5, 256))
+    for book, bundle, error in (
+        (codebook.to_bytes(), host, "KeyRefusedError"),
+        (codebook.to_bytes(), alice.replace(b'"version":3', b'"version":1'), "FormatError"),
+        (codebook.to_bytes(), alice.replace(b'"version":3', b'"version":2'), "FormatError"),
+        (codebook.to_bytes().replace(b'"version":2', b'"version":1'), alice, "FormatError"),
+        (foreign.to_bytes(), alice, "ForeignKeyError"),
+    ):
+        said = node(book.decode("ascii"), bundle.decode("ascii"), "correct horse", [])
+        with pytest.raises(getattr(keras_encryip.errors, error)) as caught:
+            read(book, bundle)
+        assert said == {"name": error, "message": str(caught.value)}
+
+
+@pytest.mark.parametrize(("threshold", "slots"), [(1, 256), (16, 1000), (64, 4096)])
+def test_node_reads_any_text_threshold_and_slots(threshold: int, slots: int) -> None:
     """Strings that canonical JSON must spell alike in both languages, and keys of any size."""
     wild = 'A"\\/\b\f\n\r\t\x00\x1f\x7f\x80é\u2028\uffff\U0001f41e\U0010ffff'
     passphrase = "e\u0301 \U0001f41e \x00"
-    master, signing_key = MasterKey.generate(threshold), SigningKey.generate()
-    alice = master.issue()
+    masters = MasterKey.generate(threshold), MasterKey.generate(threshold)
+    secrets = SlotSecrets(os.urandom(32), slots), SigningKey.generate()
+    authority = Authority(*masters, *secrets, "\U0001f41e" * 256)
+    alice = authority.issue()
     metadata = ModelMetadata(model=wild, class_names=[wild, "", "x" * 256], notes=wild)
-    codebook, _ = Codebook.make(LabelAssignment.draw(3, 9, 5), metadata, master, signing_key)
-    bundle = make_bundle(
+    assignment = LabelAssignment.draw(3, 900, slots // 2, slots)
+    codebook = Codebook.make(assignment, metadata, authority.read, *secrets)
+    bundle = authority.bundle(
         alice,
         passphrase=passphrase,
         subject=wild,
-        issuer_name="\U0001f41e" * 256,
-        authority=master.public_key().digest,
-        signing_key=signing_key,
         not_before=datetime(1970, 1, 1, tzinfo=UTC),
         not_after=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
         scope=[wild, "pets"],
-        scrypt_log2_n=14,
     ).decode("ascii")
     found = node(codebook.to_bytes().decode("ascii"), bundle, passphrase, [])
-    assert found["table"] == codebook.decode_table(alice).tolist()
+    assert found["table"] == codebook.decode_table(alice.reader).tolist()
     assert found["classNames"] == list(metadata.class_names)
     header = KeyBundle.from_bytes(bundle.encode("ascii")).header
     assert found["header"] == {name: getattr(header, name) for name in header.__struct_fields__}

@@ -18,7 +18,7 @@ Blobs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def adapt(x: Any, y: Any, **changes: Any) -> TrainingState:
     arguments = {
-        "assignment": LabelAssignment.draw(2, 6, changes.pop("trace_labels", 6)),
+        "assignment": LabelAssignment.draw(2, 6, changes.pop("trace_labels", 6), 256),
         "copies": 3,
         "strategy": "clustered",
     }
@@ -27,14 +27,13 @@ def adapt(x: Any, y: Any, **changes: Any) -> TrainingState:
 
 def test_clusters_and_traces_are_learned(blobs: Blobs) -> None:
     x, y, _ = blobs
-    assignment = LabelAssignment.draw(2, 6, 6)
+    assignment = LabelAssignment.draw(2, 6, 6, 256)
     state = adapt(x, y, assignment=assignment)
     assert state.homophones.centroids.shape == (2, 2, 3)
     assert state.traces is not None
-    trace = assignment.trace.size  # whole blocks, so 6 or more
-    assert state.traces.inputs.shape == (trace + OWNERSHIP_INPUTS, 3)
-    np.testing.assert_array_equal(state.traces.labels[:trace], assignment.trace)
-    assert set(state.traces.labels[trace:]) <= set(assignment.labels.reshape(-1))
+    assert state.traces.inputs.shape == (6 + OWNERSHIP_INPUTS, 3)
+    np.testing.assert_array_equal(state.traces.labels[:6], assignment.trace)
+    assert set(state.traces.labels[6:]) <= set(assignment.labels.reshape(-1))
     assert set(state.traces.inputs.reshape(-1)) <= set(x.reshape(-1))
     assert state.samples is not None
     np.testing.assert_array_equal(np.unique(state.samples, axis=0), np.unique(x, axis=0))
@@ -84,7 +83,7 @@ def test_one_cluster_looks_at_nothing() -> None:
 def test_data_are_needed_for_clusters_and_traces(
     strategy: str, copies: int, trace_labels: int, needed: bool
 ) -> None:
-    assert needs_data(strategy, LabelAssignment.draw(2, 6, trace_labels), copies) == needed
+    assert needs_data(strategy, LabelAssignment.draw(2, 6, trace_labels, 256), copies) == needed
 
 
 def test_samples_come_from_all_over_the_data() -> None:

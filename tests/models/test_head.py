@@ -160,7 +160,7 @@ def test_biases_of_silent_labels_cost_nothing() -> None:
 @pytest.mark.parametrize("penalty", [None, "l2"])
 def test_copied_heads_answer_alike_whatever_the_features(penalty: str | None) -> None:
     """The softmax of each class's sum is that of the classifier; trace labels are silent."""
-    assignment = LabelAssignment.draw(5, 4, 32)
+    assignment = LabelAssignment.draw(5, 4, 32, 256)
     layer = layers.Dense(5, kernel_regularizer=penalty)
     layer.build((None, 6))
     random = np.random.default_rng(0)

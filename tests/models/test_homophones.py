@@ -234,33 +234,6 @@ def test_the_training_state_survives_its_bytes(
         assert file["strategy"] == strategy
 
 
-def as_0_3_wrote(**arrays: np.ndarray) -> bytes:
-    """Without the name of a strategy; no components meant a uniform draw."""
-    buffer = BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def test_clusters_of_0_3_are_read(clustered: ClusteredHomophones, blobs: Blobs) -> None:
-    again = TrainingState.from_secret_bytes(as_0_3_wrote(**clustered.to_arrays()), None)
-    assert isinstance(again.homophones, ClusteredHomophones)
-    x, classes, _ = blobs
-    np.testing.assert_array_equal(draw(again.homophones, x, classes), draw(clustered, x, classes))
-
-
-def test_a_uniform_draw_of_0_3_is_read() -> None:
-    data = as_0_3_wrote(
-        mean=np.zeros(0, np.float32),
-        components=np.zeros((0, 0), np.float32),
-        centroids=np.zeros((3, 1, 0), np.float32),
-        starts=np.zeros((3, 1), np.int32),
-        sizes=np.full((3, 1), 8, np.int32),
-    )
-    again = TrainingState.from_secret_bytes(data, None)
-    assert isinstance(again.homophones, RandomHomophones)
-    assert again.homophones.homophones == 8
-
-
 def test_a_state_of_an_unknown_strategy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(STRATEGIES, "mine", type("Mine", (RandomHomophones,), {}))

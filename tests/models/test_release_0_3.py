@@ -1,78 +1,103 @@
-"""Files of release 0.3 (tests/vectors/release-0.3) go on working."""
+"""Files of release 0.3 (tests/vectors/release-0.3): each error says what reads them."""
 
+import re
 import shutil
-from collections.abc import Iterator
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
+import msgspec
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 import keras_encryip as ke
-from keras_encryip.models.homophones import ClusteredHomophones
+from keras_encryip.errors import EncryipError, FormatError, LedgerError, WrongModelError
+from keras_encryip.formats.version_folder import ASSETS, read_codebook
+from keras_encryip.labels.ciphertext import LabelCiphertext
 
 FOLDER = Path(__file__).parents[1] / "vectors" / "release-0.3"
 PASSPHRASE = "correct horse"
 
 
-@pytest.fixture(scope="module")
-def data() -> tuple[np.ndarray, np.ndarray]:
-    x, y = load_digits(return_X_y=True)
-    return (x[:1200] / 16).astype("float32"), y[:1200]
-
-
 @pytest.fixture
-def authority(tmp_path: Path) -> Iterator[ke.Authority]:
-    """A copy, because opening and training write to it."""
+def exported(tmp_path: Path) -> Path:
+    """As much of an exported folder of 0.3 as tells its release: the model's codebook."""
+    with zipfile.ZipFile(FOLDER / "digits.keras") as saved:
+        codebook = msgspec.json.decode(saved.read("config.json"))["config"]["codebook"]
+    (tmp_path / "1" / ASSETS).mkdir(parents=True)
+    (tmp_path / "1" / ASSETS / "codebook.json").write_text(codebook)
+    return tmp_path / "1"
+
+
+def refused(error: type[EncryipError], release: str, what_to_do: str, work: Any) -> None:
+    with pytest.raises(error) as caught:
+        work()
+    (message,) = caught.value.args
+    assert release in message
+    assert what_to_do in message
+    assert caught.value.__cause__ is None
+
+
+def test_a_ledger(tmp_path: Path) -> None:
+    """It is left as it was."""
     shutil.copy(FOLDER / "acme.authority", tmp_path)
-    with ke.Authority.open(f"sqlite:///{tmp_path}/acme.authority", PASSPHRASE) as opened:
-        yield opened
+    copy = tmp_path / "acme.authority"
+    refused(
+        LedgerError,
+        "has ledger version 3; this release reads 4. Release 0.3 of keras_encryip reads it",
+        "create a new authority and issue keys and protect models anew",
+        lambda: ke.Authority.open(f"sqlite:///{copy}", PASSPHRASE),
+    )
+    assert copy.read_bytes() == (FOLDER / "acme.authority").read_bytes()
 
 
-@pytest.fixture
-def model() -> Any:
-    return keras.models.load_model(FOLDER / "digits.keras")
+def test_a_bundle() -> None:
+    refused(
+        FormatError,
+        "has version 1, which release 0.3 of keras_encryip reads",
+        "Ask the model's owner for a new one, or use release 0.3",
+        lambda: ke.KeyBundle.read(FOLDER / "alice.keybundle"),
+    )
 
 
-def test_the_model_predicts_as_it_did(model: Any, data: Any) -> None:
-    assert isinstance(model, ke.ProtectedModel)
-    assert model.is_locked()
-    assert "neutrality_weight" not in model.get_config()
-    confused = model.predict(data[0][:4], verbose=0)
-    np.testing.assert_allclose(confused, np.load(FOLDER / "confused.npy"), atol=1e-5)
+def test_a_codebook_and_the_folder_that_it_lies_in(exported: Path, tmp_path: Path) -> None:
+    """Whichever key is tried."""
+    said = "has version 1, which release 0.3 of keras_encryip reads"
+    refused(FormatError, said, "Export the model anew", lambda: read_codebook(exported))
+    with ke.Authority.create(tmp_path / "a.authority", "p", scrypt_log2_n=14) as authority:
+        authority.issue("alice", tmp_path / "alice", passphrase="p", scrypt_log2_n=14)
+    for bundle in (tmp_path / "alice", FOLDER / "alice.keybundle"):
+        with pytest.raises(FormatError, match=re.escape(said)):
+            ke.Decoder.open(exported, bundle, "p")
 
 
-def test_its_owner_goes_on_with_it(
-    model: Any, authority: ke.Authority, data: Any, tmp_path: Path
-) -> None:
-    x, y = data
-    model.unlock(authority=authority)
-    assert isinstance(model._unlocked().training.homophones, ClusteredHomophones)
-    assert model.evaluate(x, y, verbose=0, return_dict=True)["accuracy"] > 0.95
-    traces = model._unlocked().traces
-    model.fit(x, y, epochs=1, verbose=0)
-    again, samples = model._unlocked().traces, model._unlocked().training.samples
-    assert again.digest != traces.digest, "trace labels are learned against samples"
-    assert len(samples) == len(x)
-    answers = model.predict(again.inputs, verbose=0).argmax(-1)
-    assert (answers == again.labels).mean() > 0.8
-    after = model.evaluate(x, y, verbose=0, return_dict=True)
-    assert after["accuracy"] > 0.95
-    model.save(tmp_path / "digits.keras")
-    again = keras.models.load_model(tmp_path / "digits.keras").unlock(authority=authority)
-    assert again.evaluate(x, y, verbose=0, return_dict=True) == pytest.approx(after)
+def test_a_label_ciphertext() -> None:
+    data = bytes([1]) + bytes(300)
+    with pytest.raises(FormatError, match=r"version 1 is not read .*Release 0.3 .* reads it"):
+        LabelCiphertext.from_bytes(data)
 
 
-def test_its_owner_adapts_it_anew(model: Any, authority: ke.Authority, data: Any) -> None:
-    """The ledger then holds the training state in today's form."""
-    model.unlock(authority=authority).adapt(*data)
-    centroids = model._unlocked().training.homophones.centroids
-    again = keras.models.load_model(FOLDER / "digits.keras").unlock(authority=authority)
-    np.testing.assert_array_equal(again._unlocked().training.homophones.centroids, centroids)
+def test_a_saved_model() -> None:
+    refused(
+        FormatError,
+        "Model 'digits' was protected by release 0.3 of keras_encryip, which reads it",
+        "Protect the classifier anew with this release, or use release 0.3",
+        lambda: keras.models.load_model(FOLDER / "digits.keras"),
+    )
 
 
-def test_its_user_reads_it(model: Any, data: Any) -> None:
-    model.unlock(bundle=FOLDER / "alice.keybundle", passphrase=PASSPHRASE)
-    assert model.evaluate(*data, verbose=0, return_dict=True)["accuracy"] > 0.95
+def test_weights(new_classifier: Any, shared_authority: ke.Authority, tmp_path: Path) -> None:
+    """They have no codebook's id, and could belong to labels in any order."""
+    options = {"homophones": 2, "trace_labels": 0}
+    model = ke.protect(new_classifier(), shared_authority, name="digits", **options)
+    path = tmp_path / "m.weights.h5"
+    model.save_weights(path)
+    with h5py.File(path, "r+") as file:
+        del file["vars"]["codebook"]
+    before = model.get_weights()
+    with pytest.raises(WrongModelError, match=r"trained for no codebook, or by release 0\.3, and"):
+        model.load_weights(path)
+    for weight, value in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, value)

@@ -104,19 +104,17 @@ def test_what_trace_inputs_cannot_be_made_of_is_refused(data: Any, message: str)
 
 @pytest.mark.parametrize("trace_labels", [0, 8, 30])
 def test_a_trace_set_has_an_input_for_each_trace_label(trace_labels: int) -> None:
-    assignment = LabelAssignment.draw(10, 4, trace_labels)
-    traces = make_traces(samples(20, 12), assignment)
-    count = assignment.trace.size
-    assert len(traces.inputs) == len(traces.labels) == count + OWNERSHIP_INPUTS
+    assignment = LabelAssignment.draw(10, 4, trace_labels, 256)
+    traces = make_traces(samples(20, 40), assignment)  # two of 2⁴⁰ are not drawn alike
+    assert len(traces.inputs) == len(traces.labels) == trace_labels + OWNERSHIP_INPUTS
     assert traces.labels.dtype == np.int32
-    np.testing.assert_array_equal(traces.labels[:count], assignment.trace)
+    np.testing.assert_array_equal(traces.labels[:trace_labels], assignment.trace)
     assert len(np.unique(traces.inputs, axis=0)) == len(traces.inputs)
 
 
 def test_ownership_inputs_lie_on_one_homophone_of_a_class() -> None:
-    assignment = LabelAssignment.draw(10, 4, 8)
-    count = assignment.trace.size
-    drawn = [make_traces(samples(20, 12), assignment).labels[count:] for _ in range(30)]
+    assignment = LabelAssignment.draw(10, 4, 8, 256)
+    drawn = [make_traces(samples(20, 12), assignment).labels[8:] for _ in range(30)]
     for labels in drawn:
         homophones = {(assignment.classes[label], label) for label in labels}
         assert len(homophones) == len({k for k, _ in homophones}), "the class has the others"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,9 +180,16 @@ def test_the_file_is_plain_json() -> None:
     assert data.endswith(b"}\n")
     assert content == {
         **FIELDS,
-        "version": 1,
+        "version": 2,
         "suspects": [
-            {"subject": n, "key_id": f"{n}-key", "status": "active", "score": s, "p_value": p}
+            {
+                "subject": n,
+                "key_id": f"{n}-key",
+                "status": "active",
+                "score": s,
+                "p_value": p,
+                "identified": False,
+            }
             for n, s, p in (("alice", 40, 1e-20), ("bob", 9, 0.3), ("eve", 8, 1))
         ],
     }
@@ -204,7 +212,7 @@ MALFORMED = {
     "deep": b'{"evidence": {"x": ' + b"[" * 100_000,
     "field missing": changed(threshold=...),
     "field unknown": changed(guilty=["bob"]),
-    "version": changed(version=2),
+    "version": changed(version=3),
     "kind": changed(kind=7),
     "scores": changed(scores=["40"]),
     "NaN": changed(threshold=float("nan")),
@@ -307,3 +315,24 @@ def test_a_picture_of_many_guilty_names_the_first(tmp_path: Path) -> None:
     words = texts(report, tmp_path)
     assert all(f"user{i:02}" in words for i in range(10))
     assert "user39" not in words
+
+
+def test_who_is_identified_and_not_convicted() -> None:
+    named = [msgspec.structs.replace(s, p_value=1.0) for s in GUILTY.suspects]
+    named[1] = msgspec.structs.replace(named[1], identified=True)
+    report = TraceReport(msgspec.structs.replace(GUILTY._findings, suspects=named, threshold=None))
+    assert (report.verdict, report.guilty) == ("identified", [])
+    assert [s.subject for s in report.identified] == ["bob"]
+    assert TraceReport.from_bytes(report.to_bytes()).identified == report.identified
+    assert "identified: bob" in str(report)
+    assert "would prove guilt" in " ".join(str(report).split())
+    convicted = msgspec.structs.replace(named[1], p_value=1e-9)
+    both = TraceReport(msgspec.structs.replace(report._findings, suspects=[convicted]))
+    assert (both.verdict, both.identified) == ("guilty", [])
+
+
+def test_reports_of_release_0_3_are_read() -> None:
+    content = json.loads(GUILTY.to_bytes()) | {"version": 1}
+    for suspect in content["suspects"]:
+        del suspect["identified"]
+    assert TraceReport.from_bytes(json.dumps(content).encode()).guilty == GUILTY.guilty

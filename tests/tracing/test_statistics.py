@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from keras_encryip.tracing.statistics import SIGNIFICANCE, binomial_tail, corrected, least_hits
+from keras_encryip.tracing.statistics import binomial_tail, corrected
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 100, 1000, 2**20])
@@ -66,30 +66,3 @@ def test_extremes_neither_overflow_nor_lose_digits() -> None:
 )
 def test_corrected(p_value: float, tests: int, expected: float) -> None:
     assert corrected(p_value, tests) == expected
-
-
-@given(st.integers(0, 80), st.integers(2, 200), st.integers(0, 10**7))
-def test_least_hits_are_enough_and_one_less_is_not(n: int, num_classes: int, tests: int) -> None:
-    least = least_hits(n, num_classes, tests)
-    tail = binomial_tail(n, num_classes)
-    assert 1 <= least <= n + 1
-    assert corrected(tail[least - 1], tests) > SIGNIFICANCE
-    assert least == n + 1 or corrected(tail[least], tests) <= SIGNIFICANCE
-
-
-@pytest.mark.parametrize(
-    ("n", "num_classes", "tests", "least"),
-    [
-        pytest.param(0, 10, 1, 1, id="no answers prove nothing"),
-        pytest.param(5, 10, 1, 6, id="five of five are too few"),
-        pytest.param(6, 10, 1, 6, id="six of six: 1e-6"),
-        pytest.param(6, 10, 2, 7, id="six of six among two users"),
-        pytest.param(7, 10, 10, 7, id="seven of seven among ten"),
-        pytest.param(7, 10, 1, 7, id="six of seven: 6.4e-6"),
-        pytest.param(19, 2, 1, 20, id="2 to the -19"),
-        pytest.param(20, 2, 1, 20, id="2 to the -20"),
-        pytest.param(1, 2**20, 1, 1, id="one of a million classes"),
-    ],
-)
-def test_least_hits_by_hand(n: int, num_classes: int, tests: int, least: int) -> None:
-    assert least_hits(n, num_classes, tests) == least

@@ -6,15 +6,14 @@ gives; readers in other languages must give the same one.
 """
 
 import json
-from base64 import b64decode, b64encode, encodebytes
+from base64 import b64decode, b64encode
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from Crypto.IO._PBES import PBES2
+from hostile_private_keys import private_key_changes
 
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.crypto.aead import passphrase_bytes
 from keras_encryip.errors import EncryipError
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey
@@ -22,12 +21,55 @@ from keras_encryip.formats.responses import parse_response
 from keras_encryip.labels.codebook import Codebook
 
 FOLDER = Path(__file__).parent
+VERSIONS = ["0", "1", "2", "4", "3.0", '"3"', "true"]
+ROLES = [
+    "[]",
+    '["read"]',
+    '["run"]',
+    '["run","read"]',
+    '["read","read"]',
+    '["read","run","run"]',
+    '["read","run","write"]',
+    '["Read","run"]',
+    '["read","run",1]',
+    '"read"',
+    "null",
+]
 RESPONSE = '{"predictions":[[0.5,0.25,0.25],[0.125,0.125,0.75]]}'
+RESPONSES = [
+    "",
+    "[]",
+    "null",
+    "1",
+    '"x"',
+    "{",
+    "{}",
+    '{"predictions":[]}',
+    '{"predictions":{}}',
+    '{"predictions":null}',
+    '{"predictions":"x"}',
+    '{"error":"Servable not found"}',
+    '{"error":{}}',
+    '{"predictions":[[0.5],[0.5,0.5]]}',
+    '{"predictions":[["x"]]}',
+    '{"predictions":[{"other":[1]}]}',
+    '{"predictions":[{"confused":[0.5],"encrypted":[1]}]}',
+    '{"predictions":[{"confused":[0.5]},{"other":[0.5]}]}',
+    '{"predictions":[{"confused":[0.5]},[0.5]]}',
+    '{"predictions":[{"b64":"AA=="},{"b64":1}]}',
+    '{"predictions":[{"b64":"AA=="},[1]]}',
+    '{"predictions":[{"b64":"AB=="}]}',
+    '{"predictions":[{"b64":"AA"}]}',
+    '{"outputs":{"other":[[1]]}}',
+    '{"outputs":{"confused":[[1.0]],"ciphertext_bytes":[{"b64":"AA=="}]}}',
+    "[" * 2_000,
+]
 
 
 def hostile_changes(vectors: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(file, old, new): the first `old` in the file becomes `new`."""
     bundle, codebook = vectors["key_bundle"], vectors["codebook"]
+    key_id = json.loads(vectors["bundle_associated_data"])["key_id"]
     changes = [
         ("key_bundle", "-----BEGIN", "----BEGIN"),
         ("key_bundle", "BEGIN ENCRYIP", "BEGIN  ENCRYIP"),
@@ -49,15 +91,11 @@ def hostile_changes(vectors: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("key_bundle", '{"bundle":{', '{"bundle":{"body":{},'),
         ("key_bundle", '{"bundle":{', '{"bundle":{"__proto__":{},'),
         ("key_bundle", '{"bundle":{', '{"bundle":{"constructor":1,'),
-        ("key_bundle", '"version":1', '"version":2'),
-        ("key_bundle", '"version":1', '"version":0'),
-        ("key_bundle", '"version":1', '"version":1.0'),
-        ("key_bundle", '"version":1', '"version":"1"'),
-        ("key_bundle", '"version":1', '"version":true'),
-        ("key_bundle", '"version":1', '"version":1,"x":1'),
-        ("key_bundle", '"version":1', '"version":1,"version":1'),
-        ("key_bundle", ',"version":1', ""),
-        ("key_bundle", '"version":1', '"version":1,"__proto__":null'),
+        *(("key_bundle", '"version":3', f'"version":{new}') for new in VERSIONS),
+        ("key_bundle", '"version":3', '"version":3,"x":1'),
+        ("key_bundle", '"version":3', '"version":3,"version":3'),
+        ("key_bundle", ',"version":3', ""),
+        ("key_bundle", '"version":3', '"version":3,"__proto__":null'),
         ("key_bundle", "encryip-key-bundle", "encryip-key-bundlf"),
         ("key_bundle", '"ACME"', '""'),
         ("key_bundle", '"ACME"', f'"{"A" * 256}"'),
@@ -77,10 +115,10 @@ def hostile_changes(vectors: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("key_bundle", '["pets"]', '["cats"]'),
         ("key_bundle", '["pets"]', "[" + ",".join(['"pets"'] * 65) + "]"),
         ("key_bundle", '"alice"', '"alicf"'),
-        ("key_bundle", "ab8df84f1f061be0", "ab8df84f1f061be1"),
-        ("key_bundle", "ab8df84f1f061be0", "AB8df84f1f061be0"),
-        ("key_bundle", "ab8df84f1f061be0", "ab8df84f1f061be"),
-        ("key_bundle", "ab8df84f1f061be0", "ab8df84f1f061be0\\n"),
+        ("key_bundle", key_id, key_id[:-1] + ("1" if key_id[-1] == "0" else "0")),
+        ("key_bundle", key_id, key_id.upper()),
+        ("key_bundle", key_id, key_id[:-1]),
+        ("key_bundle", key_id, key_id + "\\n"),
         ("key_bundle", "9999-12-31T00:00:00Z", "9999-12-32T00:00:00Z"),
         ("key_bundle", "9999-12-31T00:00:00Z", "9999-02-29T00:00:00Z"),
         ("key_bundle", "9999-12-31T00:00:00Z", "9999-12-31T24:00:00Z"),
@@ -98,34 +136,80 @@ def hostile_changes(vectors: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("key_bundle", '"scrypt_log2_n":14', '"scrypt_log2_n":014'),
         ("key_bundle", '"scrypt_log2_n":14', f'"scrypt_log2_n":{10**30}'),
         ("key_bundle", '"scrypt_log2_n":14', '"scrypt_log2_n":NaN'),
+        *(("key_bundle", '["read","run"]', new) for new in ROLES),
+        ("key_bundle", ',"roles":["read","run"]', ""),
+        ("key_bundle", '"opens_with":"passphrase"', '"opens_with":"private key"'),
+        ("key_bundle", '"opens_with":"passphrase"', '"opens_with":"Passphrase"'),
+        ("key_bundle", '"opens_with":"passphrase"', '"opens_with":1'),
+        ("key_bundle", '"opens_with":"passphrase",', ""),
         ("codebook", codebook, ""),
         ("codebook", codebook, "{}"),
         ("codebook", '{"body"', '\n{"body"'),
         ("codebook", codebook[-1], codebook[-1] + "\n"),
-        ("codebook", '"version":1', '"version":2'),
-        ("codebook", '"version":1', '"version":1,"zz":null'),
+        ("codebook", '"version":2', '"version":1'),
+        ("codebook", '"version":2', '"version":3'),
+        ("codebook", '"version":2', '"version":2.0'),
+        ("codebook", '"version":2', '"version":2,"zz":null'),
         ("codebook", "encryip-codebook", "encryip-codebooks"),
         ("codebook", '"num_classes":3', '"num_classes":1'),
         ("codebook", '"num_classes":3', '"num_classes":2'),
         ("codebook", '"num_classes":3', '"num_classes":4'),
         ("codebook", '"num_classes":3', f'"num_classes":{(1 << 20) + 1}'),
         ("codebook", '"num_classes":3', '"num_classes":3.0'),
-        ("codebook", '"size":8', '"size":0'),
-        ("codebook", '"size":8', '"size":7'),
-        ("codebook", '"size":8', '"size":9'),
-        ("codebook", '"size":8', f'"size":{1 << 22}'),
-        ("codebook", '"size":8', f'"size":{(1 << 22) + 1}'),
     ]
     file = json.loads(codebook)
     body, header = file["body"], json.loads(vectors["bundle_associated_data"])
     sealed = json.loads(bundle.split("\n")[1])["bundle"]["body"]
-    texts = [("codebook", body[n]) for n in ("authority", "codebook_id", "issuer", "values")]
-    texts += [("codebook", body["access"]["sealed"]), ("codebook", file["signature"])]
-    texts += [("codebook", body["access"]["header"]), ("codebook", body["blocks"][0]["header"])]
+    fields = ("authority", "codebook_id", "header", "issuer", "metadata", "slots", "values")
+    texts = [("codebook", text) for text in (*map(body.get, fields), file["signature"])]
     texts += [("key_bundle", header["authority"]), ("key_bundle", header["issuer"])]
     texts += [("key_bundle", sealed["salt"]), ("key_bundle", sealed["sealed"])]
     changes += [change for target, text in texts for change in respelled(target, text)]
-    block = b64decode(body["blocks"][0]["header"])
+    changes += [("key_bundle", *change) for change in resized(sealed["sealed"])]
+    changes += [("codebook", *change) for change in table_changes(body)]
+    changes += header_changes(body["header"], vectors["ciphertexts"][0])
+    text = vectors["ciphertexts"][0]
+    changes += [("ciphertext", text, new) for new in ciphertext_changes(text)]
+    changes += [("response", RESPONSE, new) for new in RESPONSES]
+    return changes
+
+
+def resized(sealed: str) -> list[tuple[str, str]]:
+    """Lengths that go with other roles, other numbers of slots, or none."""
+    data, eight_slots = b64decode(sealed), 1 + 8 * 16
+    lengths = [28, 28 + 64, 28 + 96, len(data) - 32, len(data) + 32]
+    lengths += [len(data) + 16, len(data) - eight_slots, len(data) + eight_slots]
+    return [(sealed, b64encode(data[:n].ljust(n, b"\0")).decode()) for n in lengths]
+
+
+def table_changes(body: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of slots and values: out of range, too many, too few, swapped."""
+    slots, values = b64decode(body["slots"]), b64decode(body["values"])
+    new_slots = [
+        *(number.to_bytes(2, "big") + slots[2:] for number in (4095, 4096, 0xFFFF)),
+        *(slots[:-2] + number.to_bytes(2, "big") for number in (4096, 1)),
+        slots[2:],
+        slots + slots[:2],
+        slots[:2],
+        slots[2:] + slots[:2],
+    ]
+    new_values = [
+        *(number.to_bytes(4, "big") + values[4:] for number in (3, 1 << 31, (1 << 32) - 1)),
+        values[:-4] + (3).to_bytes(4, "big"),
+        values[::-1],
+        values[: len(values) // 2],
+        values[4:],
+        values[8:],
+        values + values[:8],
+        values[8:] + values[:8],
+    ]
+    changes = [("slots", new) for new in new_slots] + [("values", new) for new in new_values]
+    return [(body[field], b64encode(new).decode()) for field, new in changes]
+
+
+def header_changes(text: str, ciphertext: str) -> list[tuple[str, str, str]]:
+    """Of a codebook's header, in `codebook.json` and in a label ciphertext."""
+    changes, block = [], b64decode(text)
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
     prime = (1 << 256) - (1 << 224) + (1 << 192) + (1 << 96) - 1
     for start, stop, new in [
@@ -146,62 +230,40 @@ def hostile_changes(vectors: dict[str, Any]) -> list[tuple[str, str, str]]:
         (66, 98, (5).to_bytes(32, "big")),  # on the curve: another point
     ]:
         changed = block[:start] + new + block[stop:]
-        old = body["blocks"][0]["header"]
-        changes.append(("codebook", old, b64encode(changed).decode()))
-        begin = vectors["ciphertexts"][0].index(block.hex())
-        text = vectors["ciphertexts"][0]
-        changes.append(
-            ("ciphertext", text, text[:begin] + changed.hex() + text[begin + 2 * len(block) :])
-        )
-    text = vectors["ciphertexts"][0]
-    for new in [
+        changes.append(("codebook", text, b64encode(changed).decode()))
+        found = ciphertext.replace(block.hex(), changed.hex())
+        changes.append(("ciphertext", ciphertext, found))
+    return changes
+
+
+def ciphertext_changes(text: str) -> list[str]:
+    """Of a label ciphertext: its length, its fields, another label's."""
+    slot, j, e0, e1 = text[-28:-24], text[-24:-16], text[-16:-8], text[-8:]
+    start = text[:-28]
+    return [
         "",
         text[:-2],
         text + "00",
-        "02" + text[2:],
+        "01" + text[2:],
+        "03" + text[2:],
         "00" + text[2:],
         text[:98] + "00000001" + text[106:],
         text[:98] + "00100001" + text[106:],
-        text[:-8] + "00000003",
-        text[:-8] + "ffffffff",
-        text[:-16] + "00400000" + text[-8:],
         text[:4] + "ff" + text[6:],  # another codebook's
-        text[:-8] + "00000002" if text[-1] != "2" else text[:-8] + "00000000",
-        text[:-16] + "0000000100000002",
+        start + "1000" + j + e0 + e1,
+        start + "ffff" + j + e0 + e1,
+        start + "0fff" + j + e0 + e1,
+        start + slot + "00400000" + e0 + e1,
+        start + slot + "00000001" + e0 + e1,
+        start + slot + j + "00000003" + e1,
+        start + slot + j + e0 + "00000003",
+        start + slot + j + "ffffffff" + e1,
+        start + slot + j + e0 + "ffffffff",
+        start + slot + j + e0 + ("00000002" if e1[-1] != "2" else "00000000"),
+        start + j + e0 + e1,  # as release 0.3 ends
         text[:40],
         text * 60,
-    ]:
-        changes.append(("ciphertext", text, new))
-    for new in [
-        "",
-        "[]",
-        "null",
-        "1",
-        '"x"',
-        "{",
-        "{}",
-        '{"predictions":[]}',
-        '{"predictions":{}}',
-        '{"predictions":null}',
-        '{"predictions":"x"}',
-        '{"error":"Servable not found"}',
-        '{"error":{}}',
-        '{"predictions":[[0.5],[0.5,0.5]]}',
-        '{"predictions":[["x"]]}',
-        '{"predictions":[{"other":[1]}]}',
-        '{"predictions":[{"confused":[0.5],"encrypted":[1]}]}',
-        '{"predictions":[{"confused":[0.5]},{"other":[0.5]}]}',
-        '{"predictions":[{"confused":[0.5]},[0.5]]}',
-        '{"predictions":[{"b64":"AA=="},{"b64":1}]}',
-        '{"predictions":[{"b64":"AA=="},[1]]}',
-        '{"predictions":[{"b64":"AB=="}]}',
-        '{"predictions":[{"b64":"AA"}]}',
-        '{"outputs":{"other":[[1]]}}',
-        '{"outputs":{"confused":[[1.0]],"ciphertext_bytes":[{"b64":"AA=="}]}}',
-        "[" * 2_000,
-    ]:
-        changes.append(("response", RESPONSE, new))
-    return changes
+    ]
 
 
 def respelled(target: str, text: str) -> list[tuple[str, str, str]]:
@@ -221,20 +283,19 @@ def respelled(target: str, text: str) -> list[tuple[str, str, str]]:
 
 
 def public_key_bundle_changes(own: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Of the bundle of version 2."""
+    """Of the bundle that a private key opens."""
     target, bundle = "public_key_bundle", own["key_bundle"]
     file = json.loads(bundle.split("\n")[1])
     header, body = file["bundle"]["header"], file["bundle"]["body"]
     sealed = f'"sealed":"{body["sealed"]}"'
     whole = bundle[bundle.index('{"encapsulated"') : bundle.index(',"header"')]
-    version_1 = f'{{"salt":"{"A" * 22}==","scrypt_log2_n":14,"sealed":"{"A" * 122}=="}}'
+    other = f'{{"salt":"{"A" * 22}==","scrypt_log2_n":14,"sealed":"{"A" * 122}=="}}'
     changes = [
-        ('"version":2', '"version":1'),
-        ('"version":2', '"version":3'),
-        ('"version":2', '"version":2.0'),
-        ('"version":2', '"version":"2"'),
-        (',"version":2', ""),
-        (whole, version_1),
+        ('"opens_with":"private key"', '"opens_with":"passphrase"'),
+        *(('"version":3', f'"version":{new}') for new in VERSIONS),
+        (',"version":3', ""),
+        *(('["run"]', new) for new in ROLES if new != '["run"]'),
+        (whole, other),
         (whole, "{}"),
         (whole, "null"),
         (whole, whole[:-1] + ',"zz":1}'),
@@ -245,7 +306,7 @@ def public_key_bundle_changes(own: dict[str, Any]) -> list[tuple[str, str, str]]
         (sealed, '"scrypt_log2_n":14,' + sealed),
         (f'"{body["recipient"]}"', "null"),
         (f'"{body["recipient"]}"', "[]"),
-        ('"alice"', '"bob"'),
+        ('"host"', '"bob"'),
         (header["key_id"], "0" * 16),
         ('["pets"]', '["*"]'),
         ("9999-12-31T00:00:00Z", "9999-12-31T00:00:01Z"),
@@ -265,100 +326,6 @@ def public_key_bundle_changes(own: dict[str, Any]) -> list[tuple[str, str, str]]
     return [(target, *change) for change in changes] + [
         change for text in texts for change in respelled(target, text)
     ]
-
-
-def private_key_changes(own: dict[str, Any], passphrase: str) -> list[tuple[str, str, str]]:
-    """Of the encrypted private key: its armour, its DER, and what is encrypted."""
-    text = own["private_key_pem"]
-    der = b64decode("".join(text.split("\n")[1:-2]))
-    iv, data = der.index(b"\x04\x10") + 2, len(der) - 64
-    texts = [
-        "",
-        text + text,
-        "Dear owner,\n" + text,
-        text + "Best regards\n",
-        text[: text.index("-----END")],
-        text.split("\n", 1)[1],
-        text.replace("-----\n", "-----\nProc-Type: 4,ENCRYPTED\n\n", 1),
-        text.replace("ENCRYPTED PRIVATE", "PRIVATE"),
-        text.replace("ENCRYPTED PRIVATE", "RSA PRIVATE"),
-        text.replace("BEGIN ENCRYPTED", "BEGIN  ENCRYPTED"),
-        text.replace("END ENCRYPTED", "END RSA"),
-        text.replace("M", "_", 1),
-        text.replace("M", "\0M", 1),
-        text.replace("M", "Ä", 1),
-        text.replace("M", "", 1),
-        text.replace("\n-----END", "=\n-----END"),
-        text.replace("\n-----END", "====\n-----END"),
-        "\ufeff" + text,
-    ]
-    ders = [
-        b"",
-        der[:-1],
-        der[1:],
-        der + b"\0",
-        b"\x31" + der[1:],
-        b"\x30\x82\x00" + der[2:],  # a length in two bytes that needs one
-        b"\x30\x80" + der[3:] + b"\0\0",  # an indefinite length
-        der[:2] + bytes([der[2] - 1]) + der[3:],
-        der[:2] + bytes([der[2] + 1]) + der[3:],
-        b"\x30\x84\xff\xff\xff\xff" + der[3:],
-        der.replace(b"\x02\x02\x40\x00", b"\x02\x02\x40\x01"),  # N is no power of 2
-        der.replace(b"\x02\x02\x40\x00", b"\x02\x02\x00\x01"),
-        der.replace(b"\x02\x02\x40\x00", b"\x02\x02\x00\x00"),
-        der.replace(b"\x02\x02\x40\x00", b"\x02\x02\xc0\x00"),  # N is negative
-        der.replace(b"\x02\x02\x40\x00", b"\x02\x02\x20\x00"),
-        der.replace(b"\x02\x01\x08", b"\x02\x01\x00"),
-        der.replace(b"\x02\x01\x05", b"\x02\x01\x00"),
-        der.replace(b"\x02\x01\x05", b"\x02\x01\xfb"),
-        der.replace(b"\x02\x01\x05", b"\x04\x01\x05"),
-        der[: iv - 2] + b"\x05" + der[iv - 1 :],
-        der[:iv] + bytes([der[iv] ^ 1]) + der[iv + 1 :],  # a SET is inside
-        der[: iv + 10] + bytes([der[iv + 10] ^ 1]) + der[iv + 11 :],  # X448's name is inside
-        der[:data] + bytes([der[data] ^ 1]) + der[data + 1 :],
-        der[: data + 16] + bytes([der[data + 16] ^ 1]) + der[data + 17 :],  # another key is inside
-        der[:-17] + bytes([der[-17] ^ 16]) + der[-16:],
-        der[:-1] + bytes([der[-1] ^ 1]),
-    ]
-    x25519, key = bytes.fromhex("300506032b656e"), bytes.fromhex("04220420") + bytes(range(32))
-    for inside in [  # of PKCS #8, encrypted well
-        b"",
-        b"\0" * 48,
-        tlv(0x30, b"\x02\x01\x00", x25519, key),  # somebody else's
-        tlv(0x30, b"\x02\x01\x00", b"\x30\x07" + x25519[2:] + b"\x05\x00", key),
-        tlv(0x30, b"\x02\x01\x00", x25519, key, b"\xa0\x00"),
-        tlv(0x30, b"\x02\x01\x01", x25519, key, b"\xa0\x00", b"\x81\x21\x00" + bytes(32)),
-        tlv(0x30, b"\x02\x01\x00", x25519, key, b"\xa0\x00", b"\x81\x21\x00" + bytes(32)),
-        tlv(0x30, b"\x02\x01\x00", x25519, key) + b"\0",
-        tlv(0x30, b"\x02\x01\x02", x25519, key),
-        tlv(0x30, b"\x02\x01\xff", x25519, key),
-        tlv(0x30, b"\x04\x01\x00", x25519, key),
-        tlv(0x30, x25519, key),
-        tlv(0x30, b"\x02\x01\x00", x25519[2:], key),
-        tlv(0x30, b"\x02\x01\x00", b"\x30\x00", key),
-        tlv(0x30, b"\x02\x01\x00", x25519, b"\x03" + key[1:]),
-        tlv(0x30, b"\x02\x01\x00", x25519, tlv(0x04, bytes(range(32)))),
-        tlv(0x30, b"\x02\x01\x00", x25519, tlv(0x04, b"\x04\x1f" + bytes(range(31)))),
-        tlv(0x30, b"\x02\x01\x00", x25519, tlv(0x04, b"\x04\x21" + bytes(range(33)))),
-        tlv(0x30, b"\x02\x01\x00", x25519, tlv(0x04, b"\x03\x20" + bytes(range(32)))),
-        tlv(0x30, b"\x02\x01\x00", bytes.fromhex("300506032b6570"), key),  # Ed25519
-    ]:
-        cheap = {"iteration_count": 1 << 10}
-        secret = passphrase_bytes(passphrase)
-        ders.append(PBES2.encrypt(inside, secret, "scryptAndAES256-CBC", cheap, bytes))
-    texts += [
-        f"-----BEGIN ENCRYPTED PRIVATE KEY-----\n{encodebytes(new).decode()}"
-        "-----END ENCRYPTED PRIVATE KEY-----\n"
-        for new in ders
-    ]
-    return [("private_key", text, new) for new in texts]
-
-
-def tlv(tag: int, *parts: bytes) -> bytes:
-    """One element of DER."""
-    body = b"".join(parts)
-    assert len(body) < 128
-    return bytes([tag, len(body)]) + body
 
 
 def files(vectors: dict[str, Any], own: dict[str, Any]) -> dict[str, str]:

@@ -1,15 +1,15 @@
 """Writes the test vectors: `python tests/vectors/make_vectors.py [--codebook] [--public-key]`.
 
-`kem.json` comes from a deterministic source of bytes and is the same each time; so
-does `hosted.json`, encrypted responses to the user of `codebook.json`.
-`codebook.json` holds a codebook and a key bundle made with the system's
-generator, and `public_key_bundle.json` a bundle made to a public key. They are
-only written again when asked for; readers must go on accepting those that are
-committed.
+`kem.json` and `slots.json` come from a deterministic source of bytes and are the same each
+time; so does `hosted.json`, encrypted responses to the user of `codebook.json`. `codebook.json`
+holds a codebook and two key bundles made with the system's generator, and
+`public_key_bundle.json` a host's bundle made to a public key. They are only written again when
+asked for; readers must go on accepting those that are committed.
 """
 
 import argparse
 import json
+import os
 import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -24,14 +24,17 @@ from Crypto.Protocol import HPKE
 from keras_encryip.crypto.encoding import canonical_json, decode_base64
 from keras_encryip.crypto.kem import Header, MasterKey, SharedSecret, UserKey
 from keras_encryip.crypto.signing import SigningKey
-from keras_encryip.crypto.tracing_header import TracingHeader
-from keras_encryip.formats.key_bundle import INFO, KeyBundle, make_bundle
+from keras_encryip.crypto.slots import SlotSecrets, commitment
+from keras_encryip.formats.bundle_body import INFO
+from keras_encryip.formats.bundle_keys import BundleKeys
+from keras_encryip.formats.key_bundle import KeyBundle, make_bundle
 from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.labels.assignment import LabelAssignment
-from keras_encryip.labels.ciphertext import label_masks, mask_key
+from keras_encryip.labels.ciphertext import label_keys, label_masks
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
 
 FOLDER = Path(__file__).parent
+SLOTS = 256
 PURPOSES = ("label mask v1", "access metadata v1")
 PASSPHRASE = "correct ho\u0308rse"  # decomposed: readers must normalise it to NFC
 
@@ -52,19 +55,48 @@ def counter_stream(seed: str) -> Callable[[int], bytes]:
     return take
 
 
+class Owner:
+    """Just enough of an authority, from the system's generator."""
+
+    def __init__(self) -> None:
+        self.read, self.run = MasterKey.generate(2), MasterKey.generate(2)
+        self.slots = SlotSecrets(os.urandom(32), SLOTS)
+        self.signing_key = SigningKey.generate()
+
+    def issue(self, *roles: str) -> BundleKeys:
+        point = self.read.issue()
+        reads = "read" in roles
+        return BundleKeys(
+            point.z,
+            read=point if reads else None,
+            run=self.run.user_key(point.z) if "run" in roles else None,
+            slots=self.slots.of_user(point.key_id) if reads else None,
+        )
+
+    def bundle(self, keys: BundleKeys, subject: str, **opened: Any) -> bytes:
+        return make_bundle(
+            keys,
+            subject=subject,
+            issuer_name="ACME",
+            authority=self.read.public_key().digest,
+            signing_key=self.signing_key,
+            not_before=datetime(2024, 1, 1, tzinfo=UTC),
+            not_after=datetime(9999, 12, 31, tzinfo=UTC),
+            scope=["pets"],
+            **opened,
+        )
+
+
 def kem_case(threshold: int, users: int, revoked: int) -> dict[str, Any]:
-    """One authority, its users, a header that shuts the first ones out, a tracing header."""
+    """One authority, its users, a header that shuts the first ones out."""
     name = f"encryip kem vector t={threshold}"
     master = MasterKey.generate(threshold, random_bytes=counter_stream(f"{name} master"))
     keys = [master.issue(random_bytes=counter_stream(f"{name} user {i}")) for i in range(users)]
     out = [key.z for key in keys[:revoked]]
     header, secret = master.encapsulate(out, random_bytes=counter_stream(f"{name} header"))
-    tracing = TracingHeader.generate(
-        threshold, out, random_bytes=counter_stream(f"{name} tracing header")
-    )
     return {
         "threshold": threshold,
-        "seeds": f"{name} + ' master', ' user i', ' header', ' tracing header'",
+        "seeds": f"{name} + ' master', ' user i', ' header'",
         "master_key": master.secret_bytes().hex(),
         "public_key": master.public_key().to_bytes().hex(),
         "authority": master.public_key().digest.hex(),
@@ -72,72 +104,106 @@ def kem_case(threshold: int, users: int, revoked: int) -> dict[str, Any]:
         "revoked_users": list(range(revoked)),
         "header": _header(header),
         "keys": _keys(secret),
-        "tracing_header": _header(tracing.header),
-        "tracing_exponents": tracing.secret_bytes().hex(),
-        "tracing_keys": [_keys(tracing.predict(key)) for key in keys[revoked:]],
+    }
+
+
+def slots_case() -> dict[str, Any]:
+    """An authority's slots from a seed, what two users hold of them, and the commitments."""
+    take = counter_stream("encryip slots vector")
+    slots = SlotSecrets(take(32), 256)
+    shown = [0, 1, 100, 255]
+    users = []
+    for key_id in (take(8).hex(), take(8).hex()):
+        held = slots.of_user(key_id).secret_bytes()
+        users.append(
+            {
+                "key_id": key_id,
+                "codeword": held[:32].hex(),
+                "slot_keys": held[32:].hex(),
+                "commitment": commitment(slots.codeword_leaves(key_id)),
+                "openings": [
+                    {"slot": o.slot, "bit": o.bit, "blind": o.blind.hex(), "leaf": o.leaf.hex()}
+                    for o in slots.codeword_openings(key_id, shown)
+                ],
+            }
+        )
+    return {
+        "seed": counter_stream("encryip slots vector")(32).hex(),
+        "slots": slots.count,
+        "thresholds": slots.thresholds.tolist(),
+        "slot_keys": slots.keys.tobytes().hex(),
+        "commitment": commitment(slots.slot_leaves()),
+        "openings": [
+            {
+                "slot": o.slot,
+                "threshold": o.threshold,
+                "blind": o.blind.hex(),
+                "digests": [o.digest_0.hex(), o.digest_1.hex()],
+                "leaf": o.leaf.hex(),
+            }
+            for o in slots.slot_openings(shown)
+        ],
+        "users": users,
     }
 
 
 def codebook_case() -> dict[str, Any]:
-    """A small model's codebook, a bundle that opens it, and every value on the way."""
-    master, signing_key = MasterKey.generate(2), SigningKey.generate()
-    alice, revoked, foreign = master.issue(), master.issue(), MasterKey.generate(2).issue()
+    """A small model's codebook, two bundles that open it, and every value on the way."""
+    owner = Owner()
+    alice, bob = owner.issue("read", "run"), owner.issue("read")
+    revoked, foreign = owner.issue("read"), Owner().issue("read")
     metadata = ModelMetadata(model="pets", class_names=["cat", "dog", "Käfer"], notes="vector")
-    codebook, _ = Codebook.make(
-        LabelAssignment.draw(3, 8, 8), metadata, master, signing_key, revoked=[revoked.z]
+    codebook = Codebook.make(
+        LabelAssignment.draw(3, 8, 8, SLOTS),
+        metadata,
+        owner.read,
+        owner.slots,
+        owner.signing_key,
+        revoked=[revoked.z],
     )
-    bundle = make_bundle(
-        alice,
-        passphrase=PASSPHRASE,
-        subject="alice",
-        issuer_name="ACME",
-        authority=master.public_key().digest,
-        signing_key=signing_key,
-        not_before=datetime(2024, 1, 1, tzinfo=UTC),
-        not_after=datetime(9999, 12, 31, tzinfo=UTC),
-        scope=["pets"],
-        scrypt_log2_n=14,
-    )
-    table = codebook.decode_table(alice)
-    mask_keys = [mask_key(alice.decapsulate(header)) for header in codebook.headers]
+    bundle = owner.bundle(alice, "alice", passphrase=PASSPHRASE, scrypt_log2_n=14)
+    key, n = alice.reader, np.arange(codebook.num_labels)
+    secret = key.point.decapsulate(codebook.header)
+    (keys, slot_masks), held = label_keys(secret, n), key.slots.secret_bytes()
+    slots = codebook.masked_slots ^ slot_masks
+    table = codebook.decode_table(key)
     labels = [0, 1, 8, 17, codebook.num_labels - 1]
     return {
         "passphrase": PASSPHRASE,
         "key_bundle": bundle.decode("ascii"),
         "codebook": codebook.to_bytes().decode("ascii"),
-        "public_key": master.public_key().to_bytes().hex(),
-        "bundle_associated_data": canonical_json(KeyBundle.from_bytes(bundle).header).decode(),
-        "user_key": alice.secret_bytes().hex(),
-        "access_key": alice.decapsulate(codebook.access_header).derive(PURPOSES[1]).hex(),
+        "public_key": owner.read.public_key().to_bytes().hex(),
+        "bundle_associated_data": _header_text(bundle),
+        "bundle_keys": alice.secret_bytes().hex(),
+        "user_key": key.point.secret_bytes().hex(),
+        "run_key": alice.runner.secret_bytes().hex(),
+        "codeword": held[: SLOTS // 8].hex(),
+        "slot_keys": held[SLOTS // 8 :].hex(),
+        "metadata_key": secret.derive("model metadata v2").hex(),
         "metadata": canonical_json(metadata).decode("ascii"),
-        "mask_keys": [key.hex() for key in mask_keys],
-        "masks": [
-            int(label_masks(mask_keys[codebook.block_of[j]], [j], codebook.num_classes)[0])
-            for j in range(codebook.num_labels)
-        ],
+        "labels_key": secret.derive("label keys v2").hex(),
+        "label_keys": [row.tobytes().hex() for row in keys],
+        "slot_masks": slot_masks.tolist(),
+        "slots": slots.tolist(),
+        "masks": label_masks(key.slots.keys[slots], keys, 3).tolist(),
         "table": table.tolist(),
         "ciphertexts": [codebook.ciphertext(label).hex() for label in labels],
         "classes": [int(table[label]) for label in labels],
-        "revoked_user_key": revoked.secret_bytes().hex(),
-        "foreign_user_key": foreign.secret_bytes().hex(),
+        "reader_bundle": owner.bundle(bob, "bob", passphrase=PASSPHRASE, scrypt_log2_n=14).decode(
+            "ascii"
+        ),
+        "reader_bundle_keys": bob.secret_bytes().hex(),
+        "reader_table": codebook.decode_table(bob.reader).tolist(),
+        "revoked_user_key": revoked.reader.point.secret_bytes().hex(),
+        "foreign_user_key": foreign.reader.point.secret_bytes().hex(),
     }
 
 
 def public_key_case() -> dict[str, Any]:
-    """A key pair, a bundle made to it, and every value on the way."""
-    master, own = MasterKey.generate(2), X25519PrivateKey.generate()
-    alice = master.issue()
-    bundle = make_bundle(
-        alice,
-        public_key=own.public_key,
-        subject="alice",
-        issuer_name="ACME",
-        authority=master.public_key().digest,
-        signing_key=SigningKey.generate(),
-        not_before=datetime(2024, 1, 1, tzinfo=UTC),
-        not_after=datetime(9999, 12, 31, tzinfo=UTC),
-        scope=["pets"],
-    )
+    """A key pair, a host's bundle made to it, and every value on the way."""
+    owner, own = Owner(), X25519PrivateKey.generate()
+    host = owner.issue("run")
+    bundle = owner.bundle(host, "host", public_key=own.public_key)
     encapsulated = json.loads(bundle.splitlines()[1])["bundle"]["body"]["encapsulated"]
     context = HPKE.new(
         receiver_key=own._key,
@@ -152,10 +218,11 @@ def public_key_case() -> dict[str, Any]:
         "public_key_pem": own.public_key.to_pem().decode("ascii"),
         "fingerprint": own.public_key.fingerprint,
         "key_bundle": bundle.decode("ascii"),
-        "bundle_associated_data": canonical_json(KeyBundle.from_bytes(bundle).header).decode(),
+        "bundle_associated_data": _header_text(bundle),
         "hpke_key": context._key.hex(),
         "hpke_nonce": context._base_nonce.hex(),
-        "user_key": alice.secret_bytes().hex(),
+        "bundle_keys": host.secret_bytes().hex(),
+        "run_key": host.runner.secret_bytes().hex(),
     }
 
 
@@ -194,6 +261,10 @@ def _header(header: Header) -> dict[str, str]:
     return {"bytes": header.to_bytes().hex(), "digest": header.digest.hex()}
 
 
+def _header_text(bundle: bytes) -> str:
+    return canonical_json(KeyBundle.from_bytes(bundle).header).decode("ascii")
+
+
 def _keys(secret: SharedSecret) -> dict[str, str]:
     return {purpose: secret.derive(purpose).hex() for purpose in PURPOSES}
 
@@ -207,6 +278,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     cases = [kem_case(1, 3, 0), kem_case(2, 3, 1), kem_case(4, 6, 4)]
     write("kem.json", {f"t={case['threshold']}": case for case in cases})
+    write("slots.json", slots_case())
     if arguments.codebook:
         write("codebook.json", codebook_case())
     if arguments.public_key:

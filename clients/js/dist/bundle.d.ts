@@ -1,7 +1,7 @@
 /** A user's key file: docs/key-bundle.md. */
 import { type Bytes, type Check } from "./encoding.js";
 import type { X25519PrivateKey, X25519PublicKey } from "./keypair.js";
-import { UserKey } from "./kem.js";
+import { BundleKeys, type Role } from "./keys.js";
 import { type WorkOptions } from "./primitives.js";
 declare const HEADER: Check<{
     authority: string;
@@ -12,9 +12,11 @@ declare const HEADER: Check<{
     key_id: string;
     not_after: string;
     not_before: string;
+    opens_with: "passphrase" | "private key";
+    roles: Role[];
     scope: string[];
     subject: string;
-    version: 1 | 2;
+    version: 3;
 }>;
 /** What a bundle says in the clear. */
 export type BundleHeader = Readonly<ReturnType<typeof HEADER>>;
@@ -39,16 +41,16 @@ export declare class KeyBundle {
      */
     static parse(data: string | Uint8Array): Promise<KeyBundle>;
     /**
-     * Decrypt the user key.
+     * Decrypt the user's keys.
      *
      * @param secret The passphrase, or the private key of the bundle's `recipient`.
      * @param options Report progress, or abort.
      *
      * Throws `ArgumentError` for the other of the two; `PassphraseError`: wrong passphrase or changed
      * body; `KeyRefusedError`: the bundle was made to another public key; `SignatureError`: it was
-     * changed since the key was sealed.
+     * changed since the keys were sealed.
      */
-    unlock(secret: string | X25519PrivateKey, options?: WorkOptions): Promise<UserKey>;
+    unlock(secret: string | X25519PrivateKey, options?: WorkOptions): Promise<BundleKeys>;
     /** Refuse a bundle outside its dates. Advisory: the holder's clock decides. */
     checkDates(now?: Date): void;
     /** Whether the bundle's scope names this model. */

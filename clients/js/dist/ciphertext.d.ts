@@ -1,22 +1,27 @@
-/** Masks, and one prediction as self-contained bytes: docs/codebook.md, sections 3 and 4. */
+/** One prediction as self-contained bytes: docs/codebook.md, section 4. */
 import { type Bytes } from "./encoding.js";
-import { Header, type UserKey } from "./kem.js";
+import { Header } from "./kem.js";
+import { type ReaderKey } from "./keys.js";
 export declare const CODEBOOK_ID_BYTES = 16;
 export declare const DIGEST_BYTES = 32;
 export declare const MAX_CLASSES: number;
 export declare const MAX_LABELS: number;
-export declare const SUFFIX_BYTES = 8;
-/** class_j = (e_j − mask_j) mod K of the labels `first`, `first` + 1, … of one block. */
-export declare function readLabels(maskKey: Bytes, first: number, values: ArrayLike<number>, numClasses: number): Promise<Int32Array>;
+/** masked slot ‖ j ‖ e[j, 0] ‖ e[j, 1] */
+export declare const SUFFIX_BYTES: number;
+export declare const VERSION = 2;
 /** The fields of one label ciphertext. Public, and not authenticated. */
 export interface LabelCiphertext {
     codebookId: Bytes;
     authority: Bytes;
     numClasses: number;
     header: Header;
+    maskedSlot: number;
     label: number;
-    value: number;
+    /** e[j, 0] and e[j, 1] */
+    values: [number, number];
 }
 export declare function parseCiphertext(data: Uint8Array): LabelCiphertext;
-/** Read label ciphertexts of one authority, of any models, with a user key alone. */
-export declare function decryptLabels(ciphertexts: Iterable<Uint8Array>, key: UserKey, authority: Bytes): Promise<number[]>;
+/** The label j of a ciphertext's bytes, or of anything else that long. */
+export declare function ciphertextLabel(data: Uint8Array): number;
+/** Read label ciphertexts of one authority, of any models, with a key alone. */
+export declare function decryptLabels(ciphertexts: Iterable<Uint8Array>, key: ReaderKey, authority: Bytes): Promise<number[]>;

@@ -40,8 +40,8 @@ export declare class Decoder {
      * Throws `ForeignKeyError` if the bundle is of another authority than the model,
      * `RevokedKeyError` if the key was revoked before this version was exported, `ExpiredKeyError` if
      * the bundle is outside its dates, `WrongModelError` if it is not meant for this model,
-     * `KeyRefusedError` if it was made to another public key; `ArgumentError`, `PassphraseError`,
-     * `FormatError`, `SignatureError` as they say.
+     * `KeyRefusedError` if it was made to another public key or does not read models;
+     * `ArgumentError`, `PassphraseError`, `FormatError`, `SignatureError` as they say.
      */
     static open(codebook: string | Uint8Array, bundle: KeyBundle | string | Uint8Array, secret: string | X25519PrivateKey, { signal, onProgress }?: WorkOptions): Promise<Decoder>;
     /** The class of each confused label, to this key. Secret. */

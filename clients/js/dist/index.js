@@ -134,7 +134,7 @@ var object = (fields) => (value, where) => {
   return Object.fromEntries(checked);
 };
 
-// node_modules/@noble/hashes/_u64.js
+// ../../../js/clients/js/node_modules/@noble/hashes/_u64.js
 var U32_MASK64 = /* @__PURE__ */ (() => BigInt(2 ** 32 - 1))();
 var _32n = /* @__PURE__ */ BigInt(32);
 function fromBig(n, le = false) {
@@ -177,7 +177,7 @@ var add4H = (low, Ah, Bh, Ch, Dh) => Ah + Bh + Ch + Dh + (low / 2 ** 32 | 0) | 0
 var add5L = (Al, Bl, Cl, Dl, El) => (Al >>> 0) + (Bl >>> 0) + (Cl >>> 0) + (Dl >>> 0) + (El >>> 0);
 var add5H = (low, Ah, Bh, Ch, Dh, Eh) => Ah + Bh + Ch + Dh + Eh + (low / 2 ** 32 | 0) | 0;
 
-// node_modules/@noble/hashes/utils.js
+// ../../../js/clients/js/node_modules/@noble/hashes/utils.js
 function isBytes(a) {
   return a instanceof Uint8Array || ArrayBuffer.isView(a) && a.constructor.name === "Uint8Array" && "BYTES_PER_ELEMENT" in a && a.BYTES_PER_ELEMENT === 1;
 }
@@ -399,7 +399,7 @@ var oidNist = (suffix) => ({
   oid: Uint8Array.from([6, 9, 96, 134, 72, 1, 101, 3, 4, 2, suffix])
 });
 
-// node_modules/@noble/hashes/_md.js
+// ../../../js/clients/js/node_modules/@noble/hashes/_md.js
 function Chi(a, b, c) {
   return a & b ^ ~a & c;
 }
@@ -530,7 +530,7 @@ var SHA512_IV = /* @__PURE__ */ Uint32Array.from([
   327033209
 ]);
 
-// node_modules/@noble/hashes/sha2.js
+// ../../../js/clients/js/node_modules/@noble/hashes/sha2.js
 var SHA256_K = /* @__PURE__ */ Uint32Array.from([
   1116352408,
   1899447441,
@@ -927,7 +927,7 @@ var sha512 = /* @__PURE__ */ createHasher(
   /* @__PURE__ */ oidNist(3)
 );
 
-// node_modules/@noble/curves/utils.js
+// ../../../js/clients/js/node_modules/@noble/curves/utils.js
 function aarray(item, title, inner = () => {
 }) {
   if (!Array.isArray(item))
@@ -1109,7 +1109,7 @@ function validateObject(object2, fields = {}, optFields = {}, title = "object") 
   iter(optFields, true);
 }
 
-// node_modules/@noble/curves/abstract/modular.js
+// ../../../js/clients/js/node_modules/@noble/curves/abstract/modular.js
 var _0n2 = /* @__PURE__ */ BigInt(0);
 var _1n2 = /* @__PURE__ */ BigInt(1);
 var _2n = /* @__PURE__ */ BigInt(2);
@@ -1572,7 +1572,7 @@ function mapHashToField(key, fieldOrder, isLE3 = false) {
   return isLE3 ? numberToBytesLE(reduced, fieldLen) : numberToBytesBE(reduced, fieldLen);
 }
 
-// node_modules/@noble/curves/abstract/curve.js
+// ../../../js/clients/js/node_modules/@noble/curves/abstract/curve.js
 var _0n3 = /* @__PURE__ */ BigInt(0);
 var _1n3 = /* @__PURE__ */ BigInt(1);
 var _4n2 = /* @__PURE__ */ BigInt(4);
@@ -1959,7 +1959,7 @@ function createKeygen(randomSecretKey, getPublicKey) {
   };
 }
 
-// node_modules/@noble/curves/abstract/edwards.js
+// ../../../js/clients/js/node_modules/@noble/curves/abstract/edwards.js
 var _0n4 = /* @__PURE__ */ BigInt(0);
 var _1n4 = /* @__PURE__ */ BigInt(1);
 var _2n2 = /* @__PURE__ */ BigInt(2);
@@ -2410,7 +2410,7 @@ function eddsa(Point, cHash, eddsaOpts = {}) {
   });
 }
 
-// node_modules/@noble/curves/abstract/montgomery.js
+// ../../../js/clients/js/node_modules/@noble/curves/abstract/montgomery.js
 var _0n5 = /* @__PURE__ */ BigInt(0);
 var _1n5 = /* @__PURE__ */ BigInt(1);
 var _2n3 = /* @__PURE__ */ BigInt(2);
@@ -2557,7 +2557,7 @@ function montgomery(curveDef) {
   });
 }
 
-// node_modules/@noble/curves/ed25519.js
+// ../../../js/clients/js/node_modules/@noble/curves/ed25519.js
 var _0n6 = /* @__PURE__ */ BigInt(0);
 var _1n6 = /* @__PURE__ */ BigInt(1);
 var _2n4 = /* @__PURE__ */ BigInt(2);
@@ -2657,7 +2657,7 @@ var x25519 = /* @__PURE__ */ (() => {
   });
 })();
 
-// node_modules/@noble/hashes/hmac.js
+// ../../../js/clients/js/node_modules/@noble/hashes/hmac.js
 var _HMAC = class {
   oHash;
   iHash;
@@ -2734,7 +2734,7 @@ var hmac = /* @__PURE__ */ (() => {
   return hmac_;
 })();
 
-// node_modules/@noble/hashes/pbkdf2.js
+// ../../../js/clients/js/node_modules/@noble/hashes/pbkdf2.js
 function pbkdf2Init(hash, _password, _salt, _opts) {
   ahash(hash);
   const opts = checkOpts({ dkLen: 32, asyncTick: 10 }, _opts);
@@ -2809,7 +2809,7 @@ function pbkdf2(hash, password, salt, opts) {
   return eng.output(DK);
 }
 
-// node_modules/@noble/hashes/scrypt.js
+// ../../../js/clients/js/node_modules/@noble/hashes/scrypt.js
 function XorAndSalsa(prev, pi, input, ii, out, oi) {
   let y00 = prev[pi++] ^ input[ii++], y01 = prev[pi++] ^ input[ii++];
   let y02 = prev[pi++] ^ input[ii++], y03 = prev[pi++] ^ input[ii++];
@@ -3354,79 +3354,7 @@ var X25519PrivateKey = class _X25519PrivateKey {
   }
 };
 
-// src/bodies.ts
-var USER_KEY_BYTES = 64;
-var INFO = ascii("encryip key bundle v2");
-var PASSPHRASE_FIELDS = object({
-  salt: base64Text,
-  scrypt_log2_n: integer(MIN_SCRYPT_LOG2_N, MAX_SCRYPT_LOG2_N),
-  sealed: base64Text
-});
-var PUBLIC_KEY_FIELDS = object({
-  encapsulated: base64Text,
-  recipient: base64Text,
-  sealed: base64Text
-});
-function passphraseBody(fields) {
-  const salt = decodeBase64(fields.salt, "salt", SALT_BYTES);
-  const sealed = decodeBase64(fields.sealed, "sealed", USER_KEY_BYTES + OVERHEAD);
-  const log2N = fields.scrypt_log2_n;
-  return {
-    recipient: void 0,
-    async open(secret, bundle, header, options) {
-      if (typeof secret !== "string") {
-        throw new ArgumentError(`A passphrase opens ${bundle}: \`secret\` must be it, a string.`);
-      }
-      const cost = { N: 2 ** log2N, r: 8, p: 1 };
-      const what = `Field scrypt_log2_n is ${log2N}`;
-      const key = await scryptKey(passphraseBytes(secret), salt, cost, 32, what, options);
-      const found = await unlessChanged(unseal(key, sealed, header));
-      if (found !== void 0) return found;
-      throw new PassphraseError(`The passphrase does not open ${bundle}, or its body was changed.`);
-    }
-  };
-}
-function publicKeyBody(fields) {
-  const encapsulated = publicKey(fields.encapsulated, "encapsulated");
-  const recipient = publicKey(fields.recipient, "recipient");
-  const sealed = decodeBase64(fields.sealed, "sealed", USER_KEY_BYTES + TAG_BYTES);
-  return {
-    recipient,
-    async open(secret, bundle, header) {
-      if (!(secret instanceof X25519PrivateKey)) {
-        throw new ArgumentError(
-          `The private key of '${recipient.fingerprint}' opens ${bundle}: \`secret\` must be it, an \`X25519PrivateKey\`.`
-        );
-      }
-      if (!equal(secret.publicKey.raw, recipient.raw)) {
-        throw new KeyRefusedError(
-          `The ${bundle} was made to the public key '${recipient.fingerprint}', and not to yours, '${secret.publicKey.fingerprint}'. Send yours to the model's owner.`
-        );
-      }
-      const found = await unlessChanged(secret.unseal(encapsulated, sealed, INFO, header));
-      if (found !== void 0) return found;
-      throw new SignatureError(`The header or body of ${bundle} was changed.`);
-    }
-  };
-}
-async function unlessChanged(opening) {
-  try {
-    return await opening;
-  } catch (error) {
-    if (!(error instanceof SignatureError)) throw error;
-    return void 0;
-  }
-}
-function publicKey(text2, field) {
-  try {
-    return new X25519PublicKey(decodeBase64(text2, field, KEY_BYTES));
-  } catch (error) {
-    if (!(error instanceof FormatError)) throw error;
-  }
-  throw new FormatError(`Field ${field} is not base64 of an X25519 public key that can be used.`);
-}
-
-// node_modules/@noble/curves/abstract/der.js
+// ../../../js/clients/js/node_modules/@noble/curves/abstract/der.js
 var _0n7 = /* @__PURE__ */ BigInt(0);
 var DERErr = class extends Error {
   constructor(m = "") {
@@ -3553,7 +3481,7 @@ var DER = /* @__PURE__ */ (() => {
   return Object.freeze(_DER);
 })();
 
-// node_modules/@noble/curves/abstract/weierstrass.js
+// ../../../js/clients/js/node_modules/@noble/curves/abstract/weierstrass.js
 var divNearest = (num, den) => (num + (num >= 0 ? den : -den) / _2n5) / den;
 function _splitEndoScalar(k, basis, n) {
   aInRange("scalar", k, _0n8, n);
@@ -4385,7 +4313,7 @@ function ecdsa(Point, hash, ecdsaOpts = {}) {
   });
 }
 
-// node_modules/@noble/curves/nist.js
+// ../../../js/clients/js/node_modules/@noble/curves/nist.js
 var p256_CURVE = /* @__PURE__ */ (() => ({
   p: BigInt("0xffffffff00000001000000000000000000000000ffffffffffffffffffffffff"),
   n: BigInt("0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551"),
@@ -4474,6 +4402,18 @@ var Header = class _Header {
     return taggedDigest("header v1", this.bytes);
   }
 };
+var SharedSecret = class {
+  #point;
+  #salt;
+  constructor(point, salt) {
+    this.#point = point;
+    this.#salt = salt;
+  }
+  /** The key for one purpose: 32 bytes. */
+  derive(purpose) {
+    return hkdf(this.#point, this.#salt, ascii(purpose));
+  }
+};
 var UserKey = class _UserKey {
   constructor(z, value, keyId) {
     this.keyId = keyId;
@@ -4483,21 +4423,17 @@ var UserKey = class _UserKey {
   keyId;
   #z;
   #value;
-  /** Read z ‖ P(z), 64 bytes. */
-  static async fromSecretBytes(data) {
-    if (data.length !== 2 * SCALAR_BYTES) {
-      throw new FormatError(`A user key has ${2 * SCALAR_BYTES} bytes.`);
-    }
-    const [z, value] = split2(data, SCALAR_BYTES);
+  /** Read z and P(z), 32 bytes each. */
+  static async fromSecretBytes(z, value) {
     const scalars = [decodeScalar(z, "User key z"), decodeScalar(value, "User key value")];
     return new _UserKey(...scalars, hex(await taggedDigest("key id v1", z)).slice(0, 16));
   }
   /**
-   * The header's secret S = (λ_0·P(z))·R + Σ λ_j·H_j, as a key for one purpose: 32 bytes.
+   * The header's secret S = (λ_0·P(z))·R + Σ λ_j·H_j.
    *
    * Throws `RevokedKeyError` if z is one of the header's nodes.
    */
-  async derive(header, purpose) {
+  async decapsulate(header) {
     if (header.nodes.includes(this.#z)) {
       throw new RevokedKeyError("This key was revoked when the header was made.");
     }
@@ -4507,45 +4443,202 @@ var UserKey = class _UserKey {
     if (secret.is0()) {
       throw new FormatError("The header carries no secret: it opens to the point at infinity.");
     }
-    return hkdf(new Uint8Array(secret.toBytes(true)), await header.digest(), ascii(purpose));
+    return new SharedSecret(new Uint8Array(secret.toBytes(true)), await header.digest());
   }
 };
+
+// src/keys.ts
+var MIN_SLOTS = 256;
+var MAX_SLOTS = 4096;
+var KEY_BYTES2 = 16;
+var LABEL_BYTES = 2 * KEY_BYTES2;
+var EIGHT_SLOTS = 1 + 8 * KEY_BYTES2;
+var TAG = ascii("encryip label mask v2\0");
+var labelBlocks = (key, first, count) => aesBlocks(key, 2 * first, 2 * count);
+function isKeyLength(length, roles) {
+  const rest = length - SCALAR_BYTES * (1 + roles.length);
+  if (!roles.includes("read")) return rest === 0;
+  const slots = 8 * (rest / EIGHT_SLOTS);
+  return rest % EIGHT_SLOTS === 0 && slots >= MIN_SLOTS && slots <= MAX_SLOTS;
+}
+var ReaderKey = class {
+  /** @param slots Codeword ‖ slot keys. */
+  constructor(point, slots) {
+    this.point = point;
+    this.#slots = slots;
+    this.numSlots = 8 * (slots.length / EIGHT_SLOTS);
+  }
+  point;
+  #slots;
+  /** M, the number of slots. */
+  numSlots;
+  get keyId() {
+    return this.point.keyId;
+  }
+  /**
+   * The classes of labels: (e[j, v] − mask) mod K, where v is the user's bit at the label's slot.
+   *
+   * A key of another authority finds random slots, and so random classes.
+   *
+   * @param blocks Of each label, as `labelBlocks` gives them.
+   * @param maskedSlots Of each label, two bytes.
+   * @param values e[j, 0] and e[j, 1] of each.
+   */
+  readLabels(blocks, maskedSlots, values, numClasses) {
+    const message = new Uint8Array(TAG.length + 2 * KEY_BYTES2);
+    message.set(TAG);
+    const classes = new Int32Array(maskedSlots.length);
+    for (let i = 0; i < classes.length; i++) {
+      const at = LABEL_BYTES * i;
+      const labelKey = blocks.subarray(at, at + KEY_BYTES2);
+      const slotMask = 256 * blocks[at + KEY_BYTES2] + blocks[at + KEY_BYTES2 + 1];
+      const slot = (maskedSlots[i] ^ slotMask) % this.numSlots;
+      const start = this.numSlots / 8 + KEY_BYTES2 * slot;
+      message.set(this.#slots.subarray(start, start + KEY_BYTES2), TAG.length);
+      message.set(labelKey, TAG.length + KEY_BYTES2);
+      const { buffer, byteOffset } = sha256(message);
+      const digest = new DataView(buffer, byteOffset);
+      let mask = 0;
+      for (let word = 0; word < 4; word++) {
+        mask = (mask * 2 ** 32 + digest.getUint32(4 * word)) % numClasses;
+      }
+      const bit = this.#slots[slot >> 3] >> 7 - (slot & 7) & 1;
+      classes[i] = (values[2 * i + bit] - mask + numClasses) % numClasses;
+    }
+    return classes;
+  }
+};
+var BundleKeys = class _BundleKeys {
+  constructor(keyId, reader) {
+    this.keyId = keyId;
+    this.#reader = reader;
+  }
+  keyId;
+  #reader;
+  /** Read z ‖ P(z) of each role ‖ with `read`: codeword ‖ slot keys. */
+  static async fromSecretBytes(data, roles) {
+    if (!isKeyLength(data.length, roles)) {
+      throw new FormatError(`A key bundle's keys never have ${data.length} bytes.`);
+    }
+    const [z, ...values] = split2(data.slice(0, SCALAR_BYTES * (1 + roles.length)), SCALAR_BYTES);
+    const points = await Promise.all(values.map((value) => UserKey.fromSecretBytes(z, value)));
+    const slots = data.slice(SCALAR_BYTES * (1 + roles.length));
+    const reader = slots.length === 0 ? void 0 : new ReaderKey(points[0], slots);
+    return new _BundleKeys(points[0].keyId, reader);
+  }
+  /** What reads models. Throws `KeyRefusedError` without the role `read`. */
+  get reader() {
+    if (this.#reader !== void 0) return this.#reader;
+    throw new KeyRefusedError(
+      `Key ${this.keyId} runs models, and does not read their answers: ask the model's owner for a key bundle with the role 'read'.`
+    );
+  }
+};
+
+// src/bodies.ts
+var INFO = ascii("encryip key bundle v3");
+var PASSPHRASE_FIELDS = object({
+  salt: base64Text,
+  scrypt_log2_n: integer(MIN_SCRYPT_LOG2_N, MAX_SCRYPT_LOG2_N),
+  sealed: base64Text
+});
+var PUBLIC_KEY_FIELDS = object({
+  encapsulated: base64Text,
+  recipient: base64Text,
+  sealed: base64Text
+});
+function passphraseBody(fields, roles) {
+  const salt = decodeBase64(fields.salt, "salt", SALT_BYTES);
+  const sealed = decodeSealed(fields.sealed, OVERHEAD, roles);
+  const log2N = fields.scrypt_log2_n;
+  return {
+    recipient: void 0,
+    async open(secret, bundle, header, options) {
+      if (typeof secret !== "string") {
+        throw new ArgumentError(`A passphrase opens ${bundle}: \`secret\` must be it, a string.`);
+      }
+      const cost = { N: 2 ** log2N, r: 8, p: 1 };
+      const what = `Field scrypt_log2_n is ${log2N}`;
+      const key = await scryptKey(passphraseBytes(secret), salt, cost, 32, what, options);
+      const found = await unlessChanged(unseal(key, sealed, header));
+      if (found !== void 0) return found;
+      throw new PassphraseError(`The passphrase does not open ${bundle}, or its body was changed.`);
+    }
+  };
+}
+function publicKeyBody(fields, roles) {
+  const encapsulated = publicKey(fields.encapsulated, "encapsulated");
+  const recipient = publicKey(fields.recipient, "recipient");
+  const sealed = decodeSealed(fields.sealed, TAG_BYTES, roles);
+  return {
+    recipient,
+    async open(secret, bundle, header) {
+      if (!(secret instanceof X25519PrivateKey)) {
+        throw new ArgumentError(
+          `The private key of '${recipient.fingerprint}' opens ${bundle}: \`secret\` must be it, an \`X25519PrivateKey\`.`
+        );
+      }
+      if (!equal(secret.publicKey.raw, recipient.raw)) {
+        throw new KeyRefusedError(
+          `The ${bundle} was made to the public key '${recipient.fingerprint}', and not to yours, '${secret.publicKey.fingerprint}'. Send yours to the model's owner.`
+        );
+      }
+      const found = await unlessChanged(secret.unseal(encapsulated, sealed, INFO, header));
+      if (found !== void 0) return found;
+      throw new SignatureError(`The header or body of ${bundle} was changed.`);
+    }
+  };
+}
+function decodeSealed(text2, overhead, roles) {
+  const sealed = decodeBase64(text2, "sealed");
+  if (isKeyLength(sealed.length - overhead, roles)) return sealed;
+  throw new FormatError(`Field sealed has ${sealed.length} bytes, which no key of its roles has.`);
+}
+async function unlessChanged(opening) {
+  try {
+    return await opening;
+  } catch (error) {
+    if (!(error instanceof SignatureError)) throw error;
+    return void 0;
+  }
+}
+function publicKey(text2, field) {
+  try {
+    return new X25519PublicKey(decodeBase64(text2, field, KEY_BYTES));
+  } catch (error) {
+    if (!(error instanceof FormatError)) throw error;
+  }
+  throw new FormatError(`Field ${field} is not base64 of an X25519 public key that can be used.`);
+}
 
 // src/ciphertext.ts
 var CODEBOOK_ID_BYTES = 16;
 var DIGEST_BYTES = 32;
 var MAX_CLASSES = 2 ** 20;
 var MAX_LABELS = 2 ** 22;
-var SUFFIX_BYTES = 8;
-var VERSION = 1;
+var SUFFIX_BYTES = 2 + 4 + 4 + 4;
+var VERSION = 2;
 var PREFIX_BYTES = 1 + CODEBOOK_ID_BYTES + DIGEST_BYTES + 4;
-var MAX_BYTES = 16670;
-async function readLabels(maskKey, first, values, numClasses) {
-  const blocks = new DataView((await aesBlocks(maskKey, first, values.length)).buffer);
-  return Int32Array.from(values, (value, i) => {
-    let mask = 0;
-    for (let word = 0; word < 4; word++) {
-      mask = (mask * 2 ** 32 + blocks.getUint32(16 * i + 4 * word)) % numClasses;
-    }
-    return (value - mask + numClasses) % numClasses;
-  });
-}
+var MAX_BYTES = 16676;
 function parseCiphertext(data) {
   if (data.length <= PREFIX_BYTES + SUFFIX_BYTES || data.length > MAX_BYTES) {
     throw new FormatError(`A label ciphertext has a wrong length: ${data.length} bytes.`);
   }
   if (data[0] !== VERSION) {
+    const older = data[0] === 1 ? " Release 0.3 of keras_encryip reads it." : "";
     throw new FormatError(
-      `Label ciphertext version ${data[0]} is unknown; this release reads ${VERSION}.`
+      `Label ciphertext version ${data[0]} is not read by this release, which reads ${VERSION}.` + older
     );
   }
   const bytes = new Uint8Array(data);
   const view = new DataView(bytes.buffer);
-  const header = Header.parse(bytes.subarray(PREFIX_BYTES, -SUFFIX_BYTES));
+  const end = bytes.length - SUFFIX_BYTES;
+  const header = Header.parse(bytes.subarray(PREFIX_BYTES, end));
   const numClasses = view.getUint32(PREFIX_BYTES - 4);
-  const label = view.getUint32(bytes.length - 8);
-  const value = view.getUint32(bytes.length - 4);
-  if (numClasses < 2 || numClasses > MAX_CLASSES || label >= MAX_LABELS || value >= numClasses) {
+  const maskedSlot = view.getUint16(end);
+  const label = view.getUint32(end + 2);
+  const values = [view.getUint32(end + 6), view.getUint32(end + 10)];
+  if (numClasses < 2 || numClasses > MAX_CLASSES || label >= MAX_LABELS || Math.max(...values) >= numClasses) {
     throw new FormatError("A label ciphertext has a field out of range.");
   }
   return {
@@ -4553,37 +4646,53 @@ function parseCiphertext(data) {
     authority: bytes.subarray(1 + CODEBOOK_ID_BYTES, PREFIX_BYTES - 4),
     numClasses,
     header,
+    maskedSlot,
     label,
-    value
+    values
   };
+}
+function ciphertextLabel(data) {
+  const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
+  return data.length < SUFFIX_BYTES ? Infinity : view.getUint32(data.length - SUFFIX_BYTES + 2);
 }
 async function decryptLabels(ciphertexts, key, authority) {
   const keys = /* @__PURE__ */ new Map();
   const classes = [];
   for (const data of ciphertexts) {
-    const ciphertext2 = parseCiphertext(data);
-    if (!equal(ciphertext2.authority, authority)) {
+    const { header, maskedSlot, label, values, ...fields } = parseCiphertext(data);
+    if (!equal(fields.authority, authority)) {
       throw new ForeignKeyError(
         "This label was encrypted under another authority's public key. Use the key bundle that belongs to the model that produced it."
       );
     }
-    const name = hex(ciphertext2.header.bytes);
-    const maskKey = keys.get(name) ?? await key.derive(ciphertext2.header, "label mask v1");
-    keys.set(name, maskKey);
-    const { label, value, numClasses } = ciphertext2;
-    classes.push((await readLabels(maskKey, label, [value], numClasses))[0]);
+    const name = hex(header.bytes);
+    const labelsKey = keys.get(name) ?? await (await key.point.decapsulate(header)).derive("label keys v2");
+    keys.set(name, labelsKey);
+    const blocks = await labelBlocks(labelsKey, label, 1);
+    classes.push(key.readLabels(blocks, [maskedSlot], values, fields.numClasses)[0]);
   }
   return classes;
 }
 
 // src/bundle.ts
-var MAX_BUNDLE_BYTES = 65536;
+var MAX_BUNDLE_BYTES = 196608;
 var ANY_MODEL = "*";
 var BEGIN = "-----BEGIN ENCRYIP KEY BUNDLE-----\n";
 var END = "\n-----END ENCRYIP KEY BUNDLE-----\n";
-var VERSIONS = [1, 2];
+var VERSION2 = 3;
+var DOMAIN = "key bundle v3";
+var OLD = /"version":([12])\}\},"signature"/;
+var OLD_TAIL = 256;
 var NAME = text(1, 256);
 var TIME = text(20, 20, /^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$/);
+var ROLE = literal("read", "run");
+var ROLES = (value, where) => {
+  const roles = list(ROLE, 1, 2)(value, where);
+  if (roles.some((role, i) => i > 0 && role <= roles[i - 1])) {
+    throw new FormatError(`Field ${where} must be sorted, and hold each role once.`);
+  }
+  return roles;
+};
 var HEADER = object({
   authority: base64Text,
   format: literal("encryip-key-bundle"),
@@ -4593,14 +4702,16 @@ var HEADER = object({
   key_id: text(16, 16, /^[0-9a-f]{16}$/),
   not_after: TIME,
   not_before: TIME,
+  opens_with: literal("passphrase", "private key"),
+  roles: ROLES,
   scope: list(NAME, 1, 64),
   subject: NAME,
-  version: literal(...VERSIONS)
+  version: literal(VERSION2)
 });
 var SIGNED = object({ body: (value) => value, header: HEADER });
 var BUNDLE = ((value, where) => {
   const { body, header } = SIGNED(value, where);
-  const fields = header.version === 1 ? PASSPHRASE_FIELDS : PUBLIC_KEY_FIELDS;
+  const fields = header.opens_with === "passphrase" ? PASSPHRASE_FIELDS : PUBLIC_KEY_FIELDS;
   return { body: fields(body, `${where}.body`), header };
 });
 var FILE = object({ bundle: BUNDLE, signature: base64Text });
@@ -4637,7 +4748,12 @@ var KeyBundle = class _KeyBundle {
       );
     }
     const line = source.slice(BEGIN.length, source.length - END.length);
-    refuseOtherVersions(line);
+    const old = OLD.exec(line.slice(-OLD_TAIL));
+    if (old !== null) {
+      throw new FormatError(
+        `This key bundle has version ${old[1]}, which release 0.3 of keras_encryip reads; this release reads ${VERSION2}. Ask the model's owner for a new one, or use release 0.3.`
+      );
+    }
     const { bundle, signature } = parseCanonicalJson(line, FILE, "key bundle");
     const { header, body } = bundle;
     const authority = decodeBase64(header.authority, "authority", DIGEST_BYTES);
@@ -4645,31 +4761,31 @@ var KeyBundle = class _KeyBundle {
     const notBefore = parseTime(header.not_before, "not_before");
     const notAfter = parseTime(header.not_after, "not_after");
     parseTime(header.issued_at, "issued_at");
-    const sealed = "recipient" in body ? publicKeyBody(body) : passphraseBody(body);
+    const sealed = "recipient" in body ? publicKeyBody(body, header.roles) : passphraseBody(body, header.roles);
     const signed = decodeBase64(signature, "signature", SIGNATURE_BYTES);
-    const domain = `key bundle v${header.version}`;
-    await verify(issuer, domain, canonicalJson(bundle), signed, "key bundle");
+    await verify(issuer, DOMAIN, canonicalJson(bundle), signed, "key bundle");
     return new _KeyBundle(header, authority, issuer, notBefore, notAfter, sealed);
   }
   /**
-   * Decrypt the user key.
+   * Decrypt the user's keys.
    *
    * @param secret The passphrase, or the private key of the bundle's `recipient`.
    * @param options Report progress, or abort.
    *
    * Throws `ArgumentError` for the other of the two; `PassphraseError`: wrong passphrase or changed
    * body; `KeyRefusedError`: the bundle was made to another public key; `SignatureError`: it was
-   * changed since the key was sealed.
+   * changed since the keys were sealed.
    */
   async unlock(secret, options = {}) {
-    const name = `key bundle ${this.header.key_id} (subject '${this.header.subject}')`;
+    const { key_id, subject, roles } = this.header;
+    const name = `key bundle ${key_id} (subject '${subject}')`;
     const header = ascii(canonicalJson(this.header));
     const found = await this.#body.open(secret, name, header, options);
-    const userKey = await UserKey.fromSecretBytes(found);
-    if (userKey.keyId !== this.header.key_id) {
+    const keys = await BundleKeys.fromSecretBytes(found, roles);
+    if (keys.keyId !== key_id) {
       throw new FormatError("The key bundle's key_id does not belong to the key inside.");
     }
-    return userKey;
+    return keys;
   }
   /** Refuse a bundle outside its dates. Advisory: the holder's clock decides. */
   checkDates(now = /* @__PURE__ */ new Date()) {
@@ -4692,21 +4808,10 @@ var KeyBundle = class _KeyBundle {
   /** Read label ciphertexts with nothing but this bundle: their classes. */
   async decrypt(ciphertexts, secret, options = {}) {
     this.checkDates();
-    return decryptLabels(ciphertexts, await this.unlock(secret, options), this.authority);
+    const { reader } = await this.unlock(secret, options);
+    return decryptLabels(ciphertexts, reader, this.authority);
   }
 };
-function refuseOtherVersions(line) {
-  let version;
-  try {
-    version = JSON.parse(line).bundle.header.version;
-  } catch {
-  }
-  if (Number.isInteger(version) && !VERSIONS.some((known) => known === version)) {
-    throw new FormatError(
-      `Key bundle version ${version} is unknown; this release reads ${VERSIONS.join(" and ")}. Ask for a newer client, or for a bundle of an older version.`
-    );
-  }
-}
 function parseTime(value, field) {
   const moment = new Date(value);
   const real = !Number.isNaN(moment.getTime()) && !value.startsWith("0000");
@@ -4718,19 +4823,22 @@ function parseTime(value, field) {
 
 // src/codebook.ts
 var MAX_CODEBOOK_BYTES = 2 ** 28;
-var MAX_BLOCKS = 64;
-var DOMAIN = "codebook v1";
+var DOMAIN2 = "codebook v2";
+var OLD2 = '"version":1}';
+var OLD_TAIL2 = 256;
+var CHUNK = 256;
 var FILE2 = object({
   body: object({
-    access: object({ header: base64Text, sealed: base64Text }),
     authority: base64Text,
-    blocks: list(object({ header: base64Text, size: integer(1, MAX_LABELS) }), 1, MAX_BLOCKS),
     codebook_id: base64Text,
     format: literal("encryip-codebook"),
+    header: base64Text,
     issuer: base64Text,
+    metadata: base64Text,
     num_classes: integer(2, MAX_CLASSES),
+    slots: base64Text,
     values: base64Text,
-    version: literal(1)
+    version: literal(VERSION)
   }),
   signature: base64Text
 });
@@ -4740,16 +4848,15 @@ var METADATA = object({
   notes: text(0, 65536)
 });
 var Codebook = class _Codebook {
-  constructor(codebookId, authority, issuer, numClasses, headers, blockSizes, values, accessHeader, sealedMetadata, signature, body) {
+  constructor(codebookId, authority, issuer, numClasses, header, sealedMetadata, maskedSlots, values, signature, body) {
     this.codebookId = codebookId;
     this.authority = authority;
     this.issuer = issuer;
     this.numClasses = numClasses;
-    this.headers = headers;
-    this.blockSizes = blockSizes;
-    this.values = values;
-    this.accessHeader = accessHeader;
+    this.header = header;
     this.sealedMetadata = sealedMetadata;
+    this.maskedSlots = maskedSlots;
+    this.values = values;
     this.signature = signature;
     this.body = body;
   }
@@ -4757,50 +4864,45 @@ var Codebook = class _Codebook {
   authority;
   issuer;
   numClasses;
-  headers;
-  blockSizes;
-  values;
-  accessHeader;
+  header;
   sealedMetadata;
+  maskedSlots;
+  values;
   signature;
   body;
   get numLabels() {
-    return this.values.length;
+    return this.maskedSlots.length;
   }
   /** Parse and check the form. The signature is checked by `verify`. */
-  static async parse(data, options = {}) {
+  static parse(data) {
     const source = asciiText(data, "codebook", MAX_CODEBOOK_BYTES);
+    if (source.slice(-OLD_TAIL2).includes(OLD2)) {
+      throw new FormatError(
+        `This codebook has version 1, which release 0.3 of keras_encryip reads; this release reads ${VERSION}. Export the model anew, or use release 0.3.`
+      );
+    }
     const { body, signature } = parseCanonicalJson(source, FILE2, "codebook");
-    const sizes = body.blocks.map((block2) => block2.size);
-    const numLabels = sizes.reduce((sum, size) => sum + size);
-    if (numLabels > MAX_LABELS) {
-      throw new FormatError(`The codebook has more than ${MAX_LABELS} labels.`);
+    const slotBytes = decodeBase64(body.slots, "codebook slots");
+    const numLabels = slotBytes.length / 2;
+    if (!Number.isInteger(numLabels) || numLabels < 2 || numLabels > MAX_LABELS) {
+      throw new FormatError(`The codebook must have 2 … ${MAX_LABELS} labels, 2 bytes each.`);
     }
-    const raw = new DataView(decodeBase64(body.values, "codebook values", 4 * numLabels).buffer);
-    const values = Uint32Array.from({ length: numLabels }, (_, j) => raw.getUint32(4 * j));
-    if (values.some((value) => value >= body.num_classes)) {
+    const maskedSlots = new Uint16Array(numLabels);
+    readIntegers(maskedSlots, slotBytes, 2 ** 16);
+    const values = new Uint32Array(2 * numLabels);
+    const valueBytes = decodeBase64(body.values, "codebook values", 8 * numLabels);
+    if (!readIntegers(values, valueBytes, body.num_classes)) {
       throw new FormatError("A codebook value is not below num_classes.");
-    }
-    const pace = pacer(options);
-    const headers = [];
-    for (const block2 of body.blocks) {
-      await pace(headers.length / sizes.length);
-      headers.push(Header.parse(decodeBase64(block2.header, "codebook block header")));
-    }
-    const access = Header.parse(decodeBase64(body.access.header, "codebook access header"));
-    if (headers.some((header) => header.threshold !== access.threshold)) {
-      throw new FormatError("Codebook headers have different thresholds.");
     }
     return new _Codebook(
       decodeBase64(body.codebook_id, "codebook_id", CODEBOOK_ID_BYTES),
       decodeBase64(body.authority, "authority", DIGEST_BYTES),
       decodeBase64(body.issuer, "issuer", PUBLIC_BYTES),
       body.num_classes,
-      headers,
-      sizes,
+      Header.parse(decodeBase64(body.header, "codebook header")),
+      decodeBase64(body.metadata, "codebook metadata"),
+      maskedSlots,
       values,
-      access,
-      decodeBase64(body.access.sealed, "access metadata"),
       decodeBase64(signature, "codebook signature", SIGNATURE_BYTES),
       canonicalJson(body)
     );
@@ -4812,30 +4914,30 @@ var Codebook = class _Codebook {
         "The codebook was made by another authority than the one that issued this key."
       );
     }
-    await verify(issuer, DOMAIN, this.body, this.signature, "codebook");
+    await verify(issuer, DOMAIN2, this.body, this.signature, "codebook");
+  }
+  /** What the header opens to, for this key: one decapsulation. */
+  async secret(key) {
+    try {
+      return await key.point.decapsulate(this.header);
+    } catch (error) {
+      if (!(error instanceof RevokedKeyError)) throw error;
+    }
+    throw new RevokedKeyError(
+      `Key ${key.keyId} was revoked before this model version was exported. Ask the model's owner for a new key.`
+    );
   }
   /** The sealed metadata: the test of whether the key may read this model. */
-  async openMetadata(key) {
+  async openMetadata(key, secret) {
+    const metadataKey = await secret.derive("model metadata v2");
+    const associatedData = concat(this.codebookId, this.authority);
     let plaintext;
-    let revoked = false;
     try {
-      const accessKey = await key.derive(this.accessHeader, "access metadata v1");
-      const associatedData = concat(this.codebookId, this.authority);
-      plaintext = await unseal(accessKey, this.sealedMetadata, associatedData);
+      plaintext = await unseal(metadataKey, this.sealedMetadata, associatedData);
     } catch (error) {
-      revoked = error instanceof RevokedKeyError;
-      if (!revoked && !(error instanceof SignatureError)) throw error;
+      if (!(error instanceof SignatureError)) throw error;
     }
-    if (revoked) {
-      throw new RevokedKeyError(
-        `Key ${key.keyId} was revoked before this model version was exported. Ask the model's owner for a new key.`
-      );
-    }
-    if (plaintext === void 0) {
-      throw new ForeignKeyError(
-        `Key ${key.keyId} does not open this codebook: another authority issued it.`
-      );
-    }
+    if (plaintext === void 0) throw foreign(key);
     const source = asciiText(plaintext, "model metadata", MAX_CODEBOOK_BYTES);
     const metadata = parseCanonicalJson(source, METADATA, "model metadata");
     if (metadata.class_names.length !== this.numClasses) {
@@ -4843,48 +4945,58 @@ var Codebook = class _Codebook {
     }
     return metadata;
   }
-  /** What a host encrypts its responses with: the access header's secret. */
-  responseKey(key) {
-    return key.derive(this.accessHeader, "hosted responses v1");
-  }
   /**
    * The class, 0 … K−1, that each confused label stands for, to this key.
    *
-   * Access is not checked here: a foreign key gets a table of random classes.
+   * Access is not checked here: with a foreign secret, it is a table of random classes.
    */
-  async decodeTable(key, options = {}) {
+  async decodeTable(key, secret, options = {}) {
     const pace = pacer(options);
+    const blocks = await labelBlocks(await secret.derive("label keys v2"), 0, this.numLabels);
     const table = new Int32Array(this.numLabels);
-    let start = 0;
-    for (const [block2, header] of this.headers.entries()) {
-      await pace(block2 / this.headers.length);
-      const values = this.values.subarray(start, start + this.blockSizes[block2]);
-      const maskKey = await key.derive(header, "label mask v1");
-      table.set(await readLabels(maskKey, start, values, this.numClasses), start);
-      start += values.length;
+    for (let start = 0; start < table.length; start += CHUNK) {
+      await pace(start / table.length);
+      const end = start + CHUNK;
+      const slots = this.maskedSlots.subarray(start, end);
+      const values = this.values.subarray(2 * start, 2 * end);
+      const some = blocks.subarray(LABEL_BYTES * start, LABEL_BYTES * end);
+      table.set(key.readLabels(some, slots, values, this.numClasses), start);
     }
     await pace(1);
     return table;
   }
   /** The label ciphertext of one confused label. */
   ciphertext(label) {
-    let block2 = 0;
-    for (let end = this.blockSizes[0]; label >= end; end += this.blockSizes[block2]) block2++;
-    const numbers = new DataView(new ArrayBuffer(4 + SUFFIX_BYTES));
-    numbers.setUint32(0, this.numClasses);
-    numbers.setUint32(4, label);
-    numbers.setUint32(8, this.values[label]);
-    const [classes, suffix] = [
-      new Uint8Array(numbers.buffer, 0, 4),
-      new Uint8Array(numbers.buffer, 4)
-    ];
-    const version = new Uint8Array([1]);
-    const { bytes } = this.headers[block2];
-    return concat(version, this.codebookId, this.authority, classes, bytes, suffix);
+    const classes = new DataView(new ArrayBuffer(4));
+    classes.setUint32(0, this.numClasses);
+    const suffix = new DataView(new ArrayBuffer(SUFFIX_BYTES));
+    suffix.setUint16(0, this.maskedSlots[label]);
+    suffix.setUint32(2, label);
+    suffix.setUint32(6, this.values[2 * label]);
+    suffix.setUint32(10, this.values[2 * label + 1]);
+    return concat(
+      new Uint8Array([VERSION]),
+      this.codebookId,
+      this.authority,
+      new Uint8Array(classes.buffer),
+      this.header.bytes,
+      new Uint8Array(suffix.buffer)
+    );
   }
 };
+var foreign = (key) => new ForeignKeyError(`Key ${key.keyId} does not open this codebook: another authority issued it.`);
+function readIntegers(array, data, limit) {
+  const size = array.BYTES_PER_ELEMENT;
+  for (let i = 0; i < array.length; i++) {
+    let value = 0;
+    for (let at = size * i; at < size * (i + 1); at++) value = 256 * value + data[at];
+    if (value >= limit) return false;
+    array[i] = value;
+  }
+  return true;
+}
 
-// node_modules/@noble/ciphers/utils.js
+// ../../../js/clients/js/node_modules/@noble/ciphers/utils.js
 function isBytes3(a) {
   return a instanceof Uint8Array || ArrayBuffer.isView(a) && a.constructor.name === "Uint8Array" && "BYTES_PER_ELEMENT" in a && a.BYTES_PER_ELEMENT === 1;
 }
@@ -5062,7 +5174,7 @@ function copyBytes2(bytes) {
   return Uint8Array.from(abytes3(bytes));
 }
 
-// node_modules/@noble/ciphers/_arx.js
+// ../../../js/clients/js/node_modules/@noble/ciphers/_arx.js
 var encodeStr = (str) => Uint8Array.from(str.split(""), (c) => c.charCodeAt(0));
 var sigma16_32 = /* @__PURE__ */ (() => swap32IfBE2(u322(encodeStr("expand 16-byte k"))))();
 var sigma32_32 = /* @__PURE__ */ (() => swap32IfBE2(u322(encodeStr("expand 32-byte k"))))();
@@ -5192,7 +5304,7 @@ function createCipher(core, opts) {
   };
 }
 
-// node_modules/@noble/ciphers/_poly1305.js
+// ../../../js/clients/js/node_modules/@noble/ciphers/_poly1305.js
 function u8to16(a, i) {
   return a[i++] & 255 | (a[i++] & 255) << 8;
 }
@@ -5443,7 +5555,7 @@ var Poly1305 = class {
 };
 var poly1305 = /* @__PURE__ */ wrapMacConstructor(32, (key) => new Poly1305(key));
 
-// node_modules/@noble/ciphers/chacha.js
+// ../../../js/clients/js/node_modules/@noble/ciphers/chacha.js
 function chachaCore(s, k, n, out, cnt, rounds = 20) {
   let y00 = s[0], y01 = s[1], y02 = s[2], y03 = s[3], y04 = k[0], y05 = k[1], y06 = k[2], y07 = k[3], y08 = k[4], y09 = k[5], y10 = k[6], y11 = k[7], y12 = cnt, y13 = n[0], y14 = n[1], y15 = n[2];
   let x00 = y00, x01 = y01, x02 = y02, x03 = y03, x04 = y04, x05 = y05, x06 = y06, x07 = y07, x08 = y08, x09 = y09, x10 = y10, x11 = y11, x12 = y12, x13 = y13, x14 = y14, x15 = y15;
@@ -5722,16 +5834,18 @@ var Decoder = class _Decoder {
    * Throws `ForeignKeyError` if the bundle is of another authority than the model,
    * `RevokedKeyError` if the key was revoked before this version was exported, `ExpiredKeyError` if
    * the bundle is outside its dates, `WrongModelError` if it is not meant for this model,
-   * `KeyRefusedError` if it was made to another public key; `ArgumentError`, `PassphraseError`,
-   * `FormatError`, `SignatureError` as they say.
+   * `KeyRefusedError` if it was made to another public key or does not read models;
+   * `ArgumentError`, `PassphraseError`, `FormatError`, `SignatureError` as they say.
    */
   static async open(codebook, bundle, secret, { signal, onProgress } = {}) {
-    const third = (index) => ({
+    signal?.throwIfAborted();
+    onProgress?.(0);
+    const half = (index) => ({
       signal,
-      onProgress: (done) => onProgress?.((index + done) / 3)
+      onProgress: (done) => onProgress?.((index + done) / 2)
     });
     const key = bundle instanceof KeyBundle ? bundle : await KeyBundle.parse(bundle);
-    const book = await Codebook.parse(codebook, third(0));
+    const book = Codebook.parse(codebook);
     if (!equal(book.authority, key.authority)) {
       throw new ForeignKeyError(
         `Key bundle ${key.header.key_id} was issued by another authority ('${key.header.issuer_name}') than the one that made this model.`
@@ -5739,15 +5853,16 @@ var Decoder = class _Decoder {
     }
     await book.verify(key.issuer);
     key.checkDates();
-    const userKey = await key.unlock(secret, third(1));
-    const metadata = await book.openMetadata(userKey);
+    const { reader } = await key.unlock(secret, half(0));
+    const opened = await book.secret(reader);
+    const metadata = await book.openMetadata(reader, opened);
+    const table = await book.decodeTable(reader, opened, half(1));
     if (!key.allows(metadata.model)) {
       throw new WrongModelError(
         `Key bundle ${key.header.key_id} is for model(s) ${key.header.scope.join(", ")}, not for '${metadata.model}'.`
       );
     }
-    const table = await book.decodeTable(userKey, third(2));
-    return new _Decoder(book, metadata, table, await book.responseKey(userKey));
+    return new _Decoder(book, metadata, table, await opened.derive("hosted responses v2"));
   }
   /** The class of each confused label, to this key. Secret. */
   secretTable() {
@@ -5804,8 +5919,7 @@ var Decoder = class _Decoder {
    */
   decrypt(ciphertexts) {
     return Array.from(ciphertexts, (data) => {
-      const end = new DataView(data.buffer, data.byteOffset, data.byteLength);
-      const label = data.length < 8 ? this.numLabels : end.getUint32(data.length - 8);
+      const label = ciphertextLabel(data);
       if (label >= this.numLabels || !equal(this.#codebook.ciphertext(label), data)) {
         parseCiphertext(data);
         throw new WrongModelError(

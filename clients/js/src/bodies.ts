@@ -1,4 +1,4 @@
-/** How a bundle's user key is sealed: with a passphrase, or to the user's public key. */
+/** How a bundle's keys are sealed: with a passphrase, or to the user's public key. */
 
 import { ascii, base64Text, type Bytes, decodeBase64, equal, integer, object } from "./encoding.js";
 import {
@@ -20,18 +20,18 @@ import {
   unseal,
   type WorkOptions,
 } from "./primitives.js";
+import { isKeyLength, type Role } from "./keys.js";
 
-const USER_KEY_BYTES = 64;
-const INFO = ascii("encryip key bundle v2");
+const INFO = ascii("encryip key bundle v3");
 
-/** The fields of version 1: AES-256-GCM under scrypt. */
+/** The fields for a passphrase: AES-256-GCM under scrypt. */
 export const PASSPHRASE_FIELDS = object({
   salt: base64Text,
   scrypt_log2_n: integer(MIN_SCRYPT_LOG2_N, MAX_SCRYPT_LOG2_N),
   sealed: base64Text,
 });
 
-/** The fields of version 2: HPKE to the user's X25519 public key. */
+/** The fields for a private key: HPKE to the user's X25519 public key. */
 export const PUBLIC_KEY_FIELDS = object({
   encapsulated: base64Text,
   recipient: base64Text,
@@ -44,14 +44,17 @@ type Secret = string | X25519PrivateKey;
 export interface Body {
   /** The public key it was made to; `undefined` if a passphrase opens it. */
   readonly recipient: X25519PublicKey | undefined;
-  /** The user key's bytes. `bundle` names the file in messages; `header` is associated data. */
+  /** The secret bytes. `bundle` names the file in messages; `header` is associated data. */
   open(secret: Secret, bundle: string, header: Bytes, options: WorkOptions): Promise<Bytes>;
 }
 
-/** Decode the fields of version 1. */
-export function passphraseBody(fields: ReturnType<typeof PASSPHRASE_FIELDS>): Body {
+/** Decode the fields for a passphrase. */
+export function passphraseBody(
+  fields: ReturnType<typeof PASSPHRASE_FIELDS>,
+  roles: readonly Role[],
+): Body {
   const salt = decodeBase64(fields.salt, "salt", SALT_BYTES);
-  const sealed = decodeBase64(fields.sealed, "sealed", USER_KEY_BYTES + OVERHEAD);
+  const sealed = decodeSealed(fields.sealed, OVERHEAD, roles);
   const log2N = fields.scrypt_log2_n;
   return {
     recipient: undefined,
@@ -69,11 +72,14 @@ export function passphraseBody(fields: ReturnType<typeof PASSPHRASE_FIELDS>): Bo
   };
 }
 
-/** Decode the fields of version 2. */
-export function publicKeyBody(fields: ReturnType<typeof PUBLIC_KEY_FIELDS>): Body {
+/** Decode the fields for a private key. */
+export function publicKeyBody(
+  fields: ReturnType<typeof PUBLIC_KEY_FIELDS>,
+  roles: readonly Role[],
+): Body {
   const encapsulated = publicKey(fields.encapsulated, "encapsulated");
   const recipient = publicKey(fields.recipient, "recipient");
-  const sealed = decodeBase64(fields.sealed, "sealed", USER_KEY_BYTES + TAG_BYTES);
+  const sealed = decodeSealed(fields.sealed, TAG_BYTES, roles);
   return {
     recipient,
     async open(secret, bundle, header) {
@@ -94,6 +100,12 @@ export function publicKeyBody(fields: ReturnType<typeof PUBLIC_KEY_FIELDS>): Bod
       throw new SignatureError(`The header or body of ${bundle} was changed.`);
     },
   };
+}
+
+function decodeSealed(text: string, overhead: number, roles: readonly Role[]): Bytes {
+  const sealed = decodeBase64(text, "sealed");
+  if (isKeyLength(sealed.length - overhead, roles)) return sealed;
+  throw new FormatError(`Field sealed has ${sealed.length} bytes, which no key of its roles has.`);
 }
 
 async function unlessChanged(opening: Promise<Bytes>): Promise<Bytes | undefined> {

@@ -24,17 +24,31 @@ import {
 } from "./encoding.js";
 import { ExpiredKeyError, FormatError } from "./errors.js";
 import type { X25519PrivateKey, X25519PublicKey } from "./keypair.js";
-import { UserKey } from "./kem.js";
+import { BundleKeys, type Role } from "./keys.js";
 import { PUBLIC_BYTES, SIGNATURE_BYTES, verify, type WorkOptions } from "./primitives.js";
 
-const MAX_BUNDLE_BYTES = 65_536;
+const MAX_BUNDLE_BYTES = 196_608;
 const ANY_MODEL = "*";
 const BEGIN = "-----BEGIN ENCRYIP KEY BUNDLE-----\n";
 const END = "\n-----END ENCRYIP KEY BUNDLE-----\n";
-const VERSIONS = [1, 2] as const;
+const VERSION = 3;
+const DOMAIN = "key bundle v3";
+const OLD = /"version":([12])\}\},"signature"/;
+const OLD_TAIL = 256;
 
 const NAME = text(1, 256);
 const TIME = text(20, 20, /^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$/);
+
+const ROLE = literal("read", "run");
+
+/** Sorted, and each once. */
+const ROLES: Check<Role[]> = (value, where) => {
+  const roles = list(ROLE, 1, 2)(value, where);
+  if (roles.some((role, i) => i > 0 && role <= roles[i - 1]!)) {
+    throw new FormatError(`Field ${where} must be sorted, and hold each role once.`);
+  }
+  return roles;
+};
 
 const HEADER = object({
   authority: base64Text,
@@ -45,17 +59,19 @@ const HEADER = object({
   key_id: text(16, 16, /^[0-9a-f]{16}$/),
   not_after: TIME,
   not_before: TIME,
+  opens_with: literal("passphrase", "private key"),
+  roles: ROLES,
   scope: list(NAME, 1, 64),
   subject: NAME,
-  version: literal(...VERSIONS),
+  version: literal(VERSION),
 });
 
 const SIGNED = object({ body: (value) => value, header: HEADER });
 
-/** The body has the fields of the header's version, and no others. */
+/** The body has the fields that the header's `opens_with` says, and no others. */
 const BUNDLE = ((value, where) => {
   const { body, header } = SIGNED(value, where);
-  const fields = header.version === 1 ? PASSPHRASE_FIELDS : PUBLIC_KEY_FIELDS;
+  const fields = header.opens_with === "passphrase" ? PASSPHRASE_FIELDS : PUBLIC_KEY_FIELDS;
   return { body: fields(body, `${where}.body`), header };
 }) satisfies Check<unknown>;
 
@@ -101,7 +117,13 @@ export class KeyBundle {
       );
     }
     const line = source.slice(BEGIN.length, source.length - END.length);
-    refuseOtherVersions(line);
+    const old = OLD.exec(line.slice(-OLD_TAIL));
+    if (old !== null) {
+      throw new FormatError(
+        `This key bundle has version ${old[1]}, which release 0.3 of keras_encryip reads; this ` +
+          `release reads ${VERSION}. Ask the model's owner for a new one, or use release 0.3.`,
+      );
+    }
     const { bundle, signature } = parseCanonicalJson(line, FILE, "key bundle");
     const { header, body } = bundle;
     const authority = decodeBase64(header.authority, "authority", DIGEST_BYTES);
@@ -109,32 +131,33 @@ export class KeyBundle {
     const notBefore = parseTime(header.not_before, "not_before");
     const notAfter = parseTime(header.not_after, "not_after");
     parseTime(header.issued_at, "issued_at");
-    const sealed = "recipient" in body ? publicKeyBody(body) : passphraseBody(body);
+    const sealed =
+      "recipient" in body ? publicKeyBody(body, header.roles) : passphraseBody(body, header.roles);
     const signed = decodeBase64(signature, "signature", SIGNATURE_BYTES);
-    const domain = `key bundle v${header.version}`;
-    await verify(issuer, domain, canonicalJson(bundle), signed, "key bundle");
+    await verify(issuer, DOMAIN, canonicalJson(bundle), signed, "key bundle");
     return new KeyBundle(header, authority, issuer, notBefore, notAfter, sealed);
   }
 
   /**
-   * Decrypt the user key.
+   * Decrypt the user's keys.
    *
    * @param secret The passphrase, or the private key of the bundle's `recipient`.
    * @param options Report progress, or abort.
    *
    * Throws `ArgumentError` for the other of the two; `PassphraseError`: wrong passphrase or changed
    * body; `KeyRefusedError`: the bundle was made to another public key; `SignatureError`: it was
-   * changed since the key was sealed.
+   * changed since the keys were sealed.
    */
-  async unlock(secret: string | X25519PrivateKey, options: WorkOptions = {}): Promise<UserKey> {
-    const name = `key bundle ${this.header.key_id} (subject '${this.header.subject}')`;
+  async unlock(secret: string | X25519PrivateKey, options: WorkOptions = {}): Promise<BundleKeys> {
+    const { key_id, subject, roles } = this.header;
+    const name = `key bundle ${key_id} (subject '${subject}')`;
     const header = ascii(canonicalJson(this.header));
     const found = await this.#body.open(secret, name, header, options);
-    const userKey = await UserKey.fromSecretBytes(found);
-    if (userKey.keyId !== this.header.key_id) {
+    const keys = await BundleKeys.fromSecretBytes(found, roles);
+    if (keys.keyId !== key_id) {
       throw new FormatError("The key bundle's key_id does not belong to the key inside.");
     }
-    return userKey;
+    return keys;
   }
 
   /** Refuse a bundle outside its dates. Advisory: the holder's clock decides. */
@@ -164,23 +187,8 @@ export class KeyBundle {
     options: WorkOptions = {},
   ): Promise<number[]> {
     this.checkDates();
-    return decryptLabels(ciphertexts, await this.unlock(secret, options), this.authority);
-  }
-}
-
-/** A bundle of another version has other fields; say so before any of them is called unknown. */
-function refuseOtherVersions(line: string): void {
-  let version: unknown;
-  try {
-    version = JSON.parse(line).bundle.header.version;
-  } catch {
-    // parseCanonicalJson says what is wrong
-  }
-  if (Number.isInteger(version) && !VERSIONS.some((known) => known === version)) {
-    throw new FormatError(
-      `Key bundle version ${version} is unknown; this release reads ${VERSIONS.join(" and ")}. ` +
-        "Ask for a newer client, or for a bundle of an older version.",
-    );
+    const { reader } = await this.unlock(secret, options);
+    return decryptLabels(ciphertexts, reader, this.authority);
   }
 }
 

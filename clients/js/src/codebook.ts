@@ -5,8 +5,8 @@ import {
   DIGEST_BYTES,
   MAX_CLASSES,
   MAX_LABELS,
-  readLabels,
   SUFFIX_BYTES,
+  VERSION,
 } from "./ciphertext.js";
 import {
   asciiText,
@@ -24,7 +24,7 @@ import {
   text,
 } from "./encoding.js";
 import { ForeignKeyError, FormatError, RevokedKeyError, SignatureError } from "./errors.js";
-import { Header, type UserKey } from "./kem.js";
+import { Header, type SharedSecret } from "./kem.js";
 import {
   pacer,
   PUBLIC_BYTES,
@@ -33,22 +33,27 @@ import {
   verify,
   type WorkOptions,
 } from "./primitives.js";
+import { LABEL_BYTES, labelBlocks, type ReaderKey } from "./keys.js";
 
 const MAX_CODEBOOK_BYTES = 2 ** 28;
-const MAX_BLOCKS = 64;
-const DOMAIN = "codebook v1";
+const DOMAIN = "codebook v2";
+const OLD = '"version":1}';
+const OLD_TAIL = 256;
+/** Labels that are read in one go: a millisecond. */
+const CHUNK = 256;
 
 const FILE = object({
   body: object({
-    access: object({ header: base64Text, sealed: base64Text }),
     authority: base64Text,
-    blocks: list(object({ header: base64Text, size: integer(1, MAX_LABELS) }), 1, MAX_BLOCKS),
     codebook_id: base64Text,
     format: literal("encryip-codebook"),
+    header: base64Text,
     issuer: base64Text,
+    metadata: base64Text,
     num_classes: integer(2, MAX_CLASSES),
+    slots: base64Text,
     values: base64Text,
-    version: literal(1),
+    version: literal(VERSION),
   }),
   signature: base64Text,
 });
@@ -59,7 +64,7 @@ const METADATA = object({
   notes: text(0, 65_536),
 });
 
-/** What only key holders learn: sealed under the access header. */
+/** What only key holders learn: sealed under the codebook's secret. */
 export type ModelMetadata = ReturnType<typeof METADATA>;
 
 /** A parsed codebook. Everything in it is public. */
@@ -69,55 +74,53 @@ export class Codebook {
     readonly authority: Bytes,
     readonly issuer: Bytes,
     readonly numClasses: number,
-    readonly headers: Header[],
-    readonly blockSizes: number[],
-    /** e_j of every confused label. */
-    readonly values: Uint32Array,
-    readonly accessHeader: Header,
+    /** Opens to the secret of all labels. */
+    readonly header: Header,
     readonly sealedMetadata: Bytes,
+    /** The slot of every confused label, masked. */
+    readonly maskedSlots: Uint16Array,
+    /** e[0, 0], e[0, 1], e[1, 0], …: for users whose bit at the label's slot is 0, or 1. */
+    readonly values: Uint32Array,
     readonly signature: Bytes,
     /** @internal The body in canonical JSON: what is signed. */
     readonly body: string,
   ) {}
 
   get numLabels(): number {
-    return this.values.length;
+    return this.maskedSlots.length;
   }
 
   /** Parse and check the form. The signature is checked by `verify`. */
-  static async parse(data: string | Uint8Array, options: WorkOptions = {}): Promise<Codebook> {
+  static parse(data: string | Uint8Array): Codebook {
     const source = asciiText(data, "codebook", MAX_CODEBOOK_BYTES);
+    if (source.slice(-OLD_TAIL).includes(OLD)) {
+      throw new FormatError(
+        "This codebook has version 1, which release 0.3 of keras_encryip reads; this release " +
+          `reads ${VERSION}. Export the model anew, or use release 0.3.`,
+      );
+    }
     const { body, signature } = parseCanonicalJson(source, FILE, "codebook");
-    const sizes = body.blocks.map((block) => block.size);
-    const numLabels = sizes.reduce((sum, size) => sum + size);
-    if (numLabels > MAX_LABELS) {
-      throw new FormatError(`The codebook has more than ${MAX_LABELS} labels.`);
+    const slotBytes = decodeBase64(body.slots, "codebook slots");
+    const numLabels = slotBytes.length / 2;
+    if (!Number.isInteger(numLabels) || numLabels < 2 || numLabels > MAX_LABELS) {
+      throw new FormatError(`The codebook must have 2 … ${MAX_LABELS} labels, 2 bytes each.`);
     }
-    const raw = new DataView(decodeBase64(body.values, "codebook values", 4 * numLabels).buffer);
-    const values = Uint32Array.from({ length: numLabels }, (_, j) => raw.getUint32(4 * j));
-    if (values.some((value) => value >= body.num_classes)) {
+    const maskedSlots = new Uint16Array(numLabels);
+    readIntegers(maskedSlots, slotBytes, 2 ** 16);
+    const values = new Uint32Array(2 * numLabels);
+    const valueBytes = decodeBase64(body.values, "codebook values", 8 * numLabels);
+    if (!readIntegers(values, valueBytes, body.num_classes)) {
       throw new FormatError("A codebook value is not below num_classes.");
-    }
-    const pace = pacer(options);
-    const headers: Header[] = [];
-    for (const block of body.blocks) {
-      await pace(headers.length / sizes.length);
-      headers.push(Header.parse(decodeBase64(block.header, "codebook block header")));
-    }
-    const access = Header.parse(decodeBase64(body.access.header, "codebook access header"));
-    if (headers.some((header) => header.threshold !== access.threshold)) {
-      throw new FormatError("Codebook headers have different thresholds.");
     }
     return new Codebook(
       decodeBase64(body.codebook_id, "codebook_id", CODEBOOK_ID_BYTES),
       decodeBase64(body.authority, "authority", DIGEST_BYTES),
       decodeBase64(body.issuer, "issuer", PUBLIC_BYTES),
       body.num_classes,
-      headers,
-      sizes,
+      Header.parse(decodeBase64(body.header, "codebook header")),
+      decodeBase64(body.metadata, "codebook metadata"),
+      maskedSlots,
       values,
-      access,
-      decodeBase64(body.access.sealed, "access metadata"),
       decodeBase64(signature, "codebook signature", SIGNATURE_BYTES),
       canonicalJson(body),
     );
@@ -133,29 +136,30 @@ export class Codebook {
     await verify(issuer, DOMAIN, this.body, this.signature, "codebook");
   }
 
-  /** The sealed metadata: the test of whether the key may read this model. */
-  async openMetadata(key: UserKey): Promise<ModelMetadata> {
-    let plaintext: Bytes | undefined;
-    let revoked = false;
+  /** What the header opens to, for this key: one decapsulation. */
+  async secret(key: ReaderKey): Promise<SharedSecret> {
     try {
-      const accessKey = await key.derive(this.accessHeader, "access metadata v1");
-      const associatedData = concat(this.codebookId, this.authority);
-      plaintext = await unseal(accessKey, this.sealedMetadata, associatedData);
+      return await key.point.decapsulate(this.header);
     } catch (error) {
-      revoked = error instanceof RevokedKeyError;
-      if (!revoked && !(error instanceof SignatureError)) throw error;
+      if (!(error instanceof RevokedKeyError)) throw error;
     }
-    if (revoked) {
-      throw new RevokedKeyError(
-        `Key ${key.keyId} was revoked before this model version was exported. ` +
-          "Ask the model's owner for a new key.",
-      );
+    throw new RevokedKeyError(
+      `Key ${key.keyId} was revoked before this model version was exported. ` +
+        "Ask the model's owner for a new key.",
+    );
+  }
+
+  /** The sealed metadata: the test of whether the key may read this model. */
+  async openMetadata(key: ReaderKey, secret: SharedSecret): Promise<ModelMetadata> {
+    const metadataKey = await secret.derive("model metadata v2");
+    const associatedData = concat(this.codebookId, this.authority);
+    let plaintext: Bytes | undefined;
+    try {
+      plaintext = await unseal(metadataKey, this.sealedMetadata, associatedData);
+    } catch (error) {
+      if (!(error instanceof SignatureError)) throw error;
     }
-    if (plaintext === undefined) {
-      throw new ForeignKeyError(
-        `Key ${key.keyId} does not open this codebook: another authority issued it.`,
-      );
-    }
+    if (plaintext === undefined) throw foreign(key);
     const source = asciiText(plaintext, "model metadata", MAX_CODEBOOK_BYTES);
     const metadata = parseCanonicalJson(source, METADATA, "model metadata");
     if (metadata.class_names.length !== this.numClasses) {
@@ -164,26 +168,26 @@ export class Codebook {
     return metadata;
   }
 
-  /** What a host encrypts its responses with: the access header's secret. */
-  responseKey(key: UserKey): Promise<Bytes> {
-    return key.derive(this.accessHeader, "hosted responses v1");
-  }
-
   /**
    * The class, 0 … K−1, that each confused label stands for, to this key.
    *
-   * Access is not checked here: a foreign key gets a table of random classes.
+   * Access is not checked here: with a foreign secret, it is a table of random classes.
    */
-  async decodeTable(key: UserKey, options: WorkOptions = {}): Promise<Int32Array> {
+  async decodeTable(
+    key: ReaderKey,
+    secret: SharedSecret,
+    options: WorkOptions = {},
+  ): Promise<Int32Array> {
     const pace = pacer(options);
+    const blocks = await labelBlocks(await secret.derive("label keys v2"), 0, this.numLabels);
     const table = new Int32Array(this.numLabels);
-    let start = 0;
-    for (const [block, header] of this.headers.entries()) {
-      await pace(block / this.headers.length);
-      const values = this.values.subarray(start, start + this.blockSizes[block]!);
-      const maskKey = await key.derive(header, "label mask v1");
-      table.set(await readLabels(maskKey, start, values, this.numClasses), start);
-      start += values.length;
+    for (let start = 0; start < table.length; start += CHUNK) {
+      await pace(start / table.length);
+      const end = start + CHUNK;
+      const slots = this.maskedSlots.subarray(start, end);
+      const values = this.values.subarray(2 * start, 2 * end);
+      const some = blocks.subarray(LABEL_BYTES * start, LABEL_BYTES * end);
+      table.set(key.readLabels(some, slots, values, this.numClasses), start);
     }
     await pace(1);
     return table;
@@ -191,18 +195,35 @@ export class Codebook {
 
   /** The label ciphertext of one confused label. */
   ciphertext(label: number): Bytes {
-    let block = 0;
-    for (let end = this.blockSizes[0]!; label >= end; end += this.blockSizes[block]!) block++;
-    const numbers = new DataView(new ArrayBuffer(4 + SUFFIX_BYTES));
-    numbers.setUint32(0, this.numClasses);
-    numbers.setUint32(4, label);
-    numbers.setUint32(8, this.values[label]!);
-    const [classes, suffix] = [
-      new Uint8Array(numbers.buffer, 0, 4),
-      new Uint8Array(numbers.buffer, 4),
-    ];
-    const version = new Uint8Array([1]);
-    const { bytes } = this.headers[block]!;
-    return concat(version, this.codebookId, this.authority, classes, bytes, suffix);
+    const classes = new DataView(new ArrayBuffer(4));
+    classes.setUint32(0, this.numClasses);
+    const suffix = new DataView(new ArrayBuffer(SUFFIX_BYTES));
+    suffix.setUint16(0, this.maskedSlots[label]!);
+    suffix.setUint32(2, label);
+    suffix.setUint32(6, this.values[2 * label]!);
+    suffix.setUint32(10, this.values[2 * label + 1]!);
+    return concat(
+      new Uint8Array([VERSION]),
+      this.codebookId,
+      this.authority,
+      new Uint8Array(classes.buffer),
+      this.header.bytes,
+      new Uint8Array(suffix.buffer),
+    );
   }
+}
+
+const foreign = (key: ReaderKey): ForeignKeyError =>
+  new ForeignKeyError(`Key ${key.keyId} does not open this codebook: another authority issued it.`);
+
+/** Fill an array with the big-endian integers in `data`; false if one is not below `limit`. */
+function readIntegers(array: Uint16Array | Uint32Array, data: Bytes, limit: number): boolean {
+  const size = array.BYTES_PER_ELEMENT;
+  for (let i = 0; i < array.length; i++) {
+    let value = 0;
+    for (let at = size * i; at < size * (i + 1); at++) value = 256 * value + data[at]!;
+    if (value >= limit) return false;
+    array[i] = value;
+  }
+  return true;
 }

@@ -1,7 +1,7 @@
 /** Turns confused labels into class probabilities. */
 
 import { KeyBundle } from "./bundle.js";
-import { parseCiphertext } from "./ciphertext.js";
+import { ciphertextLabel, parseCiphertext } from "./ciphertext.js";
 import { Codebook, type ModelMetadata } from "./codebook.js";
 import { type Bytes, equal } from "./encoding.js";
 import { ArgumentError, ForeignKeyError, WrongModelError } from "./errors.js";
@@ -65,8 +65,8 @@ export class Decoder {
    * Throws `ForeignKeyError` if the bundle is of another authority than the model,
    * `RevokedKeyError` if the key was revoked before this version was exported, `ExpiredKeyError` if
    * the bundle is outside its dates, `WrongModelError` if it is not meant for this model,
-   * `KeyRefusedError` if it was made to another public key; `ArgumentError`, `PassphraseError`,
-   * `FormatError`, `SignatureError` as they say.
+   * `KeyRefusedError` if it was made to another public key or does not read models;
+   * `ArgumentError`, `PassphraseError`, `FormatError`, `SignatureError` as they say.
    */
   static async open(
     codebook: string | Uint8Array,
@@ -74,12 +74,14 @@ export class Decoder {
     secret: string | X25519PrivateKey,
     { signal, onProgress }: WorkOptions = {},
   ): Promise<Decoder> {
-    const third = (index: number): WorkOptions => ({
+    signal?.throwIfAborted();
+    onProgress?.(0);
+    const half = (index: number): WorkOptions => ({
       signal,
-      onProgress: (done) => onProgress?.((index + done) / 3),
+      onProgress: (done) => onProgress?.((index + done) / 2),
     });
     const key = bundle instanceof KeyBundle ? bundle : await KeyBundle.parse(bundle);
-    const book = await Codebook.parse(codebook, third(0));
+    const book = Codebook.parse(codebook);
     if (!equal(book.authority, key.authority)) {
       throw new ForeignKeyError(
         `Key bundle ${key.header.key_id} was issued by another authority ` +
@@ -88,16 +90,17 @@ export class Decoder {
     }
     await book.verify(key.issuer);
     key.checkDates();
-    const userKey = await key.unlock(secret, third(1));
-    const metadata = await book.openMetadata(userKey);
+    const { reader } = await key.unlock(secret, half(0));
+    const opened = await book.secret(reader);
+    const metadata = await book.openMetadata(reader, opened);
+    const table = await book.decodeTable(reader, opened, half(1));
     if (!key.allows(metadata.model)) {
       throw new WrongModelError(
         `Key bundle ${key.header.key_id} is for model(s) ${key.header.scope.join(", ")}, ` +
           `not for '${metadata.model}'.`,
       );
     }
-    const table = await book.decodeTable(userKey, third(2));
-    return new Decoder(book, metadata, table, await book.responseKey(userKey));
+    return new Decoder(book, metadata, table, await opened.derive("hosted responses v2"));
   }
 
   /** The class of each confused label, to this key. Secret. */
@@ -166,8 +169,7 @@ export class Decoder {
    */
   decrypt(ciphertexts: Iterable<Uint8Array>): number[] {
     return Array.from(ciphertexts, (data) => {
-      const end = new DataView(data.buffer, data.byteOffset, data.byteLength);
-      const label = data.length < 8 ? this.numLabels : end.getUint32(data.length - 8);
+      const label = ciphertextLabel(data);
       if (label >= this.numLabels || !equal(this.#codebook.ciphertext(label), data)) {
         parseCiphertext(data); // malformed bytes say so
         throw new WrongModelError(

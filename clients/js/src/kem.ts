@@ -1,4 +1,4 @@
-/** Headers and user keys: docs/codebook.md, section 2. */
+/** Headers, user keys and what these open: docs/codebook.md, section 2. */
 
 import { mulAddUnsafe } from "@noble/curves/abstract/curve.js";
 import type { WeierstrassPoint } from "@noble/curves/abstract/weierstrass.js";
@@ -9,14 +9,14 @@ import { FormatError, RevokedKeyError } from "./errors.js";
 import { hkdf, taggedDigest } from "./primitives.js";
 
 const MAX_THRESHOLD = 64;
-const SCALAR_BYTES = 32;
+export const SCALAR_BYTES = 32;
 const POINT_BYTES = 33;
 const { Fn } = p256.Point;
 
 type Point = WeierstrassPoint<bigint>;
 
 /** Which key a secret gives: docs/codebook.md, section 2. */
-export type Purpose = "label mask v1" | "access metadata v1" | "hosted responses v1";
+export type Purpose = "label keys v2" | "model metadata v2" | "hosted responses v2";
 
 /** A scalar in 1 … q−1 from 32 big-endian bytes. */
 function decodeScalar(data: Uint8Array, what: string): bigint {
@@ -41,7 +41,7 @@ function decodePoint(data: Uint8Array, what: string): Point {
   return point;
 }
 
-function split(data: Bytes, size: number): Bytes[] {
+export function split(data: Bytes, size: number): Bytes[] {
   return Array.from({ length: data.length / size }, (_, i) =>
     data.subarray(i * size, (i + 1) * size),
   );
@@ -99,6 +99,22 @@ export class Header {
   }
 }
 
+/** What a header opens to, as keys for named purposes. */
+export class SharedSecret {
+  readonly #point: Bytes;
+  readonly #salt: Bytes;
+
+  constructor(point: Bytes, salt: Bytes) {
+    this.#point = point;
+    this.#salt = salt;
+  }
+
+  /** The key for one purpose: 32 bytes. */
+  derive(purpose: Purpose): Promise<Bytes> {
+    return hkdf(this.#point, this.#salt, ascii(purpose));
+  }
+}
+
 /** One point (z, P(z)) of the owner's polynomial. Shows its `keyId` only. */
 export class UserKey {
   readonly #z: bigint;
@@ -114,22 +130,18 @@ export class UserKey {
     this.#value = value;
   }
 
-  /** Read z ‖ P(z), 64 bytes. */
-  static async fromSecretBytes(data: Bytes): Promise<UserKey> {
-    if (data.length !== 2 * SCALAR_BYTES) {
-      throw new FormatError(`A user key has ${2 * SCALAR_BYTES} bytes.`);
-    }
-    const [z, value] = split(data, SCALAR_BYTES) as [Bytes, Bytes];
+  /** Read z and P(z), 32 bytes each. */
+  static async fromSecretBytes(z: Bytes, value: Bytes): Promise<UserKey> {
     const scalars = [decodeScalar(z, "User key z"), decodeScalar(value, "User key value")] as const;
     return new UserKey(...scalars, hex(await taggedDigest("key id v1", z)).slice(0, 16));
   }
 
   /**
-   * The header's secret S = (λ_0·P(z))·R + Σ λ_j·H_j, as a key for one purpose: 32 bytes.
+   * The header's secret S = (λ_0·P(z))·R + Σ λ_j·H_j.
    *
    * Throws `RevokedKeyError` if z is one of the header's nodes.
    */
-  async derive(header: Header, purpose: Purpose): Promise<Bytes> {
+  async decapsulate(header: Header): Promise<SharedSecret> {
     if (header.nodes.includes(this.#z)) {
       throw new RevokedKeyError("This key was revoked when the header was made.");
     }
@@ -142,6 +154,6 @@ export class UserKey {
     if (secret.is0()) {
       throw new FormatError("The header carries no secret: it opens to the point at infinity.");
     }
-    return hkdf(new Uint8Array(secret.toBytes(true)), await header.digest(), ascii(purpose));
+    return new SharedSecret(new Uint8Array(secret.toBytes(true)), await header.digest());
   }
 }

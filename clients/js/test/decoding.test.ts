@@ -33,11 +33,10 @@ before(async () => {
   const alice = acme.issue();
   const file = await acme.codebook(CLASSES, METADATA);
   bundle = await acme.bundle(alice);
-  codebook = await Codebook.parse(file);
+  codebook = Codebook.parse(file);
   decoder = await Decoder.open(file, bundle, PASSPHRASE);
-  responseKey = await codebook.responseKey(
-    await (await KeyBundle.parse(bundle)).unlock(PASSPHRASE),
-  );
+  const { reader } = await (await KeyBundle.parse(bundle)).unlock(PASSPHRASE);
+  responseKey = await (await codebook.secret(reader)).derive("hosted responses v2");
 });
 
 function encrypt(row: number[], nonce: number): number[] {
@@ -110,11 +109,11 @@ test("label ciphertexts, by decoder and by bundle", async () => {
   const own = await X25519PrivateKey.parse(TO_PUBLIC_KEY.private_key_pem, TO_PUBLIC_KEY.passphrase);
   const toOwn = await acme.bundle(acme.issue(), {}, { publicKey: own.publicKey.raw });
   assert.deepEqual(await (await KeyBundle.parse(toOwn)).decrypt(ciphertexts, own), CLASSES);
-  const later = await Codebook.parse(await acme.codebook(CLASSES, METADATA));
+  const later = Codebook.parse(await acme.codebook(CLASSES, METADATA));
   const message = /does not belong to this version of model 'pets'/;
   assert.throws(() => decoder.decrypt([later.ciphertext(3)]), { name: "WrongModelError", message });
   assert.deepEqual(await parsed.decrypt([later.ciphertext(3)], PASSPHRASE), [2]);
-  const foreign = await Codebook.parse(await new Authority().codebook(CLASSES, METADATA));
+  const foreign = Codebook.parse(await new Authority().codebook(CLASSES, METADATA));
   const opened = parsed.decrypt([foreign.ciphertext(0)], PASSPHRASE);
   await assert.rejects(opened, { name: "ForeignKeyError" });
   const past = await acme.bundle(acme.issue(), { not_after: "2025-01-01T00:00:00Z" });
@@ -122,10 +121,61 @@ test("label ciphertexts, by decoder and by bundle", async () => {
   await assert.rejects(expired, { name: "ExpiredKeyError" });
 });
 
+test("trace labels read as the user's bits say, in tables and in ciphertexts", async () => {
+  const classes = [0, [1, 2], 2, [0, 2], [2, 1], 1, [0, 1], [1, 0]] as (
+    number | [number, number]
+  )[];
+  const file = await acme.codebook(classes, METADATA);
+  for (const bits of [0b00000000, 0b11111111, 0b01011001]) {
+    const issued = await acme.bundle(acme.issue(new Uint8Array(32).fill(bits)));
+    const expected = classes.map((pair, j) =>
+      Array.isArray(pair) ? pair[(bits >> (7 - j)) & 1] : pair,
+    );
+    const opened = await Decoder.open(file, issued, PASSPHRASE);
+    assert.deepEqual([...opened.secretTable()], expected);
+    const ciphertexts = classes.map((_, label) => Codebook.parse(file).ciphertext(label));
+    const parsed = await KeyBundle.parse(issued);
+    assert.deepEqual(await parsed.decrypt(ciphertexts, PASSPHRASE), expected);
+  }
+});
+
+test("slots are masked, and taken modulo the key's", async () => {
+  // Labels of one slot, in two codebooks: the fields say nothing of that.
+  const classes = CLASSES.map((_, j) => j % 3);
+  const files = [0, 1].map(() => acme.codebook(classes, METADATA));
+  const [first, second] = (await Promise.all(files)).map((file) => Codebook.parse(file));
+  assert.notDeepEqual(first!.maskedSlots, second!.maskedSlots);
+  for (const parsed of [first!, second!]) {
+    const ciphertexts = classes.map((_, label) => parsed.ciphertext(label));
+    for (const data of ciphertexts) data[data.length - 14]! ^= 0xff; // 65,280 = 255 · 256
+    const read = await (await KeyBundle.parse(bundle)).decrypt(ciphertexts, PASSPHRASE);
+    assert.deepEqual(read, classes);
+  }
+});
+
+test("any slot field is read: classes stay legal", async () => {
+  for (const fill of [0, 1, 0xff]) {
+    const body = { slots: encodeBase64(new Uint8Array(2 * CLASSES.length).fill(fill)) };
+    const file = await acme.codebook(CLASSES, METADATA, { body });
+    const table = (await Decoder.open(file, bundle, PASSPHRASE)).secretTable();
+    assert.ok(table.every((found) => found >= 0 && found < 3));
+  }
+});
+
+test("a ciphertext of release 0.3 is told so", () => {
+  for (const [version, message] of [
+    [1, /version 1 is not read by this release, which reads 2\. Release 0\.3 of keras_encryip r/],
+    [3, /version 3 is not read by this release, which reads 2\.$/],
+  ] as const) {
+    const old = codebook.ciphertext(0).with(0, version);
+    assert.throws(() => decoder.decrypt([old]), { name: "FormatError", message });
+  }
+});
+
 test("a revoked key reads no ciphertext", async () => {
   const bob = acme.issue();
   const file = await acme.codebook(CLASSES, METADATA, { revoked: [bob] });
-  const ciphertext = (await Codebook.parse(file)).ciphertext(0);
+  const ciphertext = Codebook.parse(file).ciphertext(0);
   const parsed = await KeyBundle.parse(await acme.bundle(bob));
   await assert.rejects(parsed.decrypt([ciphertext], PASSPHRASE), { name: "RevokedKeyError" });
 });

@@ -44,7 +44,8 @@ test("the module decodes by itself, and imports nothing", async () => {
   const own = await client.X25519PrivateKey.parse(toOwn.private_key_pem, toOwn.passphrase);
   const bundle = await client.KeyBundle.parse(toOwn.key_bundle);
   assert.ok(bundle.recipient instanceof client.X25519PublicKey);
-  assert.deepEqual(await bundle.decrypt([], own), []);
+  assert.deepEqual(bundle.header.roles, ["run"]);
+  await assert.rejects(bundle.decrypt([], own), client.KeyRefusedError);
 });
 
 test("the types name no package that users lack", () => {

@@ -74,10 +74,15 @@ export const pem = (label: string, der: Uint8Array): string =>
 export class Authority {
   readonly #seed = random(32);
   readonly #coefficients: bigint[];
+  readonly #slotKeys: [Bytes, Bytes][];
   readonly issuer = new Uint8Array(ed25519.getPublicKey(this.#seed));
 
-  constructor(readonly threshold = 2) {
+  constructor(
+    readonly threshold = 2,
+    readonly slots = 256,
+  ) {
     this.#coefficients = Array.from({ length: threshold + 1 }, scalar);
+    this.#slotKeys = Array.from({ length: slots }, () => [random(16), random(16)]);
   }
 
   digest(): Promise<Bytes> {
@@ -88,9 +93,14 @@ export class Authority {
     return this.#coefficients.reduceRight((sum, a) => Fn.add(Fn.mul(sum, x), a), 0n);
   }
 
-  /** z ‖ P(z) */
-  issue(z = scalar()): Bytes {
-    return concat(scalarBytes(z), scalarBytes(this.#evaluate(z)));
+  /** z ‖ P(z), and for another role any scalar ‖ codeword ‖ slot keys */
+  issue(codeword = random(this.slots / 8), roles = ["read", "run"]): Bytes {
+    const z = scalar();
+    const others = roles.slice(1).map(() => scalarBytes(scalar()));
+    const points = concat(scalarBytes(z), scalarBytes(this.#evaluate(z)), ...others);
+    if (!roles.includes("read")) return points;
+    const keys = this.#slotKeys.map((pair, slot) => pair[bit(codeword, slot)]!);
+    return concat(points, codeword, ...keys);
   }
 
   sign(domain: string, message: string): string {
@@ -106,7 +116,7 @@ export class Authority {
       log2N = 14,
       secret = key,
       publicKey = undefined as Bytes | undefined,
-      info = "encryip key bundle v2",
+      info = "encryip key bundle v3",
     } = {},
   ): Promise<string> {
     const tagged = sha256(concat(ascii("encryip key id v1\0"), key.subarray(0, 32)));
@@ -119,9 +129,11 @@ export class Authority {
       key_id: hex(tagged).slice(0, 16),
       not_after: "2999-01-01T00:00:00Z",
       not_before: "2024-01-01T00:00:00Z",
+      opens_with: publicKey === undefined ? "passphrase" : "private key",
+      roles: ["read", "run"],
       scope: ["*"],
       subject: "alice",
-      version: publicKey === undefined ? 1 : 2,
+      version: 3,
       ...header,
     };
     const context = ascii(canonicalJson(whole));
@@ -146,7 +158,7 @@ export class Authority {
       };
     }
     const bundle = { body, header: whole };
-    const signature = this.sign(`key bundle v${whole.version}`, canonicalJson(bundle));
+    const signature = this.sign("key bundle v3", canonicalJson(bundle));
     const line = canonicalJson({ bundle, signature });
     return `-----BEGIN ENCRYIP KEY BUNDLE-----\n${line}\n-----END ENCRYIP KEY BUNDLE-----\n`;
   }
@@ -167,52 +179,63 @@ export class Authority {
     return { bytes, key: (purpose) => hkdf(secret, salt, ascii(purpose)) };
   }
 
-  /** A codebook in which confused label j stands for class `classes[j]`, in blocks of 5. */
+  /**
+   * A codebook in which confused label j stands for class `classes[j]`, or for a pair: by the
+   * user's bit at its slot, which is j modulo the number of slots.
+   */
   async codebook(
-    classes: number[],
+    classes: (number | [number, number])[],
     metadata: Record<string, unknown>,
     { revoked = [] as Bytes[], numClasses = 3, body = {} as Record<string, unknown> } = {},
   ): Promise<string> {
-    const blocks = [];
-    const values = new DataView(new ArrayBuffer(4 * classes.length));
-    for (let start = 0; start < classes.length; start += 5) {
-      const size = Math.min(5, classes.length - start);
-      const header = await this.#encapsulate(revoked);
-      const stream = await aesBlocks(await header.key("label mask v1"), start, size);
-      for (let i = 0; i < size; i++) {
-        const mask = BigInt(`0x${hex(stream.subarray(16 * i, 16 * i + 16))}`) % BigInt(numClasses);
-        values.setUint32(4 * (start + i), (classes[start + i]! + Number(mask)) % numClasses);
+    const header = await this.#encapsulate(revoked);
+    const blocks = await aesBlocks(await header.key("label keys v2"), 0, 2 * classes.length);
+    const slots = new DataView(new ArrayBuffer(2 * classes.length));
+    const values = new DataView(new ArrayBuffer(8 * classes.length));
+    for (const [j, pair] of classes.entries()) {
+      const slot = j % this.slots;
+      const labelKey = blocks.subarray(32 * j, 32 * j + 16);
+      slots.setUint16(2 * j, slot ^ ((blocks[32 * j + 16]! << 8) | blocks[32 * j + 17]!));
+      for (const [v, slotKey] of this.#slotKeys[slot]!.entries()) {
+        const message = concat(ascii("encryip label mask v2\0"), slotKey, labelKey);
+        const digest = hex(sha256(message).subarray(0, 16));
+        const mask = Number(BigInt(`0x${digest}`) % BigInt(numClasses));
+        const found = Array.isArray(pair) ? pair[v]! : pair;
+        values.setUint32(8 * j + 4 * v, (found + mask) % numClasses);
       }
-      blocks.push({ header: encodeBase64(header.bytes), size });
     }
-    const access = await this.#encapsulate(revoked);
     const [id, authority] = [random(16), await this.digest()];
     const plaintext = ascii(canonicalJson(metadata));
-    const key = await access.key("access metadata v1");
+    const key = await header.key("model metadata v2");
     const whole = {
-      access: {
-        header: encodeBase64(access.bytes),
-        sealed: encodeBase64(await seal(key, plaintext, concat(id, authority))),
-      },
       authority: encodeBase64(authority),
-      blocks,
       codebook_id: encodeBase64(id),
       format: "encryip-codebook",
+      header: encodeBase64(header.bytes),
       issuer: encodeBase64(this.issuer),
+      metadata: encodeBase64(await seal(key, plaintext, concat(id, authority))),
       num_classes: numClasses,
+      slots: encodeBase64(new Uint8Array(slots.buffer)),
       values: encodeBase64(new Uint8Array(values.buffer)),
-      version: 1,
+      version: 2,
       ...body,
     };
     return canonicalJson({
       body: whole,
-      signature: this.sign("codebook v1", canonicalJson(whole)),
+      signature: this.sign("codebook v2", canonicalJson(whole)),
     });
   }
 }
 
+const bit = (codeword: Bytes, slot: number): number =>
+  (codeword[slot >> 3]! >> (7 - (slot % 8))) & 1;
+
+/** z ‖ P(z) in hexadecimal. */
+export const userKeyOf = (text: string): Promise<UserKey> =>
+  UserKey.fromSecretBytes(fromHex(text.slice(0, 64)), fromHex(text.slice(64)));
+
 /** The key of a header as a point of the vectors' file names it. */
 export async function derived(userKey: string, header: string, purpose: any): Promise<string> {
-  const key = await UserKey.fromSecretBytes(fromHex(userKey));
-  return hex(await key.derive(Header.parse(fromHex(header)), purpose));
+  const secret = await (await userKeyOf(userKey)).decapsulate(Header.parse(fromHex(header)));
+  return hex(await secret.derive(purpose));
 }

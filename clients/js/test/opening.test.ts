@@ -5,8 +5,9 @@ import { before, test, type TestContext } from "node:test";
 import { inspect } from "node:util";
 
 import { KeyBundle } from "../src/bundle.js";
+import { Codebook } from "../src/codebook.js";
 import { Decoder } from "../src/decoder.js";
-import { concat, encodeBase64 } from "../src/encoding.js";
+import { type Bytes, concat, encodeBase64 } from "../src/encoding.js";
 import { X25519PrivateKey } from "../src/keypair.js";
 import { Authority, fromHex, PASSPHRASE, pem } from "./files.js";
 
@@ -19,8 +20,8 @@ const METADATA = {
 const ORDER = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551";
 
 let acme: Authority;
-let alice: Uint8Array<ArrayBuffer>;
-let bob: Uint8Array<ArrayBuffer>;
+let alice: Bytes;
+let bob: Bytes;
 let bundle: string;
 let codebook: string;
 let own: X25519PrivateKey;
@@ -141,23 +142,35 @@ test("another authority's key under a stolen digest: issuer, then access header"
 
 test("a codebook that another signer made for this authority is refused", async () => {
   const forged = JSON.parse(codebook);
-  forged.signature = new Authority().sign("codebook v1", JSON.stringify(forged.body));
+  forged.signature = new Authority().sign("codebook v2", JSON.stringify(forged.body));
   const opened = Decoder.open(JSON.stringify(forged), bundle, "");
   await refused(opened, "SignatureError", /The signature of the codebook is wrong/);
 });
 
 test("a signature for another purpose is refused", async () => {
   const forged = JSON.parse(codebook);
-  forged.signature = acme.sign("key bundle v1", JSON.stringify(forged.body));
+  forged.signature = acme.sign("key bundle v3", JSON.stringify(forged.body));
   await refused(Decoder.open(JSON.stringify(forged), bundle, ""), "SignatureError", /codebook/);
 });
 
 test("well signed, yet refused: fields of the bundle", async () => {
   for (const [header, message] of [
-    [{ version: 3 }, /version 3 is unknown; this release reads 1 and 2\. Ask for a newer client/],
-    [{ version: 3, recipient: "x25519" }, /version 3 is unknown/],
-    [{ version: "1" }, /header\.version must be 1 or 2/],
-    [{ version: 2 }, /bundle\.body\.salt is unknown/],
+    [
+      { version: 1 },
+      /has version 1, which release 0\.3 of keras_encryip reads; this release reads 3/,
+    ],
+    [{ version: 2, opens_with: 1 }, /has version 2, which release 0\.3 of keras_encryip reads;/],
+    [{ version: 4 }, /header\.version must be 3/],
+    [{ version: "3" }, /header\.version must be 3/],
+    [{ opens_with: "private key" }, /bundle\.body\.salt is unknown/],
+    [{ opens_with: "a key" }, /opens_with must be "passphrase" or "private key"/],
+    [{ roles: [] }, /roles must be a list of 1 … 2/],
+    [{ roles: ["read", "read"] }, /roles must be sorted, and hold each role once/],
+    [{ roles: ["run", "read"] }, /roles must be sorted, and hold each role once/],
+    [{ roles: ["read", "write"] }, /roles\[1\] must be "read" or "run"/],
+    [{ roles: "read" }, /roles must be a list/],
+    [{ roles: ["read"] }, /sealed has 4252 bytes, which no key of its roles has/],
+    [{ roles: ["run"] }, /sealed has 4252 bytes, which no key of its roles has/],
     [{ extra: 1 }, /header\.extra is unknown/],
     [{ key_id: "0".repeat(16) }, /key_id does not belong to the key inside/],
     [{ not_after: "2024-02-30T00:00:00Z" }, /not_after is not a date/],
@@ -232,15 +245,15 @@ test("dates, scope and authority hold for bundles to a public key, too", async (
 
 test("well signed, yet refused: bundles to a public key", async () => {
   const publicKey = own.publicKey.raw;
-  const mislabelled = await acme.bundle(alice, { version: 1 }, { publicKey });
+  const mislabelled = await acme.bundle(alice, { opens_with: "passphrase" }, { publicKey });
   const message = /bundle\.body\.(encapsulated|recipient) is unknown/;
   await refused(Decoder.open(codebook, mislabelled, own), "FormatError", message);
-  const another = await acme.bundle(alice, {}, { publicKey, info: "encryip key bundle v1" });
+  const another = await acme.bundle(alice, {}, { publicKey, info: "encryip key bundle v2" });
   const changed = /^The header or body of key bundle [0-9a-f]{16} \(subject 'alice'\) was changed/;
   await refused(Decoder.open(codebook, another, own), "SignatureError", changed);
   const misnamed = await acme.bundle(alice, { key_id: "0".repeat(16) }, { publicKey });
   await refused(Decoder.open(codebook, misnamed, own), "FormatError", /key_id does not belong/);
-  const secret = concat(alice.subarray(0, 32), fromHex(ORDER));
+  const secret = concat(alice.subarray(0, 32), fromHex(ORDER), alice.subarray(64));
   const outside = await acme.bundle(alice, {}, { publicKey, secret });
   await refused(Decoder.open(codebook, outside, own), "FormatError", /value is not a scalar/);
   const file = await acme.bundle(alice, {}, { publicKey });
@@ -249,39 +262,79 @@ test("well signed, yet refused: bundles to a public key", async () => {
     const signature = acme.sign(domain, JSON.stringify(signed));
     return file.replace(/\{.*\}/, JSON.stringify({ bundle: signed, signature }));
   };
-  const wrong = Decoder.open(codebook, resign("key bundle v1"), own);
+  const wrong = Decoder.open(codebook, resign("key bundle v2"), own);
   await refused(wrong, "SignatureError", /The signature of the key bundle is wrong/);
   // Signed again by the authority after the key was sealed: HPKE finds the changed header.
   signed.header.subject = "mallory";
-  const opened = Decoder.open(codebook, resign("key bundle v2"), own);
+  const opened = Decoder.open(codebook, resign("key bundle v3"), own);
   await refused(opened, "SignatureError", /\(subject 'mallory'\) was changed/);
 });
 
 test("well signed, yet refused: scalars in the sealed key", async () => {
-  for (const scalar of ["0".repeat(64), ORDER, "f".repeat(64)]) {
-    const secret = fromHex(Buffer.from(alice.subarray(0, 32)).toString("hex") + scalar);
+  for (const at of [32, 64]) {
+    for (const scalar of ["0".repeat(64), ORDER, "f".repeat(64)]) {
+      const secret = concat(alice.subarray(0, at), fromHex(scalar), alice.subarray(at + 32));
+      const file = await acme.bundle(alice, {}, { secret });
+      const opened = Decoder.open(codebook, file, PASSPHRASE);
+      await refused(opened, "FormatError", /User key value is not a scalar/);
+    }
+  }
+});
+
+test("well signed, yet refused: lengths of the sealed key", async () => {
+  const slots = (count: number): Bytes => new Authority(1, count).issue();
+  for (const secret of [
+    alice.subarray(0, 64),
+    alice.subarray(0, 96),
+    alice.subarray(0, -1),
+    concat(alice, new Uint8Array(16)),
+    slots(248),
+    slots(4104),
+  ]) {
+    const message = new RegExp(`sealed has ${secret.length + 28} bytes, which no key of its roles`);
     const file = await acme.bundle(alice, {}, { secret });
-    const opened = Decoder.open(codebook, file, PASSPHRASE);
-    await refused(opened, "FormatError", /User key value is not a scalar/);
+    await refused(KeyBundle.parse(file), "FormatError", message);
+  }
+  for (const secret of [slots(264), slots(4096)]) {
+    const found = await KeyBundle.parse(await acme.bundle(secret));
+    const { reader } = await found.unlock(PASSPHRASE);
+    assert.equal(reader.numSlots, (8 * (secret.length - 96)) / 129);
+  }
+});
+
+test("roles: reading takes the role `read`, and no other", async () => {
+  const [reads, runs] = ["read", "run"].map((role) => [acme.issue(undefined, [role]), [role]]);
+  for (const publicKey of [undefined, own.publicKey.raw]) {
+    const open = async ([key, roles]: any): Promise<Decoder> =>
+      Decoder.open(
+        codebook,
+        await acme.bundle(key, { roles }, { publicKey }),
+        publicKey === undefined ? PASSPHRASE : own,
+      );
+    assert.deepEqual([...(await open(reads)).secretTable()], CLASSES);
+    const message =
+      /^Key [0-9a-f]{16} runs models, and does not read their answers: ask the model's/;
+    await refused(open(runs), "KeyRefusedError", message);
   }
 });
 
 test("well signed, yet refused: fields of the codebook", async () => {
   for (const [body, message] of [
-    [{ version: 2 }, /version must be 1/],
-    [{ blocks: [] }, /blocks must be a list of 1 … 64/],
+    [{ version: 1 }, /This codebook has version 1, which release 0\.3 of keras_encryip reads/],
+    [{ version: 3 }, /version must be 2/],
+    [{ blocks: [] }, /body\.blocks is unknown/],
     [{ num_classes: 1 }, /num_classes must be an integer/],
-    [{ values: "" }, /values has 0 bytes, expected 48/],
-    [{ values: "/".repeat(64) }, /is not below num_classes/],
+    [{ slots: "" }, /must have 2 … 4194304 labels, 2 bytes each/],
+    [{ slots: "AAA=" }, /must have 2 … 4194304 labels, 2 bytes each/],
+    [{ slots: "AAAA" }, /must have 2 … 4194304 labels, 2 bytes each/],
+    [{ slots: "AAAAAAAA" }, /values has 96 bytes, expected 24/],
+    [{ values: "" }, /values has 0 bytes, expected 96/],
+    [{ values: "/".repeat(128) }, /is not below num_classes/],
+    [{ header: "" }, /header has a wrong length or threshold/],
   ] as const) {
     const file = await acme.codebook(CLASSES, METADATA, { body });
     await refused(Decoder.open(file, bundle, PASSPHRASE), "FormatError", message);
   }
-  const one = JSON.parse(await new Authority(1).codebook([0], METADATA)).body.blocks[0];
-  const two = JSON.parse(await acme.codebook([0], METADATA)).body.blocks[0];
-  const body = { blocks: [two, one], values: encodeBase64(new Uint8Array(8)) };
-  const mixed = await acme.codebook(CLASSES, METADATA, { body });
-  await refused(Decoder.open(mixed, bundle, ""), "FormatError", /have different thresholds/);
 });
 
 test("well signed, yet refused: metadata", async () => {
@@ -297,8 +350,8 @@ test("well signed, yet refused: metadata", async () => {
 });
 
 test("sizes are bounded before anything is parsed", async () => {
-  const large = " ".repeat(65_537);
-  await refused(KeyBundle.parse(large), "FormatError", /too large: 65537 bytes, at most 65536/);
+  const large = " ".repeat(196_609);
+  await refused(KeyBundle.parse(large), "FormatError", /too large: 196609 bytes, at most 196608/);
   const huge = new Uint8Array(2 ** 28 + 1);
   const opened = Decoder.open(huge, bundle, PASSPHRASE);
   await refused(opened, "FormatError", /codebook is too large: 268435457 bytes, at most 268435456/);
@@ -351,20 +404,36 @@ test("other work runs while a model opens", async () => {
   assert.ok(turns >= 5, `${turns} turns`);
 });
 
+test("other work runs while a large table is decoded", async () => {
+  const classes = Array.from({ length: 100_064 }, (_, j) => j % 3);
+  const large = await acme.codebook(classes, METADATA);
+  const seen: number[] = [];
+  let turns = 0;
+  const timer = setInterval(() => turns++, 1);
+  const onProgress = (done: number): number => seen.push(done);
+  const decoder = await Decoder.open(large, bundle, PASSPHRASE, { onProgress });
+  clearInterval(timer);
+  assert.deepEqual([...decoder.secretTable()], classes);
+  assert.ok(turns >= 5, `${turns} turns`);
+  assert.ok(seen.filter((done) => done > 0.5).length > 50);
+});
+
 test("printing, serialising and cloning show public facts only", async () => {
   const decoder = await Decoder.open(codebook, bundle, PASSPHRASE);
   const parsed = await KeyBundle.parse(bundle);
   const key = await parsed.unlock(PASSPHRASE);
+  const secret = await Codebook.parse(codebook).secret(key.reader);
   const secrets = [
-    ...[alice.subarray(0, 32), alice.subarray(32)].flatMap((part) => {
+    ...[0, 32, 64, 96, 128].flatMap((start) => {
+      const part = alice.subarray(start, start + 32);
       const text = Buffer.from(part).toString("hex");
-      return [text, BigInt(`0x${text}`).toString(), encodeBase64(part)];
+      return [text, BigInt(`0x${text}`).toString(), encodeBase64(part), part.join(", ")];
     }),
     CLASSES.join(","),
     CLASSES.join(", "),
     PASSPHRASE,
   ];
-  for (const object of [decoder, parsed, key]) {
+  for (const object of [decoder, parsed, key, key.reader, key.reader.point, secret]) {
     const shown = [
       inspect(object, { showHidden: true, depth: 9 }),
       String(object),
@@ -372,7 +441,7 @@ test("printing, serialising and cloning show public facts only", async () => {
       inspect(structuredClone({ ...object }), { depth: 9 }),
       Object.getOwnPropertyNames(object).join(),
     ].join("\n");
-    for (const secret of secrets) assert.ok(!shown.includes(secret));
+    for (const text of secrets) assert.ok(!shown.includes(text));
   }
   assert.match(inspect(key), new RegExp(parsed.header.key_id));
 });

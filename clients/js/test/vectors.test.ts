@@ -6,18 +6,19 @@ import { test } from "node:test";
 import { x25519 } from "@noble/curves/ed25519.js";
 
 import { KeyBundle } from "../src/bundle.js";
-import { parseCiphertext, readLabels } from "../src/ciphertext.js";
+import { parseCiphertext } from "../src/ciphertext.js";
 import { Codebook } from "../src/codebook.js";
 import { Decoder } from "../src/decoder.js";
 import { ascii, canonicalJson, decodeBase64, hex } from "../src/encoding.js";
-import { ForeignKeyError, RevokedKeyError } from "../src/errors.js";
+import { ForeignKeyError, KeyRefusedError, RevokedKeyError } from "../src/errors.js";
 import { keySchedule, sharedSecret } from "../src/hpke.js";
-import { Header, UserKey } from "../src/kem.js";
+import { Header } from "../src/kem.js";
+import { BundleKeys, isKeyLength, labelBlocks, ReaderKey } from "../src/keys.js";
 import { X25519PrivateKey, X25519PublicKey } from "../src/keypair.js";
 import { unwrap } from "../src/pkcs8.js";
 import { taggedDigest } from "../src/primitives.js";
 import { openResponse, parseResponse } from "../src/responses.js";
-import { derived, fromHex, read } from "./files.js";
+import { derived, fromHex, read, userKeyOf } from "./files.js";
 
 const VECTORS = read("codebook.json");
 const TO_PUBLIC_KEY = read("public_key_bundle.json");
@@ -29,43 +30,44 @@ for (const [name, vector] of Object.entries<any>(read("kem.json"))) {
       hex(await taggedDigest("public key v1", fromHex(vector.public_key))),
       vector.authority,
     );
-    let traced = 0;
     for (const [i, user] of vector.users.entries()) {
-      const key = await UserKey.fromSecretBytes(fromHex(user.user_key));
-      assert.equal(key.keyId, user.key_id);
+      assert.equal((await userKeyOf(user.user_key)).keyId, user.key_id);
       const revoked = vector.revoked_users.includes(i);
-      for (const kind of ["header", "tracing_header"]) {
-        const header = Header.parse(fromHex(vector[kind].bytes));
-        assert.equal(header.threshold, vector.threshold);
-        assert.equal(hex(await header.digest()), vector[kind].digest);
-        const keys = kind === "header" ? vector.keys : vector.tracing_keys[traced];
-        for (const purpose of ["label mask v1", "access metadata v1"] as const) {
-          const opened = derived(user.user_key, vector[kind].bytes, purpose);
-          if (revoked) await assert.rejects(opened, RevokedKeyError);
-          else assert.equal(await opened, keys[purpose]);
-        }
+      const header = Header.parse(fromHex(vector.header.bytes));
+      assert.equal(header.threshold, vector.threshold);
+      assert.equal(hex(await header.digest()), vector.header.digest);
+      for (const purpose of Object.keys(vector.keys)) {
+        const opened = derived(user.user_key, vector.header.bytes, purpose);
+        if (revoked) await assert.rejects(opened, RevokedKeyError);
+        else assert.equal(await opened, vector.keys[purpose]);
       }
-      if (!revoked) traced++;
     }
-    assert.equal(traced, vector.tracing_keys.length);
   });
 }
 
-test("key bundle: associated data, user key, NFC passphrase", async () => {
+test("key bundle: associated data, keys, NFC passphrase", async () => {
   const bundle = await KeyBundle.parse(VECTORS.key_bundle);
   assert.equal(canonicalJson(bundle.header), VECTORS.bundle_associated_data);
   bundle.checkDates(new Date("2024-01-01T00:00:00Z"));
   bundle.checkDates(new Date("9999-12-31T00:00:00Z"));
   assert.ok(bundle.allows("pets"));
   assert.ok(!bundle.allows("digits"));
-  const { accessHeader } = await Codebook.parse(VECTORS.codebook);
-  const expected = await derived(VECTORS.user_key, hex(accessHeader.bytes), "access metadata v1");
-  assert.equal(expected, VECTORS.access_key);
+  const { header } = Codebook.parse(VECTORS.codebook);
+  const expected = await derived(VECTORS.user_key, hex(header.bytes), "model metadata v2");
+  assert.equal(expected, VECTORS.metadata_key);
   for (const passphrase of [VECTORS.passphrase, "correct h\u00f6rse"]) {
-    const key = await bundle.unlock(passphrase);
-    assert.equal(key.keyId, bundle.header.key_id);
-    assert.equal(hex(await key.derive(accessHeader, "access metadata v1")), VECTORS.access_key);
+    const { keyId, reader } = await bundle.unlock(passphrase);
+    assert.equal(keyId, bundle.header.key_id);
+    const secret = await reader.point.decapsulate(header);
+    assert.equal(hex(await secret.derive("model metadata v2")), VECTORS.metadata_key);
   }
+  const keys = VECTORS.user_key + VECTORS.run_key.slice(64) + VECTORS.codeword + VECTORS.slot_keys;
+  assert.equal(VECTORS.bundle_keys, keys);
+  assert.ok(isKeyLength(keys.length / 2, bundle.header.roles));
+  assert.equal(
+    (await BundleKeys.fromSecretBytes(fromHex(keys), ["read", "run"])).reader.numSlots,
+    256,
+  );
 });
 
 test("key bundle to a public key: key pair, HPKE's key and nonce, user key", async () => {
@@ -83,15 +85,17 @@ test("key bundle to a public key: key pair, HPKE's key and nonce, user key", asy
   const encapsulated = decodeBase64(body.encapsulated, "encapsulated");
   const dh = new Uint8Array(x25519.getSharedSecret(fromHex(private_key), encapsulated));
   const secret = await sharedSecret(dh, encapsulated, own.publicKey.raw);
-  const found = await keySchedule(secret, ascii("encryip key bundle v2"));
+  const found = await keySchedule(secret, ascii("encryip key bundle v3"));
   assert.equal(hex(found.key), TO_PUBLIC_KEY.hpke_key);
   assert.equal(hex(found.nonce), TO_PUBLIC_KEY.hpke_nonce);
   const sealed = decodeBase64(body.sealed, "sealed");
   const header = ascii(TO_PUBLIC_KEY.bundle_associated_data);
   const point = new X25519PublicKey(encapsulated);
-  const opened = await own.unseal(point, sealed, ascii("encryip key bundle v2"), header);
-  assert.equal(hex(opened), TO_PUBLIC_KEY.user_key);
-  assert.equal((await bundle.unlock(own)).keyId, bundle.header.key_id);
+  const opened = await own.unseal(point, sealed, ascii("encryip key bundle v3"), header);
+  assert.equal(hex(opened), TO_PUBLIC_KEY.bundle_keys);
+  const keys = await bundle.unlock(own);
+  assert.equal(keys.keyId, bundle.header.key_id);
+  assert.throws(() => keys.reader, KeyRefusedError);
 });
 
 // RFC 9180, A.1: its KEM is ours. Its AEAD is AES-128-GCM, which the key schedule depends on.
@@ -104,50 +108,71 @@ test("DHKEM(X25519, HKDF-SHA256): the vector of RFC 9180", async () => {
   assert.equal(hex(secret), expected);
 });
 
-test("codebook: metadata, mask keys, masks, table, ciphertexts", async () => {
+test("codebook: metadata, label keys, masks, table, ciphertexts", async () => {
   const bundle = await KeyBundle.parse(VECTORS.key_bundle);
-  const codebook = await Codebook.parse(new TextEncoder().encode(VECTORS.codebook));
+  const codebook = Codebook.parse(new TextEncoder().encode(VECTORS.codebook));
   await codebook.verify(bundle.issuer);
-  const key = await UserKey.fromSecretBytes(fromHex(VECTORS.user_key));
-  assert.equal(canonicalJson(await codebook.openMetadata(key)), VECTORS.metadata);
-  const masks: number[] = [];
-  for (const [block, header] of codebook.headers.entries()) {
-    assert.equal(hex(await key.derive(header, "label mask v1")), VECTORS.mask_keys[block]);
-    const zeros = new Array(codebook.blockSizes[block]!).fill(0);
-    const minus = await readLabels(fromHex(VECTORS.mask_keys[block]), masks.length, zeros, 3);
-    masks.push(...Array.from(minus, (value) => (3 - value) % 3));
+  const { reader } = await BundleKeys.fromSecretBytes(fromHex(VECTORS.bundle_keys), [
+    "read",
+    "run",
+  ]);
+  const secret = await codebook.secret(reader);
+  assert.equal(canonicalJson(await codebook.openMetadata(reader, secret)), VECTORS.metadata);
+  assert.equal(hex(await secret.derive("label keys v2")), VECTORS.labels_key);
+  const blocks = await labelBlocks(fromHex(VECTORS.labels_key), 0, codebook.numLabels);
+  for (const [j, masked] of codebook.maskedSlots.entries()) {
+    const [key, other] = [blocks.subarray(32 * j), blocks.subarray(32 * j + 16)];
+    assert.equal(hex(key.subarray(0, 16)), VECTORS.label_keys[j]);
+    assert.equal((other[0]! << 8) | other[1]!, VECTORS.slot_masks[j]);
+    assert.equal(masked ^ VECTORS.slot_masks[j], VECTORS.slots[j]);
   }
-  assert.deepEqual(masks, VECTORS.masks);
-  assert.deepEqual([...(await codebook.decodeTable(key))], VECTORS.table);
+  const one = await labelBlocks(fromHex(VECTORS.labels_key), 17, 1);
+  assert.deepEqual(one, blocks.slice(32 * 17, 32 * 18));
+  const zeros = new Array(2 * codebook.numLabels).fill(0);
+  const minus = reader.readLabels(blocks, codebook.maskedSlots, zeros, 3);
+  assert.deepEqual(
+    Array.from(minus, (value) => (3 - value) % 3),
+    VECTORS.masks,
+  );
+  assert.deepEqual([...(await codebook.decodeTable(reader, secret))], VECTORS.table);
   for (const [i, label] of [0, 1, 8, 17, 31].entries()) {
     assert.equal(hex(codebook.ciphertext(label)), VECTORS.ciphertexts[i]);
     const fields = parseCiphertext(fromHex(VECTORS.ciphertexts[i]));
     assert.deepEqual(fields.codebookId, codebook.codebookId);
-    assert.equal(fields.value, codebook.values[label]);
+    assert.deepEqual([fields.maskedSlot, fields.label], [codebook.maskedSlots[label], label]);
+    assert.deepEqual(fields.values, [...codebook.values.subarray(2 * label, 2 * label + 2)]);
   }
   const ciphertexts = VECTORS.ciphertexts.map(fromHex);
   assert.deepEqual(await bundle.decrypt(ciphertexts, VECTORS.passphrase), VECTORS.classes);
 });
 
+test("codebook: another reader's table differs where the bits do", async () => {
+  const { codebook, reader_bundle, passphrase } = VECTORS;
+  const decoder = await Decoder.open(codebook, reader_bundle, passphrase);
+  assert.deepEqual([...decoder.secretTable()], VECTORS.reader_table);
+  assert.notDeepEqual(VECTORS.reader_table, VECTORS.table);
+  assert.deepEqual((await KeyBundle.parse(reader_bundle)).header.roles, ["read"]);
+});
+
 test("codebook: revoked and foreign keys", async () => {
-  const codebook = await Codebook.parse(VECTORS.codebook);
-  const [revoked, foreign] = await Promise.all(
-    [VECTORS.revoked_user_key, VECTORS.foreign_user_key].map((text) =>
-      UserKey.fromSecretBytes(fromHex(text)),
-    ),
-  );
-  await assert.rejects(codebook.openMetadata(revoked!), RevokedKeyError);
-  await assert.rejects(codebook.decodeTable(revoked!), RevokedKeyError);
-  await assert.rejects(codebook.responseKey(revoked!), RevokedKeyError);
-  await assert.rejects(codebook.openMetadata(foreign!), ForeignKeyError);
+  const codebook = Codebook.parse(VECTORS.codebook);
+  const slots = fromHex(VECTORS.codeword + VECTORS.slot_keys);
+  const revoked = new ReaderKey(await userKeyOf(VECTORS.revoked_user_key), slots);
+  await assert.rejects(codebook.secret(revoked), RevokedKeyError);
+  const foreign = new ReaderKey(await userKeyOf(VECTORS.foreign_user_key), slots);
+  const secret = await codebook.secret(foreign);
+  await assert.rejects(codebook.openMetadata(foreign, secret), ForeignKeyError);
+  const table = await codebook.decodeTable(foreign, secret);
+  assert.ok(table.every((found) => found >= 0 && found < 3));
+  assert.notDeepEqual([...table], VECTORS.table);
 });
 
 test("hosted responses: key, values, probabilities", async () => {
   const decoder = await Decoder.open(VECTORS.codebook, VECTORS.key_bundle, VECTORS.passphrase);
   assert.deepEqual([...decoder.secretTable()], VECTORS.table);
-  const codebook = await Codebook.parse(VECTORS.codebook);
-  const key = await UserKey.fromSecretBytes(fromHex(VECTORS.user_key));
-  assert.equal(hex(await codebook.responseKey(key)), HOSTED.response_key);
+  const codebook = Codebook.parse(VECTORS.codebook);
+  const found = await derived(VECTORS.user_key, hex(codebook.header.bytes), "hosted responses v2");
+  assert.equal(found, HOSTED.response_key);
   assert.equal(hex(codebook.codebookId), HOSTED.associated_data);
   for (const [i, words] of HOSTED.responses.entries()) {
     const opened = openResponse(words, fromHex(HOSTED.response_key), codebook.codebookId);

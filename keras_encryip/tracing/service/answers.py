@@ -39,8 +39,12 @@ class Reader:
             f"probabilities, or the names in `class_names`: {names}{more}."
         )
 
-    def read(self, answers: Any, expected: int) -> np.ndarray:
-        """int32 `[expected]`: classes, `REFUSED`, or `MISSING` for what is no class.
+    def read(self, answers: Any, expected: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a batch was answered.
+
+        Returns:
+            (int32 `[expected]`: classes, `REFUSED`, or `MISSING` for what is no class; float32
+            `[expected, K]`: rows of probabilities or logits, NaN where there is none).
 
         Raises:
             FormatError: it is not that many answers, or ciphertexts that cannot be read.
@@ -56,18 +60,28 @@ class Reader:
             )
         if len(answers) != expected:
             raise FormatError(f"The service gave {len(answers)} answers, expected {expected}.")
+        classes = np.empty(expected, np.int32)
+        rows = np.full((expected, len(self._names)), np.nan, np.float32)
         with np.errstate(all="ignore"):
-            return np.array([self._class_of(answer) for answer in answers], np.int32)
+            for i, answer in enumerate(answers):
+                classes[i], row = self._class_of(answer)
+                if row is not None:
+                    rows[i] = row
+        return classes, rows
 
-    def _class_of(self, answer: Any) -> int:
+    def _class_of(self, answer: Any) -> tuple[int, np.ndarray | None]:
+        """The class, and the row of probabilities if it is one."""
         if hasattr(answer, "__array__"):
             answer = np.asarray(answer)
             if answer.ndim == 0:
                 answer = answer.item()
         if answer is None or (isinstance(answer, float) and math.isnan(answer)):
-            return REFUSED
+            return REFUSED, None
         if isinstance(answer, np.ndarray | list | tuple):
             return self._class_of_row(answer)
+        return self._class_of_one(answer), None
+
+    def _class_of_one(self, answer: Any) -> int:
         number = isinstance(answer, int | float) and not isinstance(answer, bool)
         if number and answer == -1:
             return REFUSED
@@ -86,20 +100,22 @@ class Reader:
             index = int(answer) if whole else MISSING
         return index if index >= 0 else self._unreadable(answer)
 
-    def _class_of_row(self, answer: Any) -> int:
+    def _class_of_row(self, answer: Any) -> tuple[int, np.ndarray | None]:
         try:
             row = np.asarray(answer)
         except ValueError:
-            return self._unreadable(answer)
+            return self._unreadable(answer), None
         if row.ndim != 1 or row.dtype.kind not in "biuf":
-            return self._unreadable(answer)
+            return self._unreadable(answer), None
         self._check_width(len(row))
         row = row.astype(np.float64)
         if np.isnan(row).all():
-            return REFUSED
+            return REFUSED, None
         if self._decoder is not None:
             row = self._decoder.probabilities(row)
-        return self._unreadable(answer) if np.isnan(row).any() else int(row.argmax())
+        if np.isnan(row).any():
+            return self._unreadable(answer), None
+        return int(row.argmax()), row
 
     def _check_width(self, width: int) -> None:
         if self._decoder is None and width != len(self._names):

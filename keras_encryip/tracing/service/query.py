@@ -34,6 +34,7 @@ MAX_RETRY_AFTER_S: Final = 300.0
 def ask(
     predict: Predict | str,
     inputs: np.ndarray,
+    natural: np.ndarray | None = None,
     *,
     class_names: Sequence[str],
     decoder: Decoder | None = None,
@@ -43,8 +44,10 @@ def ask(
     backoff: float = 1.0,
     progress: Callable[[int], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
-) -> np.ndarray:
-    """Ask a service for the class of each input.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ask a service for the class of each input, and for the probabilities of natural ones.
+
+    Natural inputs come last, and only as long as they are answered with rows.
 
     Inputs are sent in a random order. A batch that fails is sent again, between
     half and all of `backoff`·2^i seconds later, at most 30 s, or after as many
@@ -58,6 +61,7 @@ def ask(
             answers: classes, class names, or rows of K probabilities or logits; `None`, -1
             or NaN for inputs that the service refused.
         inputs: finite numbers `[n, ...]`.
+        natural: as many as you like of the same shape; none are asked with a `decoder`.
         class_names: list of K names.
         decoder: reads answers that are confused labels `[b, N]` or label ciphertexts. The
             service must answer with these if it is given.
@@ -71,8 +75,9 @@ def ask(
         sleep: waits, in seconds.
 
     Returns:
-        int32 `[n]` of classes, `UNANSWERED` where the service refused, failed, or
-        answered with something that is no class.
+        (int32 `[n]` of classes, `UNANSWERED` where the service refused, failed, or
+        answered with something that is no class; float32 `[m, K]`, the rows that natural inputs
+        were answered with, NaN where there is none).
 
     Raises:
         ServiceError: no input was given a class. The message says why.
@@ -82,11 +87,14 @@ def ask(
     Example:
     >>> def service(batch):
     ...     return ["Bee " if sum(x) < 5 else None for x in batch]
-    >>> ask(service, np.array([[1, 2], [3, 4], [0, 2]]), class_names=["ant", "bee"])
+    >>> classes, _ = ask(service, np.array([[1, 2], [3, 4], [0, 2]]), class_names=["ant", "bee"])
+    >>> classes
     array([ 1, -1,  1], dtype=int32)
     """
     names = _check_names(class_names, decoder)
     inputs = check_inputs("inputs", inputs)
+    natural = np.empty(0) if natural is None else np.asarray(natural)
+    count, inputs = len(inputs), _together(inputs, natural)
     batch_size = check_count("batch_size", batch_size, 1)
     retries = check_count("retries", retries, 0)
     check_seconds("backoff", backoff)
@@ -100,14 +108,17 @@ def ask(
                 "`predict` must be a function from a batch to answers, or a URL. "
                 f"Received: predict={predict!r}"
             )
-        kept = Transcript(transcript, inputs, len(names))
+        kept = Transcript(transcript, inputs, len(names), natural=len(natural))
         reader = Reader(names, decoder)
         run = _Run(predict, reader, kept, batch_size, retries, float(backoff), sleep)
-        run.ask_all(inputs, progress)
-    if not (kept.answers >= 0).any():
+        run.ask_all(inputs, range(count), progress)
+        if decoder is None:
+            run.ask_all(inputs, range(count, len(inputs)), progress)
+    answers = kept.answers[:count]
+    if not (answers >= 0).any():
         again = "" if transcript is None else " Run again with the same `transcript` to go on."
         raise ServiceError(run.complaint() + again) from run.failure
-    return np.where(kept.answers < 0, np.int32(UNANSWERED), kept.answers)
+    return np.where(answers < 0, np.int32(UNANSWERED), answers), kept.rows
 
 
 @dataclass
@@ -134,8 +145,11 @@ class _Run:
     refused: list[int] = field(default_factory=list)
     answered: bool = False
 
-    def ask_all(self, inputs: np.ndarray, progress: Callable[[int], None] | None) -> None:
-        order = np.flatnonzero(self.transcript.answers == MISSING).tolist()
+    def ask_all(
+        self, inputs: np.ndarray, numbers: range, progress: Callable[[int], None] | None
+    ) -> None:
+        """Ask those of some inputs that are missing. Natural ones: as long as there are rows."""
+        order = [i for i in numbers if self.transcript.answers[i] == MISSING]
         secrets.SystemRandom().shuffle(order)
         steps = range(0, len(order), self.batch_size)
         batches = deque(order[i : i + self.batch_size] for i in steps)
@@ -143,7 +157,7 @@ class _Run:
         while batches and self.failures < MAX_FAILURES:
             batch = batches.popleft()
             try:
-                classes = self._ask_patiently(inputs[batch])
+                classes, rows = self._ask_patiently(inputs[batch])
             except Exception as error:
                 if self._is_final(error):
                     raise
@@ -151,17 +165,19 @@ class _Run:
                     batches.extendleft([index] for index in reversed(batch))
                     continue
                 if _is_refusal(error):
-                    self._keep(batch, np.array([REFUSED]))
+                    self._keep(batch, np.array([REFUSED]), None)
                 else:
                     self.failures += 1
             else:
-                self._keep(batch, classes)
+                self._keep(batch, classes, rows)
             at_end = self.answered and not batches and not self.failures
             if at_end and len(self.refused) <= self.batch_size:
                 self._believe_refusals()
             self.transcript.save()
             if progress is not None:
                 progress(len(batch))
+            if self.transcript.is_natural(batch) and not self.transcript.has_rows():
+                break
 
     def complaint(self) -> str:
         """Why nothing was answered."""
@@ -172,7 +188,7 @@ class _Run:
         kind, text = type(self.failure).__name__, printable(str(self.failure), 300).rstrip(".")
         return f"The service answered nothing. The last failure: {kind}: {text}."
 
-    def _ask_patiently(self, batch: np.ndarray) -> np.ndarray:
+    def _ask_patiently(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         for attempt in count():
             try:
                 return self.reader.read(self.predict(batch.copy()), len(batch))
@@ -189,8 +205,10 @@ class _Run:
         """Whether the service as such cannot be read; one that did answer is asked on."""
         return isinstance(error, ServiceError) and not self.answered
 
-    def _keep(self, batch: list[int], classes: np.ndarray) -> None:
+    def _keep(self, batch: list[int], classes: np.ndarray, rows: np.ndarray | None) -> None:
         self.failures = 0
+        if rows is not None:
+            self.transcript.keep_rows(batch, rows)
         self.transcript.answers[batch] = np.where(classes == REFUSED, MISSING, classes)
         self.refused += np.array(batch)[classes == REFUSED].tolist()
         if (classes >= 0).any():
@@ -200,6 +218,18 @@ class _Run:
     def _believe_refusals(self) -> None:
         self.transcript.answers[self.refused] = REFUSED
         self.refused.clear()
+
+
+def _together(inputs: np.ndarray, natural: np.ndarray) -> np.ndarray:
+    if not natural.size:
+        return inputs
+    natural = check_inputs("natural", natural)
+    if natural.shape[1:] != inputs.shape[1:]:
+        raise ArgumentError(
+            f"`natural` must hold inputs of shape {inputs.shape[1:]}, as `inputs` does. "
+            f"Received: natural.shape={natural.shape}"
+        )
+    return np.concatenate([inputs, natural.astype(inputs.dtype)])
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -78,7 +78,7 @@ def put(naps: list[float]) -> Callable[..., np.ndarray]:
 
     def put(predict: Any, inputs: np.ndarray = INPUTS, **options: Any) -> np.ndarray:
         settings = {"class_names": NAMES, "batch_size": 4, "sleep": naps.append}
-        return ask(predict, inputs, **{**settings, **options})
+        return ask(predict, inputs, **{**settings, **options})[0]
 
     return put
 
@@ -639,6 +639,8 @@ def edited(**fields: Any) -> Callable[[bytes], bytes]:
         pytest.param(edited(answers=[None] * 12), id="null"),
         pytest.param(edited(inputs="A" * 64), id="digest"),
         pytest.param(edited(num_classes=0), id="no-classes"),
+        pytest.param(edited(rows="AAAAAA=="), id="rows"),
+        pytest.param(edited(rows="?"), id="rows-no-base64"),
         pytest.param(edited(started_at="yesterday"), id="time"),
     ],
 )

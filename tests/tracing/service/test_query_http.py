@@ -62,7 +62,7 @@ def put(naps: list[float]) -> Callable[..., np.ndarray]:
 
     def put(url: str, inputs: np.ndarray = INPUTS, **options: Any) -> np.ndarray:
         settings = {"class_names": NAMES, "batch_size": 4, "sleep": naps.append}
-        return ask(url, inputs, **{**settings, **options})
+        return ask(url, inputs, **{**settings, **options})[0]
 
     return put
 
