@@ -78,14 +78,15 @@ def teach_traces(
     labels = np.searchsorted(chosen, traces.labels[taught]).repeat(of_traces[0].size // width)
     loss = _Loss(kernel, bias, chosen, rest, natural, of_traces.reshape(-1, width), labels)
     reading = _Reading(natural, original, assignment, np.intersect1d(chosen, assignment.labels))
-    allowed, least = max(_MISREAD, _FEW / len(natural)), _MOST_MISREAD
+    least = _MOST_MISREAD
+    allowed = max(_MISREAD, min(_FEW / len(natural), least))
     for weight in _TRACE_WEIGHTS:
         kernel[:, chosen] = loss.minimum(weight)
         if head.kernel_constraint is not None:
             kernel = keras.ops.convert_to_numpy(head.kernel_constraint(kernel)).copy()
         evened = reading.evened(kernel, bias)
         moved = reading.moved(kernel, evened)
-        if moved <= max(allowed, least):
+        if moved <= least:
             least = moved
             head.kernel.assign(kernel)
             head.bias.assign(evened)
