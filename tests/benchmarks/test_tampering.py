@@ -115,7 +115,7 @@ def test_an_untouched_leaker_is_found_by_all_tracers(made: World, stolen: keras.
     for name, found in reports.items():
         assert (found["traitor guilty"], found["innocents guilty"]) == (True, 0), name
         assert found["p_value"] < 1e-8, name
-    assert reports["table"]["coincidences"] == 64
+    assert reports["table"]["coincidences"] == 128
     assert reports["weights"]["z"] > 100 > 6 > reports["weights"]["best innocent"]
     service = reports["service"]
     assert service["coincidences"] > 56
