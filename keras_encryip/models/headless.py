@@ -156,6 +156,11 @@ class Headless(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Headless":
+        if "units" not in config:
+            raise FormatError(
+                f"Layer {config.get('name')!r} is of a model protected by keras_encryip 0.3, which "
+                "reads it. Protect the classifier anew with this release, or use release 0.3."
+            )
         config = dict(config)
         return cls(keras.saving.deserialize_keras_object(config.pop("classifier")), **config)
 

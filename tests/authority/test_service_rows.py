@@ -79,11 +79,13 @@ def test_natural_inputs_convict_where_trace_inputs_are_refused(
 
 
 def test_trace_inputs_that_convict_less_strongly_are_evidence(
-    world: World, model: NaturalModel
+    tmp_path: Path,
 ) -> None:
-    """Natural inputs tell more here than two thirds of the trace inputs; others check the latter"""
+    """Natural inputs tell more than two thirds of the trace inputs; others check the latter."""
+    world = make_world(tmp_path, trace_labels=128)
+    model = NaturalModel(world)
     table, natural = world.table("carol"), rows_of(world, model, "carol", [], 9)
-    table[world.assignment.trace[40:]] = -1
+    table[world.assignment.trace[84:]] = -1
 
     def serve(batch: np.ndarray) -> list[Any]:
         told = natural(batch)
@@ -95,6 +97,7 @@ def test_trace_inputs_that_convict_less_strongly_are_evidence(
     report = trace(world, serve, model=model, inputs=model.inputs)
     assert [s.subject for s in report.guilty] == ["carol"]
     found = verify_evidence(world.evidence(report, "trace inputs"))
+    world.authority.close()
     assert report.p_value < found.p_values["carol"] <= 1e-6
 
 

@@ -1,4 +1,4 @@
-"""Writes hostile.json: `python tests/vectors/make_hostile.py`.
+"""Writes hostile.json: `python -m tests.vectors.make_hostile`.
 
 Each case changes one place of a file of `codebook.json` or `public_key_bundle.json`: at `at`,
 counted in characters, `remove` of them make way for `insert`. It names the error that opening then
@@ -11,14 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hostile_private_keys import private_key_changes
-
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.errors import EncryipError
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.formats.responses import parse_response
 from keras_encryip.labels.codebook import Codebook
+from tests.vectors.hostile_private_keys import private_key_changes
 
 FOLDER = Path(__file__).parent
 VERSIONS = ["0", "1", "2", "4", "3.0", '"3"', "true"]

@@ -1,4 +1,4 @@
-"""Writes the test vectors: `python tests/vectors/make_vectors.py [--codebook] [--public-key]`.
+"""Writes the test vectors: `python -m tests.vectors.make_vectors [--codebook] [--public-key]`.
 
 `kem.json` and `slots.json` come from a deterministic source of bytes and are the same each
 time; so does `hosted.json`, encrypted responses to the user of `codebook.json`. `codebook.json`
