@@ -1,7 +1,7 @@
 """What the ledger keeps of exports: whom a copy was marked for, and what was committed to."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +20,7 @@ from keras_encryip.authority.schema import (
 )
 from keras_encryip.crypto.encoding import canonical_json
 from keras_encryip.errors import LedgerError
+from keras_encryip.formats.lock import Lock
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.model_record import ModelRecord
 from keras_encryip.labels.trace_set import TraceSet
@@ -64,6 +65,7 @@ class ExportStore:
         folder: str,
         recipient: str | None,
         kernels: Sequence[np.ndarray],
+        lock: Lock | None = None,
     ) -> None:
         """Commit to what is about to be exported, in the signed and dated event log.
 
@@ -72,6 +74,7 @@ class ExportStore:
             folder: the folder's name.
             recipient: key id of the user whose copy this is, or `None`.
             kernels: the model's kernels, before they are marked for the recipient.
+            lock: of a locked export.
         """
         record = self._model_store.model_of(codebook.codebook_id)
         digest = record.traces.digest if record.traces is not None else None
@@ -83,7 +86,7 @@ class ExportStore:
             key = self._keys.fingerprint_key(record.model_id, recipient)
             facts |= {"recipient": recipient, "fingerprint": fingerprint_commitment(key)}
         shapes = canonical_json([list(k.shape) for k in kernels]).decode("ascii")
-        self._commit(record, codebook, manifest, folder, facts, digest, shapes)
+        self._commit(record, codebook, manifest, folder, facts, digest, shapes, lock)
 
     def copies_of(
         self, record: ModelRecord
@@ -137,7 +140,13 @@ class ExportStore:
         )
 
     def add_reordered_export(
-        self, codebook: Codebook, manifest: bytes, *, folder: str, source: bytes
+        self,
+        codebook: Codebook,
+        manifest: bytes,
+        *,
+        folder: str,
+        source: bytes,
+        lock: Lock | None = None,
     ) -> None:
         """Commit to an exported folder's reordered copy: `add_export` of what it was made from.
 
@@ -157,7 +166,28 @@ class ExportStore:
                 record.assignment.moved_to(self._model_store.assignment_of(codebook))
             )
             facts |= {"trace_set": moved.digest.hex(), "model_trace_set": traces.digest.hex()}
-        self._commit(record, codebook, manifest, folder, facts, row.trace_set, row.kernels)
+        self._commit(record, codebook, manifest, folder, facts, row.trace_set, row.kernels, lock)
+
+    def locks(self) -> list[tuple[Lock, str | None, str, str]]:
+        """Of every locked export, oldest first: its lock, its recipient's key id or `None`, the
+        folder's name, and when it was made."""
+        with self._ledger.reading() as connection:
+            query = sa.select(exports_table.c.lock, exports_table.c.recipient).order_by(
+                exports_table.c.export_id
+            )
+            rows = connection.execute(query).all()
+            events = signed_events(connection, events_table.c.kind == MODEL_EXPORTED)
+            told = [(event.details["folder"], event.at) for event, _, _ in events]
+        return [
+            (Lock.from_bytes(row.lock), row.recipient, *said)
+            for row, said in zip(rows, told, strict=True)
+            if row.lock is not None
+        ]
+
+    def content_keys(self) -> Iterator[bytes]:
+        """The keys of locked exports, newest first. Secret."""
+        for lock, *_ in reversed(self.locks()):
+            yield lock.content_key(self._keys.run_master)
 
     def _commit(
         self,
@@ -168,7 +198,10 @@ class ExportStore:
         facts: dict[str, Any],
         trace_set: bytes | None,
         kernels: str,
+        lock: Lock | None,
     ) -> None:
+        if lock is not None:
+            facts = facts | {"lock": hashlib.sha256(lock.to_bytes()).hexdigest()}
         with self._ledger.writing() as connection:
             connection.execute(
                 exports_table.insert().values(
@@ -177,6 +210,7 @@ class ExportStore:
                     recipient=facts.get("recipient"),
                     kernels_digest=facts["kernels_digest"],
                     kernels=kernels,
+                    lock=None if lock is None else lock.to_bytes(),
                 )
             )
             append_event(

@@ -19,6 +19,7 @@ from keras_encryip.authority.schema import (
 )
 from keras_encryip.crypto.encoding import canonical_json
 from keras_encryip.errors import LedgerError, SignatureError, instead_of
+from keras_encryip.formats.lock import Lock
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
 from keras_encryip.labels.live_labels import LiveLabel, live_commitment, live_labels
@@ -240,6 +241,25 @@ class ModelStore:
         assignment = self.assignment_of(codebook)
         codebook.verify(self._keys.issuer)
         return live_labels(self._keys.read_master.decapsulate(codebook.header), assignment)
+
+    def make_lock(self, codebook: Codebook, key_file: str) -> tuple[Lock, bytes]:
+        """A lock for one export, under today's revocations, and its content key. Secret.
+
+        Args:
+            codebook: of this authority, and of the export.
+            key_file: where a host will have the key.
+        """
+        record = self.model_of(codebook.codebook_id)
+        with self._ledger.reading() as connection:
+            revoked = revoked_users(connection)
+        return Lock.make(
+            codebook,
+            record.metadata.model,
+            self._keys.run_master,
+            self._keys.signing_key,
+            key_file=key_file,
+            revoked=revoked.values(),
+        )
 
     def _add_codebook(
         self,

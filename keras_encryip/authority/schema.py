@@ -80,6 +80,7 @@ exports_table = sa.Table(
     sa.Column("recipient", sa.ForeignKey("users.key_id")),
     sa.Column("kernels", sa.String, nullable=False),
     sa.Column("kernels_digest", sa.String, nullable=False),
+    sa.Column("lock", sa.LargeBinary),  # NULL: not a locked export
 )
 events_table = sa.Table(
     "events",

@@ -19,6 +19,7 @@ from keras_encryip.authority.score_users import score_users
 from keras_encryip.authority.user_store import User
 from keras_encryip.crypto.combined_key import CombinedKey, find_traitors
 from keras_encryip.crypto.kem import UserKey, key_id
+from keras_encryip.crypto.locked_weights import KEY_BYTES as CONTENT_KEY_BYTES
 from keras_encryip.crypto.slots import SLOT_KEY_BYTES
 from keras_encryip.errors import ArgumentError, ForeignKeyError, instead_of
 from keras_encryip.formats.key_bundle import KeyBundle
@@ -55,12 +56,14 @@ def trace_key(
     owner: Authority, key: UserKey | bytes | None, slot_keys: Any | None = None
 ) -> TraceReport:
     """What `Tracer.key` does."""
+    if isinstance(key, bytes) and len(key) == CONTENT_KEY_BYTES and slot_keys is None:
+        return _trace_content_key(owner, key)
     if isinstance(key, bytes):
         key = UserKey.from_secret_bytes(key)
     if not isinstance(key, UserKey | None) or (key is None and slot_keys is None):
         raise ArgumentError(
-            "`key` must be a UserKey or its 64 bytes; or None if `slot_keys` are given. "
-            f"Received: {type(key).__name__}"
+            "`key` must be a UserKey or its 64 bytes, or a key file's 32; or None if `slot_keys` "
+            f"are given. Received: {type(key).__name__}"
         )
     leak, names = _Leak(owner, "key", {}), []
     if key is not None:
@@ -80,6 +83,20 @@ def trace_key(
             f"a fresh point: at least {owner.threshold + 1} users pooled their keys"
         )
     return report
+
+
+def _trace_content_key(owner: Authority, key: bytes) -> TraceReport:
+    """Whose copy a key file opens."""
+    for lock, recipient, folder, made in reversed(owner.export_store.locks()):
+        if lock.content_key(owner.keys.run_master) == key:
+            evidence = {"opens the locked export": folder, "made": made}
+            if recipient is None:
+                evidence["made for"] = "nobody by name"
+            leak = _Leak(owner, "key file", evidence)
+            return leak.report([] if recipient is None else [recipient], proof=False)
+    return _Leak(owner, "key file", {"opens": "no locked export of this authority"}).report(
+        [], proof=False
+    )
 
 
 def trace_combined_key(

@@ -82,10 +82,13 @@ class Tracer:
         """Whose key this point (z, P(z)) is, and whose slot keys these are.
 
         A point at a revoked user's z identifies, and does not convict: such z are public. Slot
-        keys that several users pooled convict those whose codewords they follow.
+        keys that several users pooled convict those whose codewords they follow. The content of
+        a locked export's key file names whose copy it opens, and does not convict: every host who
+        has that copy can make it.
 
         Args:
-            key: a `UserKey`, or its 64 bytes z ‖ P(z); `None` if only slot keys are known.
+            key: a `UserKey`, or its 64 bytes z ‖ P(z); the 32 bytes of a key file; `None` if only
+                slot keys are known.
             slot_keys: one key of 16 bytes for each of the authority's slots, `[M, 16]`; zeros, -1
                 or `None` where it is unknown.
         """
@@ -178,8 +181,8 @@ class Tracer:
         whose hidden units were permuted.
 
         Args:
-            suspect: a SavedModel folder, a `.keras`, `.weights.h5` or `.npz` file, a list or
-                dictionary of arrays, or a Keras model.
+            suspect: a SavedModel folder, also a locked one, a `.keras`, `.weights.h5` or `.npz`
+                file, a list or dictionary of arrays, or a Keras model.
             model: the protected model, or its name (then the newest of that name).
             reference: the weights before they were marked, in any form of `suspect`. By
                 default those of `model`, if it is a model; without any, tracing is blind,
@@ -193,8 +196,11 @@ class Tracer:
         recipients, shapes, digests = self._authority.export_store.copies_of(record)
         if reference is None and not isinstance(model, str):
             reference = model
-        kernels = read_kernels(suspect)
-        originals = None if reference is None else read_reference(reference, shapes)
+        exports = self._authority.export_store
+        kernels = read_kernels(suspect, exports.content_keys())
+        originals = None
+        if reference is not None:
+            originals = read_reference(reference, shapes, exports.content_keys())
         matched = match(kernels, shapes if originals is None else originals)
         keys = self._authority.keys
         marks = {k: keys.fingerprint_key(record.model_id, k) for k in recipients}

@@ -27,6 +27,7 @@ app.add_typer(trace.app, name="trace")
 app.command("verify-evidence")(client.verify_evidence_command)
 app.command()(client.inspect)
 app.command()(client.verify)
+app.command()(client.unlock)
 app.command()(client.unseal)
 app.command()(client.decode)
 

@@ -16,9 +16,11 @@ from keras_encryip.cli.shared import (
     open_decoder,
     print_facts,
 )
+from keras_encryip.client.unlock_key import unlock_key, write_key_file
 from keras_encryip.errors import ArgumentError
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import write_key_pair
+from keras_encryip.formats.lock import is_locked, read_lock
 from keras_encryip.formats.manifest import verify_export
 from keras_encryip.formats.responses import parse_response, printable, read_outputs
 from keras_encryip.formats.sealed_folder import unseal_folder
@@ -60,6 +62,7 @@ def inspect(
     """Show what a model's codebook says in public."""
     codebook = read_codebook(model)
     codebook.verify(codebook.issuer)
+    locked = {"locked": f"yes, key file {read_lock(model).key_file}"} if is_locked(model) else {}
     print_facts(
         {
             "codebook": codebook.codebook_id.hex(),
@@ -68,6 +71,7 @@ def inspect(
             "classes": codebook.num_classes,
             "confused labels": codebook.num_labels,
             "threshold": codebook.header.threshold,
+            **locked,
         }
     )
 
@@ -115,6 +119,30 @@ def unseal(
     opening = ask_opening(key_bundle, private_key, bundle_passphrase_file)
     unseal_folder(file, directory, key_bundle, *opening)
     typer.echo(f"Opened {directory}, signed by the issuer of your key bundle.")
+
+
+def unlock(
+    directory: Annotated[Path, typer.Argument(help="The version folder of a locked export.")],
+    bundle: Annotated[Path, typer.Argument(help="A key bundle with the role run.")],
+    out: Annotated[
+        str,
+        typer.Option(help="The key file, readable by you alone; - for standard output, to a pipe."),
+    ],
+    bundle_passphrase_file: BundlePassphraseFile = None,
+    private_key: PrivateKeyFile = None,
+) -> None:
+    """Make the key of a locked export. Needs no TensorFlow."""
+    if out == "-" and sys.stdout.isatty():
+        raise ArgumentError("The key is 32 bytes, and not for a terminal: pipe it, or name a file.")
+    lock, key_bundle = read_lock(directory), KeyBundle.read(bundle)
+    opening = ask_opening(key_bundle, private_key, bundle_passphrase_file)
+    key = unlock_key(directory, key_bundle, *opening)
+    if out == "-":
+        sys.stdout.buffer.write(key)
+        sys.stdout.buffer.flush()
+        return
+    write_key_file(out, key, outside=directory)
+    typer.echo(f"Wrote {out}. The model looks for its key at {printable(lock.key_file, 4096)}.")
 
 
 def decode(

@@ -22,7 +22,7 @@ from keras_encryip.crypto.slots import DEFAULT_SLOTS
 from keras_encryip.errors import ArgumentError, instead_of
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PublicKey
-from keras_encryip.formats.manifest import RESPONSE_KEY_INSIDE, verify_export
+from keras_encryip.formats.manifest import verify_export
 
 authority_app = typer.Typer(help="The owner's secrets and ledger.", no_args_is_help=True)
 key_app = typer.Typer(help="Users' keys.", no_args_is_help=True)
@@ -203,6 +203,13 @@ def key_enroll(
     typer.echo(f"Enrolled {len(users)} users.")
 
 
+class Weights(StrEnum):
+    """How an exported model's weights are written."""
+
+    plain = "plain"
+    locked = "locked"
+
+
 class Responses(StrEnum):
     """What an exported model answers with."""
 
@@ -220,6 +227,16 @@ def export(
     responses: Annotated[
         Responses, typer.Option(help="encrypted: for your own server; the folder holds a key.")
     ] = Responses.confused,
+    weights: Annotated[
+        Weights, typer.Option(help="locked: noise to whoever has no host key; see `unlock`.")
+    ] = Weights.plain,
+    key_file: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a locked export: where the host will have the key; default "
+            "/run/secrets/encryip/NAME.key."
+        ),
+    ] = None,
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Export a saved protected model for TF Serving, under today's revocations."""
@@ -236,10 +253,17 @@ def export(
         if not isinstance(loaded, ke.ProtectedModel):
             raise ArgumentError(f"{str(model)!r} is not a protected model.")
         loaded.unlock(authority=owner)
-        ke.export_saved_model(loaded, directory, recipient=recipient, responses=responses.value)
+        ke.export_saved_model(
+            loaded,
+            directory,
+            recipient=recipient,
+            responses=responses.value,
+            weights=weights.value,
+            key_file=key_file,
+        )
     typer.echo(f"Exported {directory}.")
-    if responses is Responses.encrypted:
-        typer.echo(RESPONSE_KEY_INSIDE, err=True)
+    if warning := verify_export(directory).warning:
+        typer.echo(warning, err=True)
 
 
 def rotate(

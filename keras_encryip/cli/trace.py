@@ -17,6 +17,7 @@ from keras_encryip.cli.shared import (
     opened_authority,
     read_text,
 )
+from keras_encryip.crypto.locked_weights import KEY_BYTES
 from keras_encryip.errors import ArgumentError
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.formats.key_bundle import KeyBundle
@@ -44,7 +45,10 @@ def trace_key(
     authority: AuthorityArgument,
     leaked: Annotated[
         Path,
-        typer.Argument(help="A key bundle, a key in hexadecimal, or a decode table (.npy)."),
+        typer.Argument(
+            help="A key bundle, a key in hexadecimal, a locked export's key file (32 bytes), or a "
+            "decode table (.npy)."
+        ),
     ],
     model: Annotated[str | None, typer.Option(help="For a table: the model's name.")] = None,
     opened: Annotated[
@@ -148,4 +152,6 @@ def _finish_trace(
 
 
 def _read_key(path: Path) -> bytes:
+    if len(data := read_bounded(path, what="key", max_bytes=4096)) == KEY_BYTES:
+        return data
     return hexadecimal(read_text(path, "key").strip(), 64, str(path))

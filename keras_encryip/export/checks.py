@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_encryip.errors import ExportError
+from keras_encryip.export.checkpoints import without_key_file
+from keras_encryip.export.weight_lock import UNLOCK
 from keras_encryip.formats.responses import open_responses
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.ciphertext import ciphertext_label
@@ -272,15 +275,28 @@ class Answers:
         folder: with a SavedModel that `export_saved_model` or `rotate_codebook` wrote.
         codebook: the folder's.
         key: the response key of a folder with encrypted responses, or `None`.
+        key_file: of a locked folder, where it looks for its key.
+        opening: the key of a locked folder.
 
     Attributes:
         inputs: `TensorSpec` of each input, by name.
     """
 
-    def __init__(self, folder: Path, codebook: Codebook, key: bytes | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        codebook: Codebook,
+        key: bytes | None,
+        key_file: str | None = None,
+        opening: bytes | None = None,
+    ) -> None:
         self.codebook, self.key = codebook, key
-        self._loaded = tf.saved_model.load(str(folder))  # signatures do not keep it alive
+        finding = nullcontext(folder) if key_file is None else without_key_file(folder, key_file)
+        with finding as place:
+            self._loaded = tf.saved_model.load(str(place))  # signatures do not keep it alive
         self._signatures = self._loaded.signatures
+        if opening is not None:
+            self._signatures[UNLOCK](key_bytes=tf.constant(opening))
         self.inputs: dict[str, Any] = self._signatures[
             "serving_default"
         ].structured_input_signature[1]

@@ -1,35 +1,35 @@
 """A new version of an exported folder, its outputs in another order: revocation in the field."""
 
 import shutil
-from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-import msgspec
 import numpy as np
-import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
 
 from keras_encryip.authority.authority import Authority
 from keras_encryip.errors import ArgumentError, ExportError
+from keras_encryip.export.checkpoints import (
+    GRAPH,
+    Swaps,
+    head_names,
+    read_graph,
+    swap_constants,
+    text,
+    write_checkpoint,
+    write_graph,
+)
 from keras_encryip.export.checks import EXACT, Answers, difference, probes
 from keras_encryip.export.saved_model import complete_version
-from keras_encryip.formats.atomic_files import make_new_folder, read_bounded, write_new_file
+from keras_encryip.formats.atomic_files import make_new_folder, read_bounded
+from keras_encryip.formats.lock import is_locked, read_lock
 from keras_encryip.formats.manifest import FILE_NAME, MAX_MANIFEST_BYTES, verify_export
 from keras_encryip.formats.version_folder import ASSETS, read_codebook
 from keras_encryip.labels.codebook import Codebook
+from keras_encryip.tracing.checkpoint import Checkpoint
 
-_Swaps: TypeAlias = list[tuple[np.ndarray, np.ndarray]]
-"""(old, new) values of constants in a graph."""
-
-_GRAPH: Final = "saved_model.pb"
-_VARIABLES: Final = Path("variables") / "variables"
-_OBJECTS: Final = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_HEAD: Final = ("confused_labels/kernel", "confused_labels/bias")
-_WRITTEN_ANEW: Final = (_GRAPH, "variables", ASSETS.parts[0], "fingerprint.pb")
+_WRITTEN_ANEW: Final = (GRAPH, "variables", ASSETS.parts[0], "fingerprint.pb")
 """Of a version folder; the last, which is optional, has digests of the old graph."""
-_MAX_GRAPH_BYTES: Final = (1 << 31) - 1
 
 
 def rotate_codebook(
@@ -77,28 +77,47 @@ def rotate_codebook(
         raise ArgumentError(
             f"`directory` must not be inside of what is rotated. Received: directory={directory!r}"
         )
-    keys, exports = authority.keys, authority.export_store
-    hosted = verify_export(old, issuer=keys.issuer).warning is not msgspec.UNSET
+    keys, exports, store = authority.keys, authority.export_store, authority.model_store
+    verify_export(old, issuer=keys.issuer)
     signed = read_bounded(old / ASSETS / FILE_NAME, what="manifest", max_bytes=MAX_MANIFEST_BYTES)
     before = read_codebook(old)
     exports.exported(signed)  # refused before anything is drawn
+    graph = read_graph(old)
+    hosted = _answers_encrypted(graph)
+    old_lock = read_lock(old) if is_locked(old) else None
 
     def fill(draft: Path) -> None:
-        after, moved = authority.model_store.reorder(before)
+        after, moved = store.reorder(before)
         response_keys = [keys.response_key(c) if hosted else None for c in (before, after)]
+        lock, place = None, None if old_lock is None else old_lock.key_file
+        opening: list[bytes | None] = [None, None]
+        if old_lock is not None:
+            lock, key = store.make_lock(after, old_lock.key_file)
+            opening = [old_lock.content_key(keys.run_master), key]
         _copy_rest(old, draft)
-        _write_graph(old, draft, _swaps(before, after, response_keys))
-        _write_variables(old, draft, moved)
-        answers = Answers(old, before, response_keys[0]), Answers(draft, after, response_keys[1])
-        _check_rotated(*answers, moved)
+        if not swap_constants(graph, _swaps(before, after, response_keys, locked=bool(lock))):
+            raise ExportError(f"{str(old)!r} has no graph that `export_saved_model` wrote.")
+        write_graph(graph, draft)
+        _write_variables(old, draft, moved, response_keys, opening)
+        answers = [
+            Answers(folder, codebook, key, place, unlocking)
+            for folder, codebook, key, unlocking in zip(
+                (old, draft), (before, after), response_keys, opening, strict=True
+            )
+        ]
+        _check_rotated(answers[0], answers[1], moved)
         verify_export(old, issuer=keys.issuer)  # what was copied is still what was verified
-        manifest = complete_version(draft, after, keys, hosted=hosted)
-        exports.add_reordered_export(after, manifest, folder=target.name, source=signed)
+        manifest = complete_version(draft, after, keys, hosted=hosted, lock=lock)
+        exports.add_reordered_export(after, manifest, folder=target.name, source=signed, lock=lock)
 
     make_new_folder(target, fill)
 
 
 # --- writing -----------------------------------------------------------------------------
+
+
+def _answers_encrypted(graph: Any) -> bool:
+    return any("encrypted" in m.signature_def["serving_default"].outputs for m in graph.meta_graphs)
 
 
 def _copy_rest(old: Path, draft: Path) -> None:
@@ -109,84 +128,49 @@ def _copy_rest(old: Path, draft: Path) -> None:
             shutil.copyfile(path, draft / path.name)
 
 
-def _swaps(before: Codebook, after: Codebook, keys: list[bytes | None]) -> _Swaps:
+def _swaps(before: Codebook, after: Codebook, keys: list[bytes | None], *, locked: bool) -> Swaps:
     """What the graphs of `export_saved_model` hold of a codebook and of its response key."""
-
-    def words(old: bytes, new: bytes) -> tuple[np.ndarray, np.ndarray]:
-        return np.frombuffer(old, "<u4"), np.frombuffer(new, "<u4")
-
-    if keys[0] is not None and keys[1] is not None:
-        halves = [words(keys[0][i : i + 16], keys[1][i : i + 16]) for i in (0, 16)]
-        return [*halves, words(before.codebook_id, after.codebook_id)]
-    return [
-        (np.array([before.ciphertext_prefix], object), np.array([after.ciphertext_prefix], object)),
-        (np.array(before.ciphertext_suffixes, object), np.array(after.ciphertext_suffixes, object)),
-    ]
-
-
-def _write_graph(old: Path, draft: Path, swaps: _Swaps) -> None:
-    """The graph with other values of the constants that a codebook or a key is made of."""
-    saved = saved_model_pb2.SavedModel()
-    data = read_bounded(old / _GRAPH, what="graph", max_bytes=_MAX_GRAPH_BYTES)
-    saved.ParseFromString(data)
-    swapped = [0] * len(swaps)
-    for node in _nodes(saved):
-        if node.op != "Const":
-            continue
-        tensor = node.attr["value"].tensor
-        value = tf.make_ndarray(tensor)
-        for i, (old_value, new_value) in enumerate(swaps):
-            alike = value.dtype == old_value.dtype and value.size == old_value.size
-            if alike and np.array_equal(value.ravel(), old_value):
-                tensor.CopyFrom(tf.make_tensor_proto(new_value, tensor.dtype, value.shape))
-                swapped[i] += 1
-                break
-    if not all(swapped):
-        raise ExportError(f"The graph of {str(old)!r} is not one that `export_saved_model` wrote.")
-    write_new_file(draft / _GRAPH, saved.SerializeToString(deterministic=True))
+    if keys[0] is None or keys[1] is None:
+        return [
+            (text(before.ciphertext_prefix), text(after.ciphertext_prefix)),
+            (
+                np.array(before.ciphertext_suffixes, object),
+                np.array(after.ciphertext_suffixes, object),
+            ),
+        ]
+    both = [(before.codebook_id, after.codebook_id)]
+    if not locked:  # else it is a variable
+        both += [(keys[0][i : i + 16], keys[1][i : i + 16]) for i in (0, 16)]
+    return [(np.frombuffer(old, "<u4"), np.frombuffer(new, "<u4")) for old, new in both]
 
 
-def _nodes(saved: Any) -> Iterator[Any]:
-    for meta in saved.meta_graphs:
-        yield from meta.graph_def.node
-        for function in meta.graph_def.library.function:
-            yield from function.node_def
-
-
-def _write_variables(old: Path, draft: Path, moved: np.ndarray) -> None:
-    """The checkpoint with the head's columns at their new numbers."""
-    checkpoint = tf.train.load_checkpoint(str(old / _VARIABLES))
-    head = _head_keys(checkpoint, len(moved))
+def _write_variables(
+    old: Path,
+    draft: Path,
+    moved: np.ndarray,
+    response_keys: list[bytes | None],
+    opening: list[bytes | None],
+) -> None:
+    """The checkpoint with the head's columns at their new numbers, and the new response key."""
+    checkpoint = Checkpoint(old)
+    head = head_names(checkpoint, len(moved))
     if not head:
         raise ExportError(f"{str(old)!r} has no head `confused_labels` of {len(moved)} outputs.")
-    names = sorted(checkpoint.get_variable_to_dtype_map())
-    values = []
-    for name in names:
-        value = checkpoint.get_tensor(name)
-        if name in head:
-            value = value[..., np.argsort(moved)]
-        values.append(tf.constant(value))
-    (draft / _VARIABLES).parent.mkdir()
-    everything = [""] * len(names)
-    tf.raw_ops.SaveV2(
-        prefix=str(draft / _VARIABLES),
-        tensor_names=names,
-        shape_and_slices=everything,
-        tensors=values,
-    )
+    if opening[0] is None:
+        values = {name: checkpoint.read(name) for name in head}
+    else:
+        values = checkpoint.unlocked([opening[0]])
+    changed = {n: v[..., np.argsort(moved)] if n in head else v for n, v in values.items()}
+    before, after = (np.frombuffer(key or b"", "<u4") for key in response_keys)
+    for name, value in values.items():
+        if _is_key(value, before):
+            changed[name] = after
+    write_checkpoint(checkpoint, draft, changed=changed, key=opening[1])
 
 
-def _head_keys(checkpoint: Any, num_labels: int) -> set[str]:
-    objects = trackable_object_graph_pb2.TrackableObjectGraph()
-    objects.ParseFromString(checkpoint.get_tensor(_OBJECTS))
-    shapes = checkpoint.get_variable_to_shape_map()
-    return {
-        attribute.checkpoint_key
-        for node in objects.nodes
-        for attribute in node.attributes
-        if f"/{attribute.full_name}".endswith(tuple(f"/{name}" for name in _HEAD))
-        and shapes[attribute.checkpoint_key][-1:] == [num_labels]
-    }
+def _is_key(value: np.ndarray, key: np.ndarray) -> bool:
+    """Whether a variable is the response key."""
+    return key.size > 0 and value.dtype == key.dtype and np.array_equal(value, key)
 
 
 def _check_rotated(old: Answers, new: Answers, moved: np.ndarray) -> None:

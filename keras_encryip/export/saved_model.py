@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras_encryip.authority.authority import Authority
 from keras_encryip.authority.keys import AuthorityKeys
 from keras_encryip.errors import ArgumentError, ExportError, LockedModelError, instead_of
+from keras_encryip.export.checkpoints import in_memory
 from keras_encryip.export.checks import (
     Answers,
     check_spread,
@@ -22,8 +23,12 @@ from keras_encryip.export.checks import (
     check_traces,
     check_written,
 )
+from keras_encryip.export.locked_folder import check_key_file, lock_folder, warn_of_readable
+from keras_encryip.export.weight_lock import KEY_BYTES, UNLOCK, WeightLock, lookup_tables
 from keras_encryip.export.xchacha20 import encrypt
 from keras_encryip.formats.atomic_files import make_new_folder, sync_tree, write_new_file
+from keras_encryip.formats.lock import FILE_NAME as LOCK
+from keras_encryip.formats.lock import Lock
 from keras_encryip.formats.manifest import FILE_NAME as MANIFEST
 from keras_encryip.formats.manifest import RESPONSE_KEY_INSIDE, make_manifest, verify_export
 from keras_encryip.formats.progress import progress_bar
@@ -32,13 +37,14 @@ from keras_encryip.labels.assignment import TRACE
 from keras_encryip.labels.codebook import FILE_NAME as CODEBOOK
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.model_record import ModelRecord
-from keras_encryip.models.headless import all_layers
 from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.models.secrets import UnlockedSecrets
 from keras_encryip.models.trace_inputs import STEPS, harden
 from keras_encryip.tracing.fingerprint import embed
 from keras_encryip.tracing.weights import kernels_of
 
+PLAIN: Final = "plain"
+LOCKED: Final = "locked"
 CONFUSED: Final = "confused"
 ENCRYPTED: Final = "encrypted"
 
@@ -54,6 +60,8 @@ def export_saved_model(
     *,
     recipient: str | None = None,
     responses: str = CONFUSED,
+    weights: str = PLAIN,
+    key_file: str | PathLike[str] | None = None,
 ) -> None:
     """Export a protected model for TF Serving and other runtimes (docs/consumers.md).
 
@@ -65,6 +73,11 @@ def export_saved_model(
     With `responses="encrypted"` there is one signature, `serving_default`: inputs →
     `encrypted`, int32 `[b, N + 10]`, which is noise to whoever has no key: for owners who host
     the model themselves (docs/serving.md). Only the owner may enter such a folder (mode 0700).
+
+    With `weights="locked"` the folder is noise without a host's key (docs/locked.md): every
+    variable is encrypted, and decrypted in memory on stock runtimes, by the initialiser from the
+    key file, or by one more signature, `unlock`: `key_bytes`, string → `unlocked`. Until then all
+    others fail. `client.unlock_key` makes the key.
 
     The folder also holds `assets.extra/encryip/codebook.json`, made anew if users were
     revoked since the last one, and `manifest.json`. It holds no key and no assignment, BUT WITH
@@ -80,11 +93,16 @@ def export_saved_model(
             leaves the house a recipient: the difference to an unmarked copy is the mark.
         responses: `"confused"`, or `"encrypted"` under a key of this export, which all users
             but the revoked ones can derive from its codebook.
+        weights: `"plain"`, or `"locked"` under a key of this export, which all users with the role
+            `run` but the revoked ones can derive from its `lock.json`.
+        key_file: of a locked export, where the host will have the key: an absolute path, by
+            default `/run/secrets/encryip/NAME.key`.
 
     What is about to be released is committed to in the authority's event log: digests of
     the codebook, the manifest, the trace inputs, the public key and the mark.
 
     Raises:
+        ArgumentError: an argument is none of these, or `key_file` is no absolute path.
         LockedModelError: the model is not unlocked with its authority.
         LedgerError: `recipient` is not an active user.
         ExportError: a copied head was not trained, or the written model does not
@@ -104,8 +122,17 @@ def export_saved_model(
         raise ArgumentError(
             f"`responses` must be 'confused' or 'encrypted'. Received: responses={responses!r}"
         )
+    if weights not in (PLAIN, LOCKED):
+        raise ArgumentError(f"`weights` must be 'plain' or 'locked'. Received: weights={weights!r}")
+    if weights == PLAIN and key_file is not None:
+        raise ArgumentError(
+            f"`key_file` is for `weights='locked'` alone. Received: key_file={str(key_file)!r}"
+        )
     unlocked = model._unlocked()
     owner, record = _owner(model, unlocked)
+    place = None
+    if weights == LOCKED:
+        place = check_key_file(key_file, record.metadata.model)
     target = Path(directory)
     if target.exists():
         raise ExportError(f"{str(target)!r} exists already, and is never overwritten.")
@@ -129,15 +156,23 @@ def export_saved_model(
             if unlocked.training is not None:
                 check_trace_mass(model, unlocked.training.samples, record.assignment)
             with progress_bar("writing the SavedModel", _PHASES) as advance:
-                _write(model, signature, codebook, key, draft)
+                lock = opening = None
+                if place is None:
+                    _write(model, signature, codebook, key, str(draft))
+                else:
+                    lock, opening = owner.model_store.make_lock(codebook, place)
+                    with in_memory() as folder, WeightLock(place).locking(model) as weight_lock:
+                        _write(model, signature, codebook, key, folder, weight_lock)
+                        lock_folder(folder, draft, opening)
+                    warn_of_readable(draft, model.name, codebook)
                 advance(1)
-                written = Answers(draft, codebook, key)
+                written = Answers(draft, codebook, key, place, opening)
                 advance(1)
                 check_written(model, written, by_name=isinstance(signature, dict))
                 advance(1)
-        manifest = complete_version(draft, codebook, owner.keys, hosted=hosted)
+        manifest = complete_version(draft, codebook, owner.keys, hosted=hosted, lock=lock)
         owner.export_store.add_export(
-            codebook, manifest, folder=target.name, recipient=marked, kernels=originals
+            codebook, manifest, folder=target.name, recipient=marked, kernels=originals, lock=lock
         )
 
     with instead_of(ArgumentError, raises=lambda error: ExportError(str(error))):
@@ -145,22 +180,28 @@ def export_saved_model(
 
 
 def complete_version(
-    draft: Path, codebook: Codebook, keys: AuthorityKeys, *, hosted: bool
+    draft: Path, codebook: Codebook, keys: AuthorityKeys, *, hosted: bool, lock: Lock | None
 ) -> bytes:
     """Add codebook and manifest to a written SavedModel, check the whole, and make it durable.
 
     Args:
-        hosted: whether the folder holds a response key; then only the owner may enter it.
+        hosted: whether the model encrypts its responses. A folder that is not locked then
+            holds the response key, and only the owner may enter it.
+        lock: of a locked folder.
 
     Returns:
         The bytes of `manifest.json`.
     """
-    if hosted:
+    readable_key = hosted and lock is None
+    if readable_key:
         draft.chmod(0o700)
     assets = draft / ASSETS
     assets.mkdir(parents=True)
     write_new_file(assets / CODEBOOK, codebook.to_bytes())
-    manifest = make_manifest(draft, codebook, keys.sign, RESPONSE_KEY_INSIDE if hosted else None)
+    if lock is not None:
+        write_new_file(assets / LOCK, lock.to_bytes())
+    warning = RESPONSE_KEY_INSIDE if readable_key else None
+    manifest = make_manifest(draft, codebook, keys.sign, warning)
     write_new_file(assets / MANIFEST, manifest)
     verify_export(draft, issuer=keys.issuer)
     sync_tree(draft)
@@ -226,9 +267,17 @@ def _assign(kernels: Sequence[Any], values: Sequence[np.ndarray]) -> None:
 
 
 def _write(
-    model: ProtectedModel, signature: Any, codebook: Codebook, key: bytes | None, directory: Path
+    model: ProtectedModel,
+    signature: Any,
+    codebook: Codebook,
+    key: bytes | None,
+    folder: str,
+    lock: WeightLock | None = None,
 ) -> None:
     """The SavedModel. Endpoints close over the model and public bytes, and the response key."""
+    words = None if key is None else np.frombuffer(key, "<u4")
+    if words is not None and lock is not None:  # a variable is locked as the others are
+        words = tf.Variable(words, trainable=False)
 
     def confused(inputs: Any) -> dict[str, tf.Tensor]:
         return {"confused": model(inputs, training=False)}
@@ -246,23 +295,25 @@ def _write(
 
     def encrypted(inputs: Any) -> dict[str, tf.Tensor]:
         outputs = model(inputs, training=False)
-        return {"encrypted": encrypt(outputs, key or b"", codebook.codebook_id)}
+        return {"encrypted": encrypt(outputs, words, codebook.codebook_id)}
 
-    archive = keras.export.ExportArchive()
-    for table in _tables(model):  # and nothing else: a tracked model is stored twice
-        archive.track(table)
+    endpoints: dict[str, Any] = {"serving_default": encrypted}
     if key is None:
-        archive.add_endpoint("serving_default", confused, input_signature=[signature])
-        archive.add_endpoint("encrypted_label", encrypted_label, input_signature=[signature])
-    else:
-        archive.add_endpoint("serving_default", encrypted, input_signature=[signature])
-    archive.write_out(str(directory), verbose=False)
-
-
-def _tables(model: ProtectedModel) -> list[Any]:
-    """The vocabularies that layers look up, which the graph holds by reference."""
-    held = [value for layer in all_layers(model) for value in vars(layer).values()]
-    return [x for x in held if isinstance(x, tf.saved_model.experimental.TrackableResource)]
+        endpoints = {"serving_default": confused, "encrypted_label": encrypted_label}
+    archive = keras.export.ExportArchive()
+    for table in lookup_tables(model).values():  # and nothing else: a model is stored twice
+        archive.track(table)
+    traced = []
+    for name, endpoint in endpoints.items():
+        guarded = endpoint if lock is None else lock.guard(endpoint)
+        traced.append(archive.add_endpoint(name, guarded, input_signature=[signature]))
+    if lock is not None:
+        lock.locks(
+            variable for call in traced for variable in call.get_concrete_function().variables
+        )
+        archive.track(lock)
+        archive.add_endpoint(UNLOCK, lock.unlock, input_signature=[KEY_BYTES])
+    archive.write_out(folder, verbose=False)
 
 
 def _input_signature(model: ProtectedModel) -> Any:

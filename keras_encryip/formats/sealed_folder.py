@@ -7,6 +7,8 @@ encrypted stream, at whose end the authority's signature stands. Nothing is comp
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
@@ -43,6 +45,7 @@ from keras_encryip.labels.ciphertext import DIGEST_BYTES
 FORMAT: Final = "encryip-sealed-folder"
 VERSION: Final = 1
 MAX_HEAD_BYTES: Final = 64 << 10
+DEFAULT_MAX_BYTES: Final = 1 << 30
 
 _MAGIC: Final = b"encryip sealed folder\n"
 _LENGTH_BYTES: Final = 4
@@ -173,6 +176,61 @@ def unseal_folder(
     >>> verify_export(folder / "opened").format
     'encryip-manifest'
     """
+    with _opened(path, bundle, passphrase, private_key) as (stream, index, issuer):
+        title = f"opening {Path(path).name}"
+        make_new_folder(directory, lambda draft: _extract_all(stream, index, issuer, draft, title))
+
+
+def read_sealed(
+    path: str | os.PathLike[str],
+    bundle: str | os.PathLike[str] | KeyBundle,
+    passphrase: str | None = None,
+    private_key: X25519PrivateKey | None = None,
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> dict[str, bytes]:
+    """Open a sealed file in memory; nothing is written anywhere.
+
+    For runtimes that take a model as bytes, such as ONNX Runtime, LiteRT and OpenVINO
+    (docs/locked.md).
+
+    Args:
+        path, bundle, passphrase, private_key: as for `unseal_folder`.
+        max_bytes: of all files together; more are refused before any is read.
+
+    Returns:
+        The files' contents, by path with `/`, in the order of their paths.
+
+    Raises:
+        ArgumentError: `max_bytes` is no positive integer.
+        FormatError: the files are larger than `max_bytes`.
+        KeyRefusedError, PassphraseError, SignatureError, FormatError: as for `unseal_folder`.
+
+    Example:
+    >>> files = read_sealed(folder / "digits.sealed", bundle, "correct horse")
+    >>> len(files["saved_model.pb"]) > 1000
+    True
+    """
+    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
+        raise ArgumentError(
+            f"`max_bytes` must be a positive integer. Received: max_bytes={max_bytes!r}"
+        )
+    with _opened(path, bundle, passphrase, private_key) as (stream, index, issuer):
+        if index.total > max_bytes:
+            raise FormatError(f"Its files have {index.total} bytes, and `max_bytes` is {max_bytes}")
+        files = {entry.path: stream.all(entry.size) for entry in index.files}
+        _check_end(stream, issuer)
+    return files
+
+
+@contextmanager
+def _opened(
+    path: str | os.PathLike[str],
+    bundle: str | os.PathLike[str] | KeyBundle,
+    passphrase: str | None,
+    private_key: X25519PrivateKey | None,
+) -> Iterator[tuple["_Stream", Index, bytes]]:
+    """What a sealed file holds, to be read, its list, and who must have signed it."""
     if not isinstance(bundle, KeyBundle):
         bundle = KeyBundle.read(bundle)
     name = os.fspath(path)
@@ -191,10 +249,7 @@ def unseal_folder(
             raise WrongModelError(
                 f"Key bundle {bundle.header.key_id} is not meant for model {index.model!r}."
             )
-        title = f"opening {Path(name).name}"
-        make_new_folder(
-            directory, lambda draft: _extract_all(stream, index, bundle.issuer, draft, title)
-        )
+        yield stream, index, bundle.issuer
 
 
 def _stream_key(
@@ -239,6 +294,11 @@ def _extract_all(stream: "_Stream", index: Index, issuer: bytes, draft: Path, ti
     with progress_bar(title, index.total) as advance:
         for entry in index.files:
             _extract(stream, draft / entry.path, entry.size, advance)
+    _check_end(stream, issuer)
+
+
+def _check_end(stream: "_Stream", issuer: bytes) -> None:
+    """The signature of everything before it, and nothing behind it."""
     signed = stream.digest()
     signature = stream.exactly(SIGNATURE_BYTES)
     stream.end()
@@ -300,10 +360,13 @@ class _Stream:
     def exactly(self, count: int, most: int = CHUNK_BYTES) -> bytes:
         if count > most:
             raise FormatError(f"Its list of files is too large: {count} bytes.")
-        collected = bytearray()
-        while len(collected) < count:
-            collected += self.some(count - len(collected))
-        return bytes(collected)
+        return self.all(count)
+
+    def all(self, count: int) -> bytes:
+        collected = BytesIO()  # gives its bytes without a copy
+        while (left := count - collected.tell()) > 0:
+            collected.write(self.some(left))
+        return collected.getvalue()
 
     def digest(self) -> bytes:
         return self._digest.digest()

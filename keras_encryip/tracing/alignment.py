@@ -1,6 +1,6 @@
 """A suspect's kernels beside the original's: paired, put back in order, correlated with marks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -92,12 +92,14 @@ def align(
     return aligned
 
 
-def read_reference(source: Any, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
-    """The original's kernels in the order in which they were marked."""
+def read_reference(
+    source: Any, shapes: list[tuple[int, ...]], keys: Iterable[bytes] = ()
+) -> list[np.ndarray]:
+    """The original's kernels in the order in which they were marked; `keys` open locked ones."""
     if hasattr(source, "weights"):
         kernels = [np.asarray(kernel) for kernel in kernels_of(source)]
     else:
-        kernels = [k for k in match(read_kernels(source), shapes) if k is not None]
+        kernels = [k for k in match(read_kernels(source, keys), shapes) if k is not None]
     if [kernel.shape for kernel in kernels] != shapes:
         raise ArgumentError(
             "`reference` must be the model as it was exported: its kernels have other shapes. "

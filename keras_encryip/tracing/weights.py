@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from keras_encryip.errors import DAMAGED, ArgumentError, FormatError, instead_of
+from keras_encryip.tracing.checkpoint import Checkpoint
 
 MAX_BYTES: Final = 1 << 34
 """Of all arrays of a file together."""
@@ -34,13 +35,14 @@ def kernels_of(model: Any) -> list[Any]:
     return [v for v in model.weights if len(v.shape) >= 2 and "float" in str(v.dtype)]
 
 
-def read_kernels(source: Any) -> list[np.ndarray]:
+def read_kernels(source: Any, keys: Iterable[bytes] = ()) -> list[np.ndarray]:
     """All arrays with at least 2 axes, wherever weights may have been found.
 
     Args:
         source: a SavedModel folder, a `.keras`, `.h5`, `.npz` or `.npy` file (known by its
             contents, not its name), an object with `get_weights()`, an array, or a list,
             tuple or dict of arrays. Floats, bfloat16, and integers of 8 or 16 bits.
+        keys: of which one opens the folder, should its weights be locked.
 
     Returns:
         float32 arrays. Integers are not rescaled. Their order is the source's, not that of
@@ -57,7 +59,7 @@ def read_kernels(source: Any) -> list[np.ndarray]:
     if isinstance(source, (str, PathLike)):
         path = Path(source)
         with instead_of(*DAMAGED, raises=partial(_unreadable, path)):
-            kernels = _kernels(_read_folder(path) if path.is_dir() else _read_file(path))
+            kernels = _kernels(_read_folder(path, keys) if path.is_dir() else _read_file(path))
         if not kernels:
             raise FormatError(f"{str(path)!r} holds no array of numbers with at least 2 axes.")
         return kernels
@@ -117,7 +119,7 @@ def _of_the_model(name: str) -> bool:
     return not name.startswith(_NOT_THE_MODEL) and _SLOT not in name
 
 
-def _read_folder(folder: Path) -> Iterator[np.ndarray]:
+def _read_folder(folder: Path, keys: Iterable[bytes]) -> Iterator[np.ndarray]:
     prefix = folder / "variables" / "variables"
     if not prefix.with_suffix(".index").is_file():
         raise FormatError(
@@ -127,14 +129,14 @@ def _read_folder(folder: Path) -> Iterator[np.ndarray]:
     import tensorflow as tf
 
     with instead_of(tf.errors.OpError, raises=partial(_unreadable, folder)):
-        checkpoint = tf.train.load_checkpoint(str(prefix))
-        shapes = checkpoint.get_variable_to_shape_map()
-        dtypes = checkpoint.get_variable_to_dtype_map()
+        checkpoint = Checkpoint(folder)
+        shapes, dtypes = checkpoint.shapes, checkpoint.dtypes
         names = [n for n, shape in shapes.items() if len(shape) >= 2 and _of_the_model(n)]
         _check_size(sum(int(np.prod(shapes[n])) * dtypes[n].size for n in names), folder)
+        unlocked = checkpoint.unlocked(keys) if checkpoint.locked else {}
         seen = set()
         for name in sorted(names, key=_in_order):
-            array = checkpoint.get_tensor(name)
+            array = unlocked[name] if name in unlocked else checkpoint.read(name)
             data = array.tobytes()
             if data not in seen:  # Keras keeps some variables under two names
                 seen.add(data)

@@ -245,7 +245,7 @@ def test_the_page_says_why_a_private_key_does_not_open(
         (served.private_key, "wrong horse", "The passphrase does not open the private key"),
         (served.private_key, "", "The private key is encrypted: pass its passphrase."),
         (other, served.own_passphrase, "was made to the public key"),
-        (carol, "", "The private key is not one whole PEM block"),
+        (carol, "", "The private key is too large"),
     ):
         page.open(codebook, carol, passphrase, file)
         assert message in page.text("problem")
