@@ -44,6 +44,7 @@ WHEN_NEEDED = {
     "client/serving/rest.py": {"httpx"},
     "client/serving/grpc.py": {"grpc", "tensorflow_serving"},
     "tracing/weights.py": {"tensorflow", "h5py"},
+    "tracing/checkpoint.py": {"tensorflow"},
     "tracing/report.py": {"matplotlib"},
     "models/trace_inputs.py": {"tensorflow"},
     "models/homophones.py": {"sklearn"},

@@ -87,9 +87,9 @@ def trace_key(
 
 def _trace_content_key(owner: Authority, key: bytes) -> TraceReport:
     """Whose copy a key file opens."""
-    for lock, recipient, folder, made in reversed(owner.export_store.locks()):
+    for lock, recipient, folder, day in reversed(owner.export_store.locks()):
         if lock.content_key(owner.keys.run_master) == key:
-            evidence = {"opens the locked export": folder, "made": made}
+            evidence = {"opens the locked export": folder, "made": day}
             if recipient is None:
                 evidence["made for"] = "nobody by name"
             leak = _Leak(owner, "key file", evidence)

@@ -55,13 +55,13 @@ def _rounds(state: list[Any]) -> list[Any]:
 
 def _looped_rounds(state: list[Any]) -> list[Any]:
     """`_rounds`, as a loop."""
-    found = tf.while_loop(
+    _, *rows = tf.while_loop(
         lambda count, *_: count < 10,
         lambda count, *state: (count + 1, *_double_round(list(state))),
         (0, *state),
         parallel_iterations=1,
     )
-    return list(found[1:])
+    return rows
 
 
 def _double_round(state: list[Any]) -> list[Any]:

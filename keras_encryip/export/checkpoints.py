@@ -127,8 +127,8 @@ def write_checkpoint(
     changed = dict(changed or {})
     if key is not None:
         names = checkpoint.locked
-        found = [changed[n] if n in changed else checkpoint.read(n) for n in names]
-        locked, proof = lock_arrays(key, found)
+        values = [changed[n] if n in changed else checkpoint.read(n) for n in names]
+        locked, proof = lock_arrays(key, values)
         changed |= dict(zip(checkpoint.locked, locked, strict=True))
         changed[checkpoint.proof_name] = np.frombuffer(proof, np.uint8)
     names = sorted(checkpoint.dtypes)

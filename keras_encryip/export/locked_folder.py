@@ -7,6 +7,8 @@ from os import PathLike
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
+import numpy as np
+
 from keras_encryip.errors import ArgumentError
 from keras_encryip.export.checkpoints import (
     GRAPH,
@@ -15,6 +17,8 @@ from keras_encryip.export.checkpoints import (
     read_graph,
     write_checkpoint,
 )
+from keras_encryip.export.poly1305 import FOLDED
+from keras_encryip.export.weight_lock import LETTERS
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.tracing.checkpoint import Checkpoint
 
@@ -71,18 +75,24 @@ def lock_folder(source: str, draft: Path, key: bytes) -> None:
 def warn_of_readable(draft: Path, name: str, codebook: Codebook) -> None:
     """Name what a locked folder shows to whoever has no key: assets, and large constants."""
     assets = draft / "assets"
-    found = [p.relative_to(draft).as_posix() for p in assets.rglob("*") if p.is_file()]
-    known = {codebook.ciphertext_prefix, *codebook.ciphertext_suffixes}
+    readable = [p.relative_to(draft).as_posix() for p in assets.rglob("*") if p.is_file()]
+    public = {codebook.ciphertext_prefix, *codebook.ciphertext_suffixes, *LETTERS}
     for node, value in constants(read_graph(draft)):
-        if value.size < _READABLE or value.dtype.kind not in "fOV":
+        flat = value.ravel()
+        if value.size < _READABLE or (flat == flat[0]).all() or _is_ours(flat, public):
             continue
-        if value.dtype.kind == "O" and (set(value.ravel()) <= known or value.size == 256):
-            continue
-        found.append(f"the constant {node.name!r} of {GRAPH}, {value.dtype} {list(value.shape)}")
-    if found:
+        readable.append(f"the constant {node.name!r} of {GRAPH}, {value.dtype} {list(value.shape)}")
+    if readable:
         warnings.warn(
             f"Whoever has the locked export of model {name!r} reads without a key: "
-            f"{', '.join(sorted(found))}. Variables and vocabularies are locked, and nothing else: "
-            "keep what must not be read in variables.",
+            f"{', '.join(sorted(readable))}. Variables and vocabularies are locked, and nothing "
+            "else: keep what must not be read in variables.",
             stacklevel=5,
         )
+
+
+def _is_ours(flat: np.ndarray, public: set[bytes]) -> bool:
+    """Whether a constant is one that every export has."""
+    if flat.dtype.kind == "O":
+        return public.issuperset(flat)
+    return np.array_equal(flat, FOLDED.ravel())

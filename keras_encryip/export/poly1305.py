@@ -85,8 +85,8 @@ class LongTag:
             tf.bitwise.bitwise_and(tf.bitwise.right_shift(whole, int64(shift)), int64(_LIMB))
             for shift in (0, 26, 52)
         ]
-        flat = tf.reshape(tf.stack(thirds, axis=-1), [_GROUPS, len(_FOLDED)])
-        groups = carried(tf.reduce_sum(flat[:, :, None] * tf.constant(_FOLDED), axis=1))
+        flat = tf.reshape(tf.stack(thirds, axis=-1), [_GROUPS, len(FOLDED)])
+        groups = carried(tf.reduce_sum(flat[:, :, None] * tf.constant(FOLDED), axis=1))
         weighted = tf.reduce_sum(product(groups, factors(leaps)), axis=0)
         return carried(product(total, factors(leap)) + weighted)
 
@@ -100,10 +100,10 @@ def _powers(r: Any, count: int) -> Any:
     """r^count … r^1, int64 `[count, 5]`, by the bits of the exponents."""
     exponents = tf.range(count, 0, -1)
 
-    def step(bit: Any, square: Any, found: Any) -> Any:
+    def step(bit: Any, square: Any, powers: Any) -> Any:
         bits = tf.bitwise.bitwise_and(tf.bitwise.right_shift(exponents, bit), 1)
-        found = tf.where(bits[:, None] > 0, product(found, factors(square)), found)
-        return bit + 1, product(square, factors(square)), found
+        powers = tf.where(bits[:, None] > 0, product(powers, factors(square)), powers)
+        return bit + 1, product(square, factors(square)), powers
 
     one = tf.tile(tf.constant([[1, 0, 0, 0, 0]], tf.int64), [count, 1])
     return tf.while_loop(
@@ -121,7 +121,7 @@ def _folded() -> np.ndarray:
     return matrix.reshape(-1, 5)
 
 
-_FOLDED: Final = _folded()
+FOLDED: Final = _folded()
 
 # --- arithmetic ----------------------------------------------------------------------------
 

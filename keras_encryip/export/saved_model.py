@@ -113,26 +113,11 @@ def export_saved_model(
     >>> verify_export(folder / "digits" / "1").format
     'encryip-manifest'
     """
-    if not isinstance(model, ProtectedModel):
-        raise ArgumentError(
-            "`model` must be a ProtectedModel: only `protect(...)` makes an export safe. "
-            f"Received: {type(model).__name__}"
-        )
-    if responses not in (CONFUSED, ENCRYPTED):
-        raise ArgumentError(
-            f"`responses` must be 'confused' or 'encrypted'. Received: responses={responses!r}"
-        )
-    if weights not in (PLAIN, LOCKED):
-        raise ArgumentError(f"`weights` must be 'plain' or 'locked'. Received: weights={weights!r}")
-    if weights == PLAIN and key_file is not None:
-        raise ArgumentError(
-            f"`key_file` is for `weights='locked'` alone. Received: key_file={str(key_file)!r}"
-        )
+    _check_arguments(model, responses, weights, key_file)
     unlocked = model._unlocked()
     owner, record = _owner(model, unlocked)
-    place = None
-    if weights == LOCKED:
-        place = check_key_file(key_file, record.metadata.model)
+    name = record.metadata.model
+    place = None if weights == PLAIN else check_key_file(key_file, name)
     target = Path(directory)
     if target.exists():
         raise ExportError(f"{str(target)!r} exists already, and is never overwritten.")
@@ -177,6 +162,25 @@ def export_saved_model(
 
     with instead_of(ArgumentError, raises=lambda error: ExportError(str(error))):
         make_new_folder(target, fill)
+
+
+def _check_arguments(model: Any, responses: Any, weights: Any, key_file: Any) -> None:
+    """What can be said before the model is looked at."""
+    if not isinstance(model, ProtectedModel):
+        raise ArgumentError(
+            "`model` must be a ProtectedModel: only `protect(...)` makes an export safe. "
+            f"Received: {type(model).__name__}"
+        )
+    if responses not in (CONFUSED, ENCRYPTED):
+        raise ArgumentError(
+            f"`responses` must be 'confused' or 'encrypted'. Received: responses={responses!r}"
+        )
+    if weights not in (PLAIN, LOCKED):
+        raise ArgumentError(f"`weights` must be 'plain' or 'locked'. Received: weights={weights!r}")
+    if weights == PLAIN and key_file is not None:
+        raise ArgumentError(
+            f"`key_file` is for `weights='locked'` alone. Received: key_file={str(key_file)!r}"
+        )
 
 
 def complete_version(

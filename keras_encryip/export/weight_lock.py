@@ -31,6 +31,9 @@ from keras_encryip.tracing.checkpoint import LOCKED, PROOF
 UNLOCK: Final = "unlock"
 """The signature: `key_bytes` → `unlocked`."""
 
+LETTERS: Final = [bytes([i]) for i in range(256)]
+"""What strings are put together from."""
+
 _LENGTH: Final = 32
 _CHUNK_BLOCKS: Final = CHUNK_WORDS // 16
 KEY_BYTES: Final = tf.TensorSpec(None, tf.string, name="key_bytes")
@@ -66,11 +69,13 @@ class WeightLock(tf.saved_model.experimental.TrackableResource):
     @contextmanager
     def locking(self, model: Any) -> Iterator["WeightLock"]:
         """The model's layers look things up in locked tables meanwhile."""
-        found = lookup_tables(model)
-        tables = {id(t): t for t in found.values() if isinstance(t, tf.lookup.StaticHashTable)}
-        locked = {i: LockedTable(table) for i, table in tables.items()}
+        places = {
+            place: table
+            for place, table in lookup_tables(model).items()
+            if isinstance(table, tf.lookup.StaticHashTable)
+        }
+        locked = {id(table): LockedTable(table) for table in {*places.values()}}
         self.tables = list(locked.values())
-        places = {place: table for place, table in found.items() if id(table) in locked}
         try:
             for (layer, name), table in places.items():
                 _put(layer, name, locked[id(table)])
@@ -251,8 +256,7 @@ class _Kept:
         values = [variable.read_value() for variable in self.variables]
         if len(values) == 1:
             return values[0]
-        letters = tf.constant([bytes([i]) for i in range(256)])
-        characters = tf.gather(letters, tf.cast(values[0], tf.int32))
+        characters = tf.gather(tf.constant(LETTERS), tf.cast(values[0], tf.int32))
         return tf.strings.reduce_join(tf.RaggedTensor.from_row_lengths(characters, values[1]), -1)
 
 

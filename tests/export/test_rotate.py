@@ -442,7 +442,7 @@ def test_a_ledger_from_before_the_export_is_refused(
     assert not (tmp_path / "2").exists()
 
 
-@pytest.mark.parametrize("fails", ["_write_graph", "_write_variables", "_check_rotated"])
+@pytest.mark.parametrize("fails", ["write_graph", "_write_variables", "_check_rotated"])
 def test_a_failure_leaves_no_folder(
     field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
@@ -461,13 +461,15 @@ def test_a_wrong_permutation_is_noticed(
     """The comparison can fail: each check once."""
     write = rotation._write_variables
     monkeypatch.setattr(
-        rotation, "_write_variables", lambda old, draft, moved: write(old, draft, moved[::-1])
+        rotation,
+        "_write_variables",
+        lambda old, draft, moved, *keys: write(old, draft, moved[::-1], *keys),
     )
     with pytest.raises(ExportError, match="does not give the outputs of the old one"):
         ke.rotate_codebook(field.version("digits"), tmp_path / "2", authority=field.authority)
     monkeypatch.undo()
     kept = np.array([read_codebook(field.version("digits")).ciphertext_prefix], object)
-    monkeypatch.setattr(rotation, "_swaps", lambda *_: [(kept, kept)])
+    monkeypatch.setattr(rotation, "_swaps", lambda *_, **__: [(kept, kept)])
     with pytest.raises(ExportError, match="other ciphertexts than its codebook's"):
         ke.rotate_codebook(field.version("digits"), tmp_path / "2", authority=field.authority)
     monkeypatch.setattr(rotation, "_swaps", lambda *_: [(np.arange(77), np.arange(77))])
