@@ -62,7 +62,11 @@ def inspect(
     """Show what a model's codebook says in public."""
     codebook = read_codebook(model)
     codebook.verify(codebook.issuer)
-    locked = {"locked": f"yes, key file {read_lock(model).key_file}"} if is_locked(model) else {}
+    locked = {}
+    if is_locked(model):
+        lock = read_lock(model)
+        lock.verify(codebook.issuer)
+        locked["locked"] = f"yes, key file {lock.key_file}"
     print_facts(
         {
             "codebook": codebook.codebook_id.hex(),

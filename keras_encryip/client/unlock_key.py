@@ -1,8 +1,10 @@
 """A host's key for a locked export, without TensorFlow."""
 
 import os
+import stat
 from pathlib import Path
 
+from keras_encryip.crypto.locked_weights import KEY_BYTES
 from keras_encryip.errors import ArgumentError, ForeignKeyError, WrongModelError
 from keras_encryip.formats.atomic_files import replace_file
 from keras_encryip.formats.key_bundle import KeyBundle
@@ -72,12 +74,22 @@ def write_key_file(
         outside: the version folder, which is handed on and must never hold its key.
 
     Raises:
-        ArgumentError: the path is inside of the folder, or cannot be written.
+        ArgumentError: the path is inside of the folder, is another file, or cannot be written.
     """
-    real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(outside))
-    if real.is_relative_to(folder):
+    folder, place = os.path.realpath(outside), os.path.abspath(path)
+    ends = [Path(os.path.realpath(place)), Path(os.path.realpath(os.path.dirname(place)))]
+    if any(end.is_relative_to(folder) for end in ends):
         raise ArgumentError(
             f"The key file {os.fspath(path)!r} would be inside of the locked folder "
             f"{os.fspath(outside)!r}, which is no secret. Write it elsewhere."
         )
+    if os.path.lexists(path) and not _is_key_file(Path(path)):
+        raise ArgumentError(
+            f"{os.fspath(path)!r} is no key file, and is not overwritten. Write the key elsewhere."
+        )
     replace_file(path, key, what="key file", mode=0o600)
+
+
+def _is_key_file(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_size == KEY_BYTES

@@ -160,11 +160,12 @@ class Lock:
         header, secret = master.encapsulate(revoked)
         identity = codebook.codebook_id + codebook.authority
         sealed = seal(secret.derive(_METADATA_PURPOSE), canonical_json(_Metadata(model)), identity)
-        unsigned = cls(
-            codebook.codebook_id, codebook.authority, codebook.issuer, header, key_file, sealed
-        )
+        issuer = signing_key.public_bytes()
+        unsigned = cls(codebook.codebook_id, codebook.authority, issuer, header, key_file, sealed)
         signature = signing_key.sign(_DOMAIN, canonical_json(unsigned._body()))
-        return replace(unsigned, signature=signature), secret.derive(_CONTENT_PURPOSE)
+        lock = cls.from_bytes(replace(unsigned, signature=signature).to_bytes())
+        lock.verify(issuer)  # what is handed out can be read
+        return lock, secret.derive(_CONTENT_PURPOSE)
 
     # --- opening -------------------------------------------------------------
 
@@ -188,7 +189,9 @@ class Lock:
 
     def content_key(self, master: MasterKey) -> bytes:
         """The key, for the owner, whom nobody shuts out. 32 bytes. Secret."""
-        return master.decapsulate(self.header).derive(_CONTENT_PURPOSE)
+        secret = master.decapsulate(self.header)
+        self._model(secret, "of the owner")
+        return secret.derive(_CONTENT_PURPOSE)
 
     def _model(self, secret: SharedSecret, key_id: str) -> str:
         foreign = ForeignKeyError(
@@ -218,7 +221,7 @@ def read_lock(directory: str | os.PathLike[str]) -> Lock:
         FormatError: the folder is no locked export, or the file is malformed.
     """
     path = Path(directory) / ASSETS / FILE_NAME
-    if not is_locked(directory):
+    if not is_locked(directory) and os.path.isdir(Path(directory) / ASSETS):
         raise FormatError(
             f"{os.fspath(directory)!r} is not the version folder of a locked export: it has no "
             f"{(ASSETS / FILE_NAME).as_posix()!r}. Other exports run without a key."

@@ -460,11 +460,11 @@ def test_a_wrong_permutation_is_noticed(
 ) -> None:
     """The comparison can fail: each check once."""
     write = rotation._write_variables
-    monkeypatch.setattr(
-        rotation,
-        "_write_variables",
-        lambda old, draft, moved, *keys: write(old, draft, moved[::-1], *keys),
-    )
+
+    def write_backwards(old: Path, draft: Path, moved: np.ndarray, *keys: Any) -> None:
+        write(old, draft, moved[::-1], *keys)
+
+    monkeypatch.setattr(rotation, "_write_variables", write_backwards)
     with pytest.raises(ExportError, match="does not give the outputs of the old one"):
         ke.rotate_codebook(field.version("digits"), tmp_path / "2", authority=field.authority)
     monkeypatch.undo()
