@@ -85,7 +85,7 @@ def warn_of_readable(draft: Path, name: str, codebook: Codebook) -> None:
     if readable:
         warnings.warn(
             f"Whoever has the locked export of model {name!r} reads without a key: "
-            f"{', '.join(sorted(readable))}. Variables and vocabularies are locked, and nothing "
+            f"{', '.join(sorted({*readable}))}. Variables and vocabularies are locked, and nothing "
             "else: keep what must not be read in variables.",
             stacklevel=5,
         )

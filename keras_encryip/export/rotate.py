@@ -96,7 +96,9 @@ def rotate_codebook(
             opening = [old_lock.content_key(keys.run_master), key]
         _copy_rest(old, draft)
         if not swap_constants(graph, _swaps(before, after, response_keys, locked=bool(lock))):
-            raise ExportError(f"{str(old)!r} has no graph that `export_saved_model` wrote.")
+            raise ExportError(
+                f"The graph of {str(old)!r} is not one that `export_saved_model` wrote."
+            )
         write_graph(graph, draft)
         _write_variables(old, draft, moved, response_keys, opening)
         answers = [

@@ -27,6 +27,7 @@ from keras_encryip.errors import (
     RevokedKeyError,
     SignatureError,
 )
+from keras_encryip.export import checkpoints
 from keras_encryip.export import rotate as rotation
 from keras_encryip.formats.manifest import RESPONSE_KEY_INSIDE as WARNING
 from keras_encryip.formats.version_folder import read_codebook
@@ -472,11 +473,11 @@ def test_a_wrong_permutation_is_noticed(
     monkeypatch.setattr(rotation, "_swaps", lambda *_, **__: [(kept, kept)])
     with pytest.raises(ExportError, match="other ciphertexts than its codebook's"):
         ke.rotate_codebook(field.version("digits"), tmp_path / "2", authority=field.authority)
-    monkeypatch.setattr(rotation, "_swaps", lambda *_: [(np.arange(77), np.arange(77))])
+    monkeypatch.setattr(rotation, "_swaps", lambda *_, **__: [(np.arange(77), np.arange(77))])
     with pytest.raises(ExportError, match="not one that `export_saved_model` wrote"):
         ke.rotate_codebook(field.version("digits"), tmp_path / "2", authority=field.authority)
     monkeypatch.undo()
-    monkeypatch.setattr(rotation, "_HEAD", ("another/kernel",))
+    monkeypatch.setattr(checkpoints, "_HEAD", ("/another/kernel",))
     with pytest.raises(ExportError, match="has no head `confused_labels` of 104 out"):
         ke.rotate_codebook(field.version("digits"), tmp_path / "2", authority=field.authority)
     assert list(tmp_path.iterdir()) == []
