@@ -5,7 +5,7 @@ import re
 import warnings
 from os import PathLike
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def warn_of_readable(draft: Path, name: str, codebook: Codebook) -> None:
     public = {codebook.ciphertext_prefix, *codebook.ciphertext_suffixes, *LETTERS}
     for node, value in constants(read_graph(draft)):
         flat = value.ravel()
-        if value.size < _READABLE or (flat == flat[0]).all() or _is_ours(flat, public):
+        if value.size < _READABLE or (flat == flat[0]).all() or _is_ours(node, flat, public):
             continue
         readable.append(f"the constant {node.name!r} of {GRAPH}, {value.dtype} {list(value.shape)}")
     if readable:
@@ -91,8 +91,8 @@ def warn_of_readable(draft: Path, name: str, codebook: Codebook) -> None:
         )
 
 
-def _is_ours(flat: np.ndarray, public: set[bytes]) -> bool:
+def _is_ours(node: Any, flat: np.ndarray, public: set[bytes]) -> bool:
     """Whether a constant is one that every export has."""
-    if flat.dtype.kind == "O":
-        return public.issuperset(flat)
+    if flat.dtype.kind == "O":  # or names the checkpoint's variables
+        return node.name.endswith("/tensor_names") or public.issuperset(flat)
     return np.array_equal(flat, FOLDED.ravel())
