@@ -118,7 +118,11 @@ class WeightLock(tf.saved_model.experimental.TrackableResource):
         nothing = tf.strings.substr(tf.strings.as_string(tf.timestamp()), 0, 0)
         path = tf.strings.join([self._key_file, nothing])
         exists = tf.size(tf.io.matching_files(path)) > 0
-        return tf.cond(exists, lambda: self._open(tf.io.read_file(path)), lambda: tf.constant(True))
+        closed = self.opened.assign(False, read_value=False)  # whatever the file says
+        with tf.control_dependencies([] if closed is None else [closed]):
+            return tf.cond(
+                exists, lambda: self._open(tf.io.read_file(path)), lambda: tf.constant(True)
+            )
 
     # --- unlocking ---------------------------------------------------------------
 

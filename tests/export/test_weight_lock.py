@@ -1,5 +1,6 @@
 """The lock of a locked export alone: the same in numpy and in TensorFlow, and nothing by halves."""
 
+import shutil
 import threading
 import warnings
 from pathlib import Path
@@ -26,7 +27,9 @@ from keras_encryip.crypto.locked_weights import (
 from keras_encryip.errors import SignatureError
 from keras_encryip.export.poly1305 import CHUNK_WORDS, LongTag
 from keras_encryip.export.weight_lock import KEY_BYTES, LockedTable, WeightLock
+from keras_encryip.tracing.checkpoint import PREFIX, Checkpoint
 
+ATTRIBUTE = ".ATTRIBUTES/VARIABLE_VALUE"
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 
 
@@ -242,6 +245,25 @@ def test_a_changed_variable_assigns_nothing(saved: Saved) -> None:
         assert same(values(loaded), before)
 
 
+def test_a_file_that_says_it_is_open(saved: Saved, tmp_path: Path) -> None:
+    """Else a changed flag would turn an error into noise."""
+    folder = tmp_path / "1"
+    shutil.copytree(saved.folder, folder)
+    checkpoint = Checkpoint(folder)
+    (flag,) = [n for n in checkpoint.dtypes if n.endswith("opened/" + ATTRIBUTE)]
+    values_ = {name: checkpoint.read(name) for name in checkpoint.dtypes} | {flag: np.array(True)}
+    shutil.rmtree(folder / "variables")
+    (folder / "variables").mkdir()
+    tf.raw_ops.SaveV2(
+        prefix=f"{folder}/{PREFIX}",
+        tensor_names=list(values_),
+        shape_and_slices=[""] * len(values_),
+        tensors=[tf.constant(value) for value in values_.values()],
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="This model is locked"):
+        ask(tf.saved_model.load(str(folder)))
+
+
 def test_the_sentence_of_a_locked_model(saved: Saved) -> None:
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         ask(saved.load())
@@ -317,6 +339,26 @@ def test_variables_larger_than_a_segment(
     loaded = saved.load()
     unlock(loaded, KEY)
     assert same(values(loaded), arrays)
+
+
+@pytest.mark.slow
+def test_ten_thousand_bits(saved: Saved) -> None:
+    """One bit at a random place each: refused, with nothing assigned. Some minutes."""
+    loaded, random = saved.load(), np.random.default_rng(0)
+    variables = [*loaded.variables_, loaded.lock.proof]
+    sizes = np.array([v.numpy().nbytes for v in variables])
+    for _ in range(10_000):
+        i = int(random.choice(len(sizes), p=sizes / sizes.sum()))
+        array = variables[i].numpy()
+        flat = bytearray(array.tobytes())
+        bit = 1 if array.dtype == bool else 1 << int(random.integers(8))
+        flat[random.integers(len(flat))] ^= bit
+        variables[i].assign(np.frombuffer(bytes(flat), array.dtype).reshape(array.shape))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="nothing was unlocked"):
+            unlock(loaded, KEY)
+        variables[i].assign(array)
+    unlock(loaded, KEY)
+    assert same(values(loaded), saved.arrays)
 
 
 # --- the initialiser -----------------------------------------------------------------------
