@@ -55,7 +55,7 @@ class Servable:
         self.name = name
         self._base_path = base_path
         self._lock = threading.Lock()
-        self._version = 0
+        self._version = self._failed = 0
         self._loaded: Any = None
 
     def get(self, name: str, version: int | None) -> tuple[int, Any]:
@@ -63,9 +63,13 @@ class Servable:
         with self._lock:
             folders = self._base_path.glob("[0-9]*/saved_model.pb")
             latest = max((int(path.parent.name) for path in folders), default=0)
-            if latest and latest != self._version:
-                self._loaded = tf.saved_model.load(str(self._base_path / str(latest)))
-                self._version = latest
+            if latest and latest not in (self._version, self._failed):
+                try:
+                    self._loaded = tf.saved_model.load(str(self._base_path / str(latest)))
+                except tf.errors.OpError:  # the version before goes on, and this one waits
+                    self._failed = latest
+                else:
+                    self._version = latest
             if name != self.name or not self._version or version not in (None, self._version):
                 wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
                 raise Refusal(404, f"Servable not found for request: {wanted}")
@@ -155,9 +159,9 @@ def answer_rest(servable: Servable, method: str, path: str, body: bytes) -> Any:
 
 
 def _from_json(values: Any, specs: dict[str, Any], rows: bool) -> dict[str, Any]:
-    if rows and isinstance(values[0], dict):
+    if rows and isinstance(values[0], dict) and "b64" not in values[0]:
         values = {key: [row[key] for row in values] for key in values[0]}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or "b64" in values:
         if len(specs) > 1:
             raise Refusal(400, "inputs is a plain value/list, but expecting an object")
         values = {next(iter(specs)): values}
@@ -168,10 +172,19 @@ def _from_json(values: Any, specs: dict[str, Any], rows: bool) -> dict[str, Any]
 
 
 def _tensor(value: Any, spec: Any) -> Any:
+    if spec.dtype == tf.string:
+        return tf.constant(_with_bytes(value), spec.dtype)
     array = np.array(value)
     if spec.dtype.is_integer and array.dtype.kind == "f":
         raise Refusal(400, f"JSON Value is not of expected type: {spec.dtype.name}")
     return tf.constant(array.tolist(), spec.dtype)
+
+
+def _with_bytes(value: Any) -> Any:
+    """Strings, and what stands in base64 for bytes: {"b64": "…"}."""
+    if isinstance(value, list):
+        return [_with_bytes(item) for item in value]
+    return base64.b64decode(value["b64"]) if isinstance(value, dict) else value
 
 
 def _to_json(name: str, array: np.ndarray) -> Any:
