@@ -197,6 +197,17 @@ _SERVED = (
 )
 
 
+def _lock(shipped: Shipped, folder: Path) -> None:
+    """A folder `locked/1` with a lock, and no weights."""
+    from keras_encryip.formats.lock import FILE_NAME
+    from keras_encryip.formats.version_folder import ASSETS, read_codebook
+
+    shutil.copytree(shipped.exported / ASSETS, folder / "locked" / "1" / ASSETS)
+    codebook = read_codebook(shipped.exported)
+    lock, _ = shipped.authority.model_store.make_lock(codebook, "/run/secrets/encryip/digits.key")
+    (folder / "locked" / "1" / ASSETS / FILE_NAME).write_bytes(lock.to_bytes())
+
+
 def _sealed(shipped: Shipped, folder: Path) -> dict[str, Any]:
     ke.seal_folder(shipped.authority, shipped.exported, folder / "digits.sealed", model="digits")
     return {"bundle": shipped.bundles["alice"], "verify_export": ke.verify_export}
@@ -239,6 +250,8 @@ def docstring_names(
         shutil.copytree(shipped.exported, names["folder"] / "digits" / "1")
         shutil.copy(shipped.bundles["alice"], names["folder"])
         names["confused"] = get("confused")
+        if module.startswith("keras_encryip.client.unlock_key"):
+            _lock(shipped, names["folder"])
         if module.startswith("keras_encryip.formats.sealed_folder"):
             names |= _sealed(shipped, names["folder"])
         if module.startswith("keras_encryip.client.serving"):
