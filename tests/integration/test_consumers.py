@@ -36,6 +36,7 @@ class Served:
     x: np.ndarray
     y: np.ndarray
     expected: np.ndarray
+    model: Any
 
     @property
     def ordinary(self) -> Path:
@@ -99,7 +100,7 @@ def served(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         ke.export_saved_model(model, folder / "ordinary")
         ke.export_saved_model(model, folder / "hosted", responses="encrypted")
         expected = model.predict(digits.x_test, verbose=0)
-        yield Served(folder, digits.x_test, digits.y_test, expected)
+        yield Served(folder, digits.x_test, digits.y_test, expected, model)
 
 
 def program(name: str) -> str:
