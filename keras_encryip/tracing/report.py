@@ -67,12 +67,18 @@ class Findings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tested: int
     tests: int
     threshold: float | None
-    version: Literal[1, 2] = 2
+    version: Literal[2] = 2
 
     @classmethod
     def now(cls, **facts: Any) -> Self:
         """Of this moment, at the significance of all reports."""
         return cls(at=now_text(), significance=SIGNIFICANCE, **facts)
+
+
+class _Version(msgspec.Struct):
+    """Of a saved report, whatever else it says."""
+
+    version: int = 0
 
 
 class TraceReport(Secret):
@@ -203,6 +209,11 @@ class TraceReport(Secret):
             RecursionError,
             raises=lambda error: FormatError(f"The trace report is malformed: {error}."),
         ):
+            if msgspec.json.decode(data, type=_Version).version == 1:
+                raise FormatError(
+                    "This trace report has version 1, which release 0.3 of keras_encryip reads. "
+                    "Trace anew, or use release 0.3."
+                )
             return cls(msgspec.json.decode(data, type=Findings))
 
     @classmethod
