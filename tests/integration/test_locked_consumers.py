@@ -18,11 +18,17 @@ __all__ = ["ask", "predict"]
 pytestmark = pytest.mark.integration
 
 WATCHED = """
-import atexit, os, sys
+import atexit, os, resource, sys
 sys.dont_write_bytecode = True
 written = []
+least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 def watch(event, arguments):
     if event == "open" and isinstance(arguments[0], str):
+        # From here to the answers, no file takes a byte, from native code neither.
+        if arguments[0].endswith("digits.sealed"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+        elif arguments[0].endswith("confused.npy"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
         if (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             written.append(arguments[0])
     elif event in ("os.rename", "os.link", "os.mkdir", "os.symlink"):

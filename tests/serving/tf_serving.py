@@ -66,7 +66,11 @@ class Servable:
             if latest and latest not in (self._version, self._failed):
                 try:
                     self._loaded = tf.saved_model.load(str(self._base_path / str(latest)))
-                except tf.errors.OpError:  # the version before goes on, and this one waits
+                except (
+                    tf.errors.OpError,
+                    OSError,
+                    ValueError,
+                ):  # the version before goes on, and this one waits
                     self._failed = latest
                 else:
                     self._version = latest
