@@ -27,7 +27,10 @@ from benchmarks.peers.uchida import Penalty, filters_mean, marked_kernel
 from benchmarks.training import Schedule, accuracy, train
 
 # Keras says so of every shuffled tf.data.Dataset that `fit` gets.
-pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
+pytestmark = [
+    pytest.mark.slow,  # trains attackers and peers, for minutes
+    pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning"),
+]
 
 FIRST, SECOND = Schedule(4, 16), Schedule(1, 32)
 FOUND, CHANCE = 1e-6, 1e-3

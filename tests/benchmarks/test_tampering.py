@@ -33,7 +33,10 @@ from benchmarks.trainings import PASSPHRASE, Trainings
 from keras_encryip.models import trace_inputs
 from keras_encryip.tracing.fingerprint import strengths
 
-pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
+pytestmark = [
+    pytest.mark.slow,  # trains attackers and peers, for minutes
+    pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning"),
+]
 
 SIZE = replace(QUICK[0], first=Schedule(2, 32), second=Schedule(12, 32, 3e-3))
 LADDER = Ladder((Schedule(1, 32, 1e-2),), (0.5,), Schedule(1, 32), Schedule(1, 32))

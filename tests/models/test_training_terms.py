@@ -205,6 +205,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 def test_two_replicas(digits: Any, tmp_path: Path) -> None:
     """MirroredStrategy: the loss is that of one device, each term counted once."""
     np.savez(tmp_path / "data.npz", x=digits.x[:ROWS], y=digits.y[:ROWS])
