@@ -76,7 +76,10 @@ def write_key_file(
     Raises:
         ArgumentError: the path is inside of the folder, is another file, or cannot be written.
     """
-    folder, place = os.path.realpath(outside), os.path.abspath(path)
+    if not os.fspath(path):
+        raise ArgumentError("The key file needs a name. Received: an empty path")
+    # Not `abspath`: the system follows a link before it goes up from there by `..`.
+    folder, place = os.path.realpath(outside), os.fspath(path)
     ends = [Path(os.path.realpath(place)), Path(os.path.realpath(os.path.dirname(place)))]
     if any(end.is_relative_to(folder) for end in ends):
         raise ArgumentError(

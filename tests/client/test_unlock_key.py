@@ -108,6 +108,46 @@ def test_a_forged_lock_is_refused_before_the_passphrase(
         unlock_key(locked[0], bundle_of(world), "not even asked")
 
 
+def test_order_of_the_checks(
+    world: Any, locked: tuple[Path, bytes], make_authority: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each bundle is wrong in what is named and in all that is checked later."""
+    folder, _ = locked
+    other, past = make_authority(), datetime(2025, 1, 1, tzinfo=UTC)
+    late = {"not_after": past, "scope": ["cats"]}
+    foreign = KeyBundle.from_bytes(other.bundle(other.issue("read"), **late))
+    expired = bundle_of(world, "read", **late)
+    reader = bundle_of(world, "read", scope=["cats"])
+    revoked_keys = world.authority.issue("run", z=world.revoked.z)
+    revoked = KeyBundle.from_bytes(world.authority.bundle(revoked_keys, scope=["cats"]))
+    with pytest.raises(FormatError, match="run without a key"):
+        unlock_key(world.model, foreign, "wrong horse")
+    with pytest.raises(ForeignKeyError):
+        unlock_key(folder, foreign, "wrong horse")
+    with pytest.raises(ExpiredKeyError):
+        unlock_key(folder, expired, "wrong horse")
+    with pytest.raises(PassphraseError):
+        unlock_key(folder, reader, "wrong horse")
+    with pytest.raises(KeyRefusedError, match="role 'run'"):
+        unlock_key(folder, reader, PASSPHRASE)
+    with pytest.raises(RevokedKeyError):
+        unlock_key(folder, revoked, PASSPHRASE)
+    path = folder / ASSETS / FILE_NAME
+    path.write_bytes(path.read_bytes().replace(b"digits.key", b"forged.key"))
+    with pytest.raises(SignatureError):  # before the dates, too
+        unlock_key(folder, expired, "wrong horse")
+
+
+def test_only_the_lock_is_read(
+    world: Any, locked: tuple[Path, bytes], alice_file: Path, tmp_path: Path
+) -> None:
+    folder, key = locked
+    for path in (folder / ASSETS).iterdir():
+        if path.name != FILE_NAME:
+            path.unlink()
+    assert unlock_key(folder, alice_file, PASSPHRASE) == key
+
+
 # --- its file ------------------------------------------------------------------------------
 
 
@@ -144,6 +184,73 @@ def test_never_inside_of_the_folder(
     assert sorted(folder.rglob("*")) == before
     assert not (tmp_path / "elsewhere.key").exists()
     write_key_file(tmp_path / "1.key", key, outside=folder)  # a name that only begins like it
+
+
+def test_a_link_is_followed_before_dots_go_up(
+    locked: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system does: `sub/..` is the folder, whatever the path looks like."""
+    folder, key = locked
+    (tmp_path / "sub").symlink_to(folder / "assets.extra")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(folder.rglob("*"))
+    for path in (f"{tmp_path}/sub/../x.key", "sub/../x.key", "./sub/../new/../x.key"):
+        with pytest.raises(ArgumentError, match="inside of the locked folder"):
+            write_key_file(path, key, outside=folder)
+    assert sorted(folder.rglob("*")) == before
+    (tmp_path / "away" / "inner").mkdir(parents=True)
+    (folder / "sub").symlink_to(tmp_path / "away" / "inner")  # a link that leads out of it
+    write_key_file(f"{folder}/sub/../x.key", key, outside=folder)
+    assert (tmp_path / "away" / "x.key").read_bytes() == key
+
+
+def test_an_empty_path(locked: tuple[Path, bytes]) -> None:
+    with pytest.raises(ArgumentError, match="key file needs a name"):
+        write_key_file("", locked[1], outside=locked[0])
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(
+    failing: str, locked: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, key = locked
+    path = tmp_path / "digits.key"
+    path.write_bytes(bytes(32))
+    modes = []
+
+    def fail(*_: Any) -> None:
+        modes.extend(stat.S_IMODE(p.stat().st_mode) for p in tmp_path.glob(".digits.key.*"))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(ArgumentError, match=r"Cannot write the key file .*No space left") as caught:
+        write_key_file(path, key, outside=folder)
+    assert modes == [0o600]  # the draft, while it holds the key
+    assert path.read_bytes() == bytes(32)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "digits.key"]
+    assert key.hex() not in str(caught.value) and repr(key) not in str(caught.value)
+
+
+def test_the_mode_is_that_of_the_first_byte(
+    locked: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the umask lets through: the file is made with it, and not changed to it."""
+    made = []
+    real = os.open
+
+    def opened(path: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
+        if flags & os.O_CREAT:
+            made.append((flags & os.O_EXCL != 0, mode))
+        return real(path, flags, mode, **options)
+
+    monkeypatch.setattr(os, "open", opened)
+    before = os.umask(0)
+    try:
+        write_key_file(tmp_path / "x.key", locked[1], outside=locked[0])
+    finally:
+        os.umask(before)
+    assert made == [(True, 0o600)]
+    assert stat.S_IMODE((tmp_path / "x.key").stat().st_mode) == 0o600
 
 
 def test_other_files_are_not_overwritten(locked: tuple[Path, bytes], tmp_path: Path) -> None:
