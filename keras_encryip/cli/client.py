@@ -17,7 +17,7 @@ from keras_encryip.cli.shared import (
     print_facts,
 )
 from keras_encryip.client.unlock_key import unlock_key, write_key_file
-from keras_encryip.errors import ArgumentError
+from keras_encryip.errors import ArgumentError, FormatError
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import write_key_pair
 from keras_encryip.formats.lock import is_locked, read_lock
@@ -66,6 +66,8 @@ def inspect(
     if is_locked(model):
         lock = read_lock(model)
         lock.verify(codebook.issuer)
+        if lock.codebook_id != codebook.codebook_id:
+            raise FormatError("The lock is not of the codebook beside it, but of another export.")
         locked["locked"] = f"yes, key file {lock.key_file}"
     print_facts(
         {

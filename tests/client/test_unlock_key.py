@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from base64 import b64encode
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,8 @@ def test_a_failed_write_leaves_the_old_file(
     assert modes == [0o600]  # the draft, while it holds the key
     assert path.read_bytes() == bytes(32)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "digits.key"]
-    assert key.hex() not in str(caught.value) and repr(key) not in str(caught.value)
+    assert key.hex() not in str(caught.value)
+    assert repr(key) not in str(caught.value)
 
 
 def test_the_mode_is_that_of_the_first_byte(
@@ -300,7 +302,7 @@ def test_unlock_writes_a_file(locked: tuple[Path, bytes], alice_file: Path, tmp_
     assert path.read_bytes() == key
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert b"looks for its key at /run/secrets/encryip/digits.key" in done.stdout
-    for form in (key, key.hex().encode()):
+    for form in (key, key.hex().encode(), b64encode(key), PASSPHRASE.encode()):
         assert form not in done.stdout + done.stderr
 
 
@@ -323,6 +325,7 @@ def test_unlock_says_why_not(
         ((folder, alice_file, "--out", out), "wrong horse", "passphrase does not open"),
         ((world.model, alice_file, "--out", out), PASSPHRASE, "run without a key"),
         ((folder, alice_file, "--out", alice_file), PASSPHRASE, "is no key file"),
+        ((folder, alice_file, "--out", ""), PASSPHRASE, "key file needs a name"),
     ):
         done = encryip("unlock", *arguments, passphrase=passphrase)
         assert done.returncode == 1
@@ -339,3 +342,16 @@ def test_inspect_says_that_a_folder_is_locked(world: Any, locked: tuple[Path, by
     path = locked[0] / ASSETS / FILE_NAME
     path.write_bytes(path.read_bytes().replace(b"digits.key", b"forged.key"))
     assert encryip("inspect", locked[0]).returncode == 1
+
+
+def test_inspect_refuses_the_lock_of_another_export(
+    world: Any, locked: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    authority = world.authority
+    codebook = authority.codebook(world.assignment)
+    lock, _ = Lock.make(codebook, "digits", authority.run, authority.signing_key, key_file="/k")
+    (locked[0] / ASSETS / FILE_NAME).write_bytes(lock.to_bytes())
+    done = encryip("inspect", locked[0])
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert b"Error: The lock is not of the codebook beside it" in done.stderr

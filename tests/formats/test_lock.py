@@ -121,6 +121,70 @@ def test_each_field_is_checked(lock: Lock, changes: dict[str, Any], message: str
         Lock.from_bytes(changed_body(lock, **changes))
 
 
+FIELDS = [
+    "authority", "codebook_id", "format", "header", "issuer", "key_file", "metadata", "version"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("value", [..., None, True, 1.5, [], {}])
+def test_no_field_is_missing_or_of_another_type(lock: Lock, field: str, value: Any) -> None:
+    with pytest.raises(FormatError, match=f"`{field}`" if value is ... else rf"\$\.body\.{field}"):
+        Lock.from_bytes(changed_body(lock, **{field: value}))
+
+
+@pytest.mark.parametrize("field", sorted({*FIELDS} - {"version"}))
+def test_texts_are_no_numbers(lock: Lock, field: str) -> None:
+    with pytest.raises(FormatError, match=rf"\$\.body\.{field}"):
+        Lock.from_bytes(changed_body(lock, **{field: 7}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"signature": ...}, "`signature`"),
+        ({"signature": 7}, r"\$\.signature"),
+        ({"signature": "AAAA"}, "lock signature"),
+        ({"body": ...}, "`body`"),
+        ({"body": []}, r"\$\.body"),
+        ({"more": 1}, "`more`"),
+    ],
+)
+def test_the_file_around_the_body_is_checked(
+    lock: Lock, changes: dict[str, Any], message: str
+) -> None:
+    file = json.loads(lock.to_bytes()) | changes
+    file = {k: v for k, v in file.items() if v is not ...}
+    with pytest.raises(FormatError, match=message):
+        Lock.from_bytes(json.dumps(file, sort_keys=True, separators=(",", ":")).encode())
+
+
+def test_other_spellings_are_refused(lock: Lock) -> None:
+    file = json.loads(lock.to_bytes())
+    turned = {"signature": file["signature"], "body": file["body"]}
+    for text in (json.dumps(file, indent=1), json.dumps(file), json.dumps(turned)):
+        with pytest.raises(FormatError, match="canonical form"):
+            Lock.from_bytes(text.encode())
+    with pytest.raises(FormatError, match=r"malformed|canonical form"):
+        Lock.from_bytes(lock.to_bytes() + b"\n")
+
+
+def test_what_the_name_is_bound_to(lock: Lock, world: Any) -> None:
+    """The sealed name opens for this codebook and authority only, whoever signs."""
+    for changed in (replace(lock, codebook_id=bytes(16)), replace(lock, authority=bytes(32))):
+        with pytest.raises(ForeignKeyError, match="does not open this lock"):
+            changed.open(world.alice.runner)
+        with pytest.raises(ForeignKeyError):
+            changed.content_key(world.authority.run)
+
+
+def test_the_owner_is_never_shut_out(world: Any) -> None:
+    lock, key = make(world, revoked=[world.alice.z, world.revoked.z])
+    assert lock.content_key(world.authority.run) == key
+    with pytest.raises(RevokedKeyError):
+        lock.open(world.alice.runner)
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_change_is_refused(lock: Lock, world: Any, data: st.DataObject) -> None:

@@ -4,42 +4,59 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from keras_encryip.errors import ArgumentError, EncryipError, FormatError, KeyRefusedError
+from keras_encryip.crypto.signing import SigningKey
+from keras_encryip.errors import (
+    ArgumentError,
+    EncryipError,
+    ExpiredKeyError,
+    ForeignKeyError,
+    FormatError,
+    KeyRefusedError,
+    PassphraseError,
+    RevokedKeyError,
+    SignatureError,
+    WrongModelError,
+)
 from keras_encryip.formats import sealed_folder as sealed
-from keras_encryip.formats.folder_index import list_folder
+from keras_encryip.formats.folder_index import Entry, Index, list_folder
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.sealed_folder import read_sealed, unseal_folder, write_sealed_folder
 
 PASSPHRASE = "correct horse"
 
 
-def seal(world: Any, folder: Path, path: Path) -> Path:
+def seal(world: Any, folder: Path, path: Path, **changes: Any) -> Path:
     header, secret = world.authority.read.encapsulate([world.revoked.z])
-    write_sealed_folder(
-        folder,
-        path,
-        index=list_folder(folder, "digits"),
-        authority=world.authority.digest,
-        issuer=world.authority.signing_key.public_bytes(),
-        header=header,
-        secret=secret,
-        sign=world.authority.signing_key.sign,
-    )
+    options = {
+        "index": changes.pop("index", None) or list_folder(folder, "digits"),
+        "authority": world.authority.digest,
+        "issuer": world.authority.signing_key.public_bytes(),
+        "header": header,
+        "secret": secret,
+        "sign": world.authority.signing_key.sign,
+    }
+    write_sealed_folder(folder, path, **{**options, **changes})
     return path
 
 
 @pytest.fixture
-def file(world: Any, tmp_path: Path) -> Path:
-    folder = tmp_path / "folder"
-    (folder / "inner").mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(os.urandom(200_000))
-    (folder / "inner" / "empty").touch()
-    (folder / "inner" / "chunk").write_bytes(bytes(sealed.CHUNK_BYTES))
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "folder"
+    (made / "inner").mkdir(parents=True)
+    (made / "model.onnx").write_bytes(os.urandom(200_000))
+    (made / "inner" / "empty").touch()
+    (made / "inner" / "chunk").write_bytes(bytes(sealed.CHUNK_BYTES))
+    return made
+
+
+@pytest.fixture
+def file(world: Any, folder: Path, tmp_path: Path) -> Path:
     return seal(world, folder, tmp_path / "folder.sealed")
 
 
@@ -94,6 +111,78 @@ def test_bad_limits(file: Path, alice_file: Path, wrong: Any) -> None:
         read_sealed(file, alice_file, PASSPHRASE, max_bytes=wrong)
 
 
+def test_the_limit_is_checked_before_anything_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="`max_bytes`"):
+        read_sealed(tmp_path / "none", tmp_path / "none", PASSPHRASE, max_bytes=0)
+
+
+# --- who may not open it, and files that an attacker who holds a key has made ---------------
+
+
+def test_who_may_not(world: Any, file: Path, make_authority: Any) -> None:
+    def bundle(keys: Any = world.alice, maker: Any = world.authority, **changes: Any) -> KeyBundle:
+        return KeyBundle.from_bytes(maker.bundle(keys, **changes))
+
+    other = make_authority("Other")
+    past = datetime(2025, 1, 1, tzinfo=UTC)
+    cases: list[tuple[KeyBundle, str, type[Exception], str]] = [
+        (bundle(), "wrong horse", PassphraseError, "passphrase"),
+        (bundle(world.revoked), PASSPHRASE, RevokedKeyError, r"revoked before .* was sealed"),
+        (bundle(other.issue(), other), PASSPHRASE, ForeignKeyError, "'Other'"),
+        (bundle(not_after=past), PASSPHRASE, ExpiredKeyError, "expired"),
+        (bundle(scope=["cats"]), PASSPHRASE, WrongModelError, "not meant for model 'digits'"),
+    ]
+    for refused, passphrase, error, message in cases:
+        with pytest.raises(error, match=message):
+            read_sealed(file, refused, passphrase)
+    assert read_sealed(file, bundle(scope=["digits"]), PASSPHRASE)
+
+
+def test_only_the_authority_can_make_one(
+    world: Any, alice_file: Path, tmp_path: Path, folder: Path
+) -> None:
+    """A user knows the stream's key, but cannot sign; nothing is returned before that is seen."""
+    path = seal(world, folder, tmp_path / "forged.sealed", sign=SigningKey.generate().sign)
+    with pytest.raises(SignatureError, match="signature of the sealed file is wrong"):
+        read_sealed(path, alice_file, PASSPHRASE)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        pytest.param([Entry("../outside", 0)], "is not plain and relative", id="escape"),
+        pytest.param([Entry("/tmp/outside", 0)], "is not plain and relative", id="absolute"),
+        pytest.param([Entry("a\\..\\b", 0)], "is not plain and relative", id="backslash"),
+        pytest.param([Entry("a", 0), Entry("a", 0)], "occurs twice", id="twice"),
+        pytest.param([Entry("a", 0), Entry("A", 0)], "differs in case only", id="case"),
+        pytest.param([Entry("a", 0), Entry("a/b", 0)], "both an entry and a folder", id="both"),
+        pytest.param([Entry("a", 1 << 29)], "do not add up to its size", id="bomb"),
+        pytest.param([Entry("a", 3)], "do not add up to its size", id="more-than-there-is"),
+    ],
+)
+def test_lists_that_lie_are_refused(
+    files: list[Entry],
+    message: str,
+    world: Any,
+    folder: Path,
+    alice_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sealed, "_contents", lambda *_: iter(()))
+    index = Index(files=files, folders=[], model="digits")
+    path = seal(world, folder, tmp_path / "lying.sealed", index=index)
+    monkeypatch.setattr(sealed._Stream, "all", counted(sealed._Stream.all, calls := []))
+    with pytest.raises(FormatError, match=message):
+        read_sealed(path, alice_file, PASSPHRASE)
+    assert len(calls) == 2  # the list's length and the list, and no file
+
+
+def test_a_missing_file(alice_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"Cannot open the sealed file .*No such file"):
+        read_sealed(tmp_path / "none", alice_file, PASSPHRASE)
+
+
 def test_roles(world: Any, file: Path) -> None:
     data = world.authority.bundle(world.authority.issue("run"))
     with pytest.raises(KeyRefusedError, match="role 'read'"):
@@ -124,15 +213,17 @@ assert len(files) == 3 and not seen, seen
 
 
 def test_memory(world: Any, alice_file: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "large"
+    """The contents, and no copy of them."""
+    folder, size = tmp_path / "large", 64 << 20
     folder.mkdir()
-    (folder / "model.onnx").write_bytes(bytes(24 << 20))
-    file = seal(world, folder, tmp_path / "large.sealed")
+    with (folder / "model.onnx").open("wb") as large:
+        large.truncate(size)
+    file, bundle = seal(world, folder, tmp_path / "large.sealed"), KeyBundle.read(alice_file)
     tracemalloc.start()
     try:
-        files = read_sealed(file, alice_file, PASSPHRASE)
+        files = read_sealed(file, bundle, PASSPHRASE)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(files["model.onnx"]) == 24 << 20
-    assert peak < 2.3 * (24 << 20)
+    assert files == {"model.onnx": bytes(size)}
+    assert size < peak < size + (3 << 20)
