@@ -7,8 +7,11 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+from tests.randomness import drawn_again  # before anything that draws is imported
+
+# isort: split
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,24 @@ PASSPHRASE = "correct horse"
 USERS = ("alice", "bob", "carol")
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 CHEAP = 14  # scrypt_log2_n: tests need no costly passphrases
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Each fixture draws the same, whichever test asks for it first."""
+    owner = request.node.nodeid if fixturedef.scope == "function" else fixturedef.baseid
+    name = f"{owner} {fixturedef.argname} {getattr(request, 'param_index', 0)}"
+    with drawn_again(name):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Each test draws the same, alone or among others."""
+    with drawn_again(item.nodeid):
+        return (yield)
 
 
 @dataclass(frozen=True)
