@@ -35,15 +35,18 @@ ROUNDS = 3
 WIDTH = 1024
 
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np, tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def most():  # kB ever held; getrusage would count the parent's, too
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1])
+before = most()
 start, cpu = time.perf_counter(), time.process_time()
 models = [tf.saved_model.load(folder) for folder in sys.argv[1:]]
 said = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
-said["megabytes"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
+said["megabytes"] = (most() - before) * 1024 / 1e6
 if len(models) == 2:
     calls = [model.signatures["serving_default"] for model in models]
     shape = [16, *calls[0].structured_input_signature[1]["inputs"].shape[1:]]
@@ -105,7 +108,7 @@ def measure(name: str, classifier: keras.Model, place: Path) -> dict[str, float]
         "load_plain": plain["seconds"],
         "load_locked": locked["seconds"],
         "unlocking": locked["cpu"] - plain["cpu"],
-        "memory": (locked["megabytes"] - plain["megabytes"]) / size,
+        "memory": locked["megabytes"] - plain["megabytes"],
         "ratio": child(*folders)["ratio"],
     }
 
@@ -142,10 +145,13 @@ def draw(cells: dict[str, dict[str, float]]) -> None:
 
 def show(cells: dict[str, dict[str, float]]) -> None:
     """The table."""
-    table = Table(title="locked beside plain, one thread", title_justify="left")
+    table = Table(
+        title="locked beside plain, one thread; MB/s beyond the smallest network",
+        title_justify="left",
+    )
     for column in ("network", "weights, MB", "load, s", "locked, s", "unlocking, CPU s",
-                   "MB/s beyond the smallest", "memory / weights", "answers"):  # fmt: skip
-        table.add_column(column, justify="right")
+                   "MB/s", "memory, MB", "answers"):  # fmt: skip
+        table.add_column(column, justify="right", no_wrap=True)
     least = min(cells.values(), key=lambda cell: cell["megabytes"])
     for name, cell in cells.items():
         seconds = cell["unlocking"] - least["unlocking"]
@@ -157,7 +163,7 @@ def show(cells: dict[str, dict[str, float]]) -> None:
             f"{cell['load_locked']:.2f}",
             f"{cell['unlocking']:.2f}",
             f"{rate:.0f}" if rate else "",
-            f"{cell['memory']:+.2f}",
+            f"{cell['memory']:+.0f}",
             f"{cell['ratio']:.3f}",
         )
     console.print(table)
@@ -173,11 +179,11 @@ def main() -> None:
         console.print(f"[dim]{name}")
         with tempfile.TemporaryDirectory() as place:
             cells[name] = measure(name, classifier, Path(place))
+        if arguments.save:
+            text = json.dumps({"machine": machine(), "cells": cells}, indent=1)
+            (RESULTS / "locked.json").write_text(text + "\n")
+            draw(cells)
     show(cells)
-    if arguments.save:
-        text = json.dumps({"machine": machine(), "cells": cells}, indent=1, sort_keys=True)
-        (RESULTS / "locked.json").write_text(text + "\n")
-        draw(cells)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Processes that tests start draw from the system.
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SEED = os.environ.get("TESTS_SEED", "0")
@@ -19,10 +19,10 @@ class Urandom:
     """In place of `os.urandom`, from before pycryptodome takes it over."""
 
     def __init__(self) -> None:
-        self.source: random.Random = random.SystemRandom()
+        self.source: Callable[[int], bytes] = os.urandom
 
     def __call__(self, size: int, /) -> bytes:
-        return self.source.randbytes(size)
+        return self.source(size)
 
 
 if "Crypto.Random" in sys.modules:
@@ -35,7 +35,7 @@ os.urandom = random._urandom = URANDOM  # type: ignore[attr-defined]
 def drawn_again(name: str) -> Iterator[None]:
     """Inside, all draws depend on the name alone."""
     before, own = URANDOM.source, random.Random(f"{SEED} {name}")
-    URANDOM.source = own
+    URANDOM.source = own.randbytes
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(own.getrandbits(32))
     try:

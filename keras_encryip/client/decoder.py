@@ -11,14 +11,19 @@ from keras_encryip.errors import ArgumentError, ForeignKeyError, WrongModelError
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.formats.responses import EXTRA_WORDS, open_responses
-from keras_encryip.formats.version_folder import read_codebook
+from keras_encryip.formats.version_folder import read_codebook, version_number
 from keras_encryip.labels.ciphertext import LabelCiphertext, ciphertext_label
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
+from keras_encryip.labels.codebook_mark import CodebookMark
 
 # Up to here a product with a 0/1 matrix beats adding up sorted columns (benchmarks/decode.py).
 _MAX_DENSE_CLASSES: Final = 512
 _MAX_DENSE: Final = 1 << 22
 _CHUNK_ELEMENTS: Final = 1 << 22
+
+SUM_TOLERANCE: Final = 0.01
+NEGATIVE_TOLERANCE: Final = 0.001
+"""How far the outputs of one input may be from 1 in sum, and a single one below 0."""
 
 
 class Decoder(Secret):
@@ -32,6 +37,7 @@ class Decoder(Secret):
         key_id: of the user, 16 hexadecimal digits.
         class_names: list of K names.
         num_labels: N, the model's number of outputs.
+        version: the number of the version folder that it was opened from, or `None`.
 
     Example:
     >>> decoder = Decoder.open(folder / "digits" / "1", folder / "alice.keybundle", "correct horse")
@@ -43,6 +49,7 @@ class Decoder(Secret):
 
     __slots__ = (
         "_codebook",
+        "_mark",
         "_matrix",
         "_order",
         "_present",
@@ -53,6 +60,7 @@ class Decoder(Secret):
         "key_id",
         "model",
         "num_labels",
+        "version",
     )
 
     def __init__(
@@ -62,11 +70,14 @@ class Decoder(Secret):
         table: np.ndarray,
         key_id: str,
         response_key: bytes,
+        version: int | None = None,
     ) -> None:
+        self.version = version
         self.model = metadata.model
         self.class_names = list(metadata.class_names)
         self.num_labels = codebook.num_labels
         self._codebook = codebook
+        self._mark = CodebookMark(codebook.codebook_id, codebook.num_labels)
         self.key_id = key_id
         self._response_key = response_key
         self._table = table
@@ -108,8 +119,9 @@ class Decoder(Secret):
         """
         if not isinstance(bundle, KeyBundle):
             bundle = KeyBundle.read(bundle)
-        codebook = model_dir_or_codebook
+        codebook, version = model_dir_or_codebook, None
         if not isinstance(codebook, Codebook):
+            version = version_number(codebook)
             codebook = read_codebook(codebook)
         if codebook.authority != bundle.authority:
             raise ForeignKeyError(
@@ -125,24 +137,28 @@ class Decoder(Secret):
                 f"Key bundle {bundle.header.key_id} is for model(s) "
                 f"{', '.join(bundle.header.scope)}, not for {metadata.model!r}."
             )
-        return cls(codebook, metadata, table, key.key_id, response_key)
+        return cls(codebook, metadata, table, key.key_id, response_key, version)
 
     def secret_table(self) -> np.ndarray:
         """int32 `[N]`: the class of each confused label, to this key. Secret."""
         return self._table.copy()
 
-    def probabilities(self, confused: np.ndarray) -> np.ndarray:
+    def probabilities(self, confused: np.ndarray, *, quantised: bool = False) -> np.ndarray:
         """Class probabilities: the sum over each class's confused labels.
 
         Args:
             confused: floats `[..., N]`, any leading axes; or integers `[..., N + 10]`, the
                 encrypted responses of an export with `responses="encrypted"`.
+            quantised: take outputs that a runtime with few bits has rounded, whatever they add
+                up to. Otherwise they must be at least -0.001, and 1 ± 0.01 in sum.
 
         Returns:
             `[..., K]`, float64 for float64 input, else float32.
 
         Raises:
-            ArgumentError: another shape or type.
+            ArgumentError: another shape or type, NaN, infinite, or no probabilities.
+            WrongModelError: the outputs are of another version of the model. That is noticed
+                where nothing has rounded them.
             SignatureError: an encrypted response was changed, or is of another version.
         """
         confused = np.asarray(confused)
@@ -168,6 +184,7 @@ class Decoder(Secret):
         step = max(1, _CHUNK_ELEMENTS // self.num_labels)
         for start in range(0, len(rows), step):
             chunk = rows[start : start + step].astype(dtype, copy=False)
+            self._check(chunk, start, quantised)
             if self._matrix is not None:
                 np.matmul(chunk, self._matrix, out=decoded[start : start + step])
             else:  # a dense matrix would be large: sort the columns by class, add up runs
@@ -176,17 +193,42 @@ class Decoder(Secret):
                 decoded[start : start + step, self._present] = runs
         return decoded.reshape(*confused.shape[:-1], len(self.class_names))
 
-    def labels(self, confused: np.ndarray) -> np.ndarray:
+    def _check(self, rows: np.ndarray, first: int, quantised: bool) -> None:
+        """Refuse what no model has for outputs, and what another version of this one said."""
+        with np.errstate(all="ignore"):
+            sums = rows.sum(1, dtype=np.float64)
+        wrong, why = ~np.isfinite(sums), "hold NaN or infinity"
+        if not quantised and not wrong.any():
+            wrong = np.abs(sums - 1) > SUM_TOLERANCE
+            wrong |= rows.min(1, initial=0) < -NEGATIVE_TOLERANCE
+            why = "be no probabilities. Pass `quantised=True` for a runtime that rounds them"
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ArgumentError(
+                f"`confused` must hold a model's outputs, at least 0 and 1 in sum. Row "
+                f"{first + row} seems to {why}. Received: a row with the sum {sums[row]:.6g} and "
+                f"the least value {rows[row].min():.6g}"
+            )
+        if self._mark.is_of_another(rows):
+            raise WrongModelError(
+                f"The outputs are of another version of model {self.model!r}. Open the codebook "
+                "of the version that is served, or ask the server for this one."
+            )
+
+    def labels(self, confused: np.ndarray, *, quantised: bool = False) -> np.ndarray:
         """The most probable class: int64 `[...]` from floats `[..., N]`."""
-        labels: np.ndarray = self.probabilities(confused).argmax(-1)
+        labels: np.ndarray = self.probabilities(confused, quantised=quantised).argmax(-1)
         return labels
 
-    def names(self, confused: np.ndarray) -> list[str]:
+    def names(self, confused: np.ndarray, *, quantised: bool = False) -> list[str]:
         """The names of `labels(confused)`: a list nested like its leading axes, or one name."""
-        names: list[str] = np.array(self.class_names, object)[self.labels(confused), ...].tolist()
+        labels = self.labels(confused, quantised=quantised)
+        names: list[str] = np.array(self.class_names, object)[labels, ...].tolist()
         return names
 
-    def top_k(self, confused: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    def top_k(
+        self, confused: np.ndarray, k: int = 5, *, quantised: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The k most probable classes, best first.
 
         Returns:
@@ -194,7 +236,7 @@ class Decoder(Secret):
         """
         if not 1 <= k <= len(self.class_names):
             raise ArgumentError(f"`k` must be in 1 … {len(self.class_names)}. Received: k={k}")
-        decoded = self.probabilities(confused)
+        decoded = self.probabilities(confused, quantised=quantised)
         best = np.argsort(-decoded, axis=-1, kind="stable")[..., :k]
         return best, np.take_along_axis(decoded, best, -1)
 

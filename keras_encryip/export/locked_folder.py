@@ -18,8 +18,9 @@ from keras_encryip.export.checkpoints import (
     write_checkpoint,
 )
 from keras_encryip.export.poly1305 import FOLDED
-from keras_encryip.export.weight_lock import LETTERS
+from keras_encryip.export.weight_lock import LETTERS, OURS
 from keras_encryip.labels.codebook import Codebook
+from keras_encryip.labels.codebook_mark import NAME as CODEBOOK_MARK
 from keras_encryip.tracing.checkpoint import Checkpoint
 
 DEFAULT_FOLDER: Final = "/run/secrets/encryip"
@@ -95,4 +96,6 @@ def _is_ours(node: Any, flat: np.ndarray, public: set[bytes]) -> bool:
     """Whether a constant is one that every export has."""
     if flat.dtype.kind == "O":  # or names the checkpoint's variables
         return node.name.endswith("/tensor_names") or public.issuperset(flat)
+    if OURS in node.name or CODEBOOK_MARK in node.name:
+        return True
     return np.array_equal(flat, FOLDED.ravel())

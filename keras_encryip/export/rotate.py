@@ -26,6 +26,7 @@ from keras_encryip.formats.lock import is_locked, read_lock
 from keras_encryip.formats.manifest import FILE_NAME, MAX_MANIFEST_BYTES, verify_export
 from keras_encryip.formats.version_folder import ASSETS, read_codebook
 from keras_encryip.labels.codebook import Codebook
+from keras_encryip.labels.codebook_mark import CodebookMark
 from keras_encryip.tracing.checkpoint import Checkpoint
 
 _WRITTEN_ANEW: Final = (GRAPH, "variables", ASSETS.parts[0], "fingerprint.pb")
@@ -133,7 +134,9 @@ def _copy_rest(old: Path, draft: Path) -> None:
 def _swaps(before: Codebook, after: Codebook, keys: list[bytes | None], *, locked: bool) -> Swaps:
     """What the graphs of `export_saved_model` hold of a codebook and of its response key."""
     if keys[0] is None or keys[1] is None:
+        marks = [CodebookMark(each.codebook_id, each.num_labels) for each in (before, after)]
         return [
+            *([(marks[0].residues, marks[1].residues)] if marks[0].columns else []),
             (text(before.ciphertext_prefix), text(after.ciphertext_prefix)),
             (
                 np.array(before.ciphertext_suffixes, object),

@@ -36,6 +36,8 @@ from keras_encryip.formats.version_folder import ASSETS
 from keras_encryip.labels.assignment import TRACE
 from keras_encryip.labels.codebook import FILE_NAME as CODEBOOK
 from keras_encryip.labels.codebook import Codebook
+from keras_encryip.labels.codebook_mark import NAME as MARK
+from keras_encryip.labels.codebook_mark import UNIT, CodebookMark
 from keras_encryip.labels.model_record import ModelRecord
 from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.models.secrets import UnlockedSecrets
@@ -66,7 +68,8 @@ def export_saved_model(
     """Export a protected model for TF Serving and other runtimes (docs/consumers.md).
 
     Signatures:
-        `serving_default`: inputs → `confused`, float32 `[b, N]`.
+        `serving_default`: inputs → `confused`, float32 `[b, N]`. Their last bits tell decoders
+            which version answers (`labels/codebook_mark.py`).
         `encrypted_label`: inputs → `ciphertext_bytes`, string `[b]`: one label, drawn
             anew at every call, as a `LabelCiphertext`.
 
@@ -283,8 +286,10 @@ def _write(
     if words is not None and lock is not None:  # a variable is locked as the others are
         words = tf.Variable(words, trainable=False)
 
+    mark = CodebookMark(codebook.codebook_id, codebook.num_labels)
+
     def confused(inputs: Any) -> dict[str, tf.Tensor]:
-        return {"confused": model(inputs, training=False)}
+        return {"confused": _marked_outputs(model(inputs, training=False), mark)}
 
     def encrypted_label(inputs: Any) -> dict[str, tf.Tensor]:
         scores = tf.math.log(tf.maximum(model(inputs, training=False), 1e-30))
@@ -318,6 +323,17 @@ def _write(
         archive.track(lock)
         archive.add_endpoint(UNLOCK, lock.unlock, input_signature=[KEY_BYTES])
     archive.write_out(folder, verbose=False)
+
+
+def _marked_outputs(outputs: tf.Tensor, mark: CodebookMark) -> tf.Tensor:
+    """`mark.put`, of operations that all runtimes have."""
+    if not mark.columns:
+        return outputs
+    residues, modulus = tf.constant(mark.residues, name=MARK), float(mark.modulus)
+    marked = outputs[..., : mark.columns] * (1 / UNIT) - residues
+    marked = modulus * tf.maximum(tf.round(marked / modulus), 0.0) + residues
+    marked = tf.where(marked > 1 / UNIT, marked - modulus, marked)
+    return tf.concat([marked * UNIT, outputs[..., mark.columns :]], -1)
 
 
 def _input_signature(model: ProtectedModel) -> Any:

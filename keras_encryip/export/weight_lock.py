@@ -8,6 +8,7 @@ before everything was checked; the answers wait for the mark.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, Final
 
 import keras
@@ -30,6 +31,10 @@ from keras_encryip.tracing.checkpoint import LOCKED, PROOF
 
 UNLOCK: Final = "unlock"
 """The signature: `key_bytes` → `unlocked`."""
+
+OURS: Final = "keras_encryip_lock"
+"""In the names of constants that hold no secret of the owner's: sizes of variables, which are
+public."""
 
 LETTERS: Final = [bytes([i]) for i in range(256)]
 """What strings are put together from."""
@@ -62,7 +67,10 @@ class WeightLock(tf.saved_model.experimental.TrackableResource):
         )
         self.opened = tf.Variable(False, trainable=False, name="opened")
         self.proof = tf.Variable(tf.zeros([CHECK_BYTES + TAG_BYTES], tf.uint8), trainable=False)
-        self._open = _shared(tf.TensorSpec([], tf.string))(self._open_with)
+        self._open = tf.function(
+            self._open_with, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
+        )
+        self._decrypting = _shared(tf.TensorSpec([8], tf.uint32))(self._decrypt)
         self._track_trackable(self.opened, "opened")
         self._track_trackable(self.proof, PROOF)
 
@@ -89,7 +97,8 @@ class WeightLock(tf.saved_model.experimental.TrackableResource):
         every = {id(variable): variable for variable in variables}
         every |= {id(v): v for table in self.tables for v in table.variables}
         every.pop(id(self.opened), None)
-        self.variables = list(every.values())
+        # Wide types first: no number lies in two segments. Types together: the graph stays small.
+        self.variables = sorted(every.values(), key=lambda v: (-v.dtype.size, v.dtype.name))
         for number, variable in enumerate(self.variables):
             self._track_trackable(variable, f"{LOCKED}{number}")
 
@@ -128,6 +137,10 @@ class WeightLock(tf.saved_model.experimental.TrackableResource):
 
     def _open_with(self, key: Any) -> Any:
         """True, once the model is open; fails, with nothing assigned, for another key."""
+        with _unoptimised():
+            return self._checked_open(key)
+
+    def _checked_open(self, key: Any) -> Any:
         whole = tf.debugging.Assert(
             tf.equal(tf.strings.length(key), _LENGTH),
             [f"The key of a locked model has {_LENGTH} bytes; this one has another length."],
@@ -143,7 +156,7 @@ class WeightLock(tf.saved_model.experimental.TrackableResource):
             held = tf.raw_ops.MutexLock(mutex=self.resource_handle)
         with tf.control_dependencies([held]):
             done = tf.cond(
-                self.opened.read_value(), lambda: tf.constant(True), lambda: self._decrypt(words)
+                self.opened.read_value(), lambda: tf.constant(True), lambda: self._decrypting(words)
             )
         with tf.control_dependencies([done]):
             released = tf.raw_ops.ConsumeMutexLock(mutex_lock=held)
@@ -165,20 +178,21 @@ class WeightLock(tf.saved_model.experimental.TrackableResource):
                 tf.reduce_all(total == _words(self.proof.read_value()[CHECK_BYTES:])),
                 ["The files of this version were changed: nothing was unlocked."],
             )
-        done, block, parts = whole, 1, []
+        done, block = whole, 1
+        started: list[Any] = []  # parts of a variable that goes on in the next segment
         for segment in gathered:
             with tf.control_dependencies([done]), tf.device("CPU:0"):
                 plain = _decrypted(key, self._segment(segment), tf.constant(block, tf.uint32))
             block += padded(segment) // 64
-            at, assigned = 0, []
-            for piece in segment:
-                parts.append(plain[at : at + piece.stop - piece.start])
-                at += piece.stop - piece.start
+            assigned = []
+            for piece, part in zip(segment, self._cut(plain, segment), strict=True):
+                started.append(part)
                 if piece.stop == sizes[piece.array]:
+                    whole_value = started[0] if len(started) == 1 else tf.concat(started, 0)
                     variable = self.variables[piece.array]
-                    value = _from_bytes(tf.concat(parts, 0), variable.dtype, variable.shape)
+                    value = tf.reshape(whole_value, variable.shape)
                     assigned.append(variable.assign(value, read_value=False))
-                    parts = []
+                    started = []
             done = tf.group(*assigned, plain)
         with tf.control_dependencies([done]):
             filled = [table.fill() for table in self.tables]
@@ -187,14 +201,34 @@ class WeightLock(tf.saved_model.experimental.TrackableResource):
         with tf.control_dependencies([opened]):
             return tf.constant(True)
 
+    def _runs(self, segment: Sequence[Piece]) -> Iterator[tuple[Any, list[Piece]]]:
+        """Neighbours in a segment that have the same type."""
+        for dtype, pieces in groupby(segment, key=lambda piece: self.variables[piece.array].dtype):
+            yield dtype, list(pieces)
+
     def _segment(self, segment: Sequence[Piece]) -> Any:
         """The words of a segment, with the zeros at its end."""
-        parts = []
-        for piece in segment:
-            flat = _to_bytes(self.variables[piece.array].read_value())
-            parts.append(flat[piece.start : piece.stop])
+        flat, runs = tf.constant([-1]), []
+        for dtype, pieces in self._runs(segment):
+            parts = []
+            for piece in pieces:
+                variable = self.variables[piece.array]
+                part = tf.reshape(variable.value(), flat)
+                if piece.stop - piece.start < dtype.size * variable.shape.num_elements():
+                    part = part[piece.start // dtype.size : piece.stop // dtype.size]
+                parts.append(part)
+            runs.append(_to_bytes(tf.concat(parts, 0)))
         missing = padded(segment) - sum(piece.stop - piece.start for piece in segment)
-        return _words(tf.concat([*parts, tf.zeros([missing], tf.uint8)], axis=0))
+        return _words(tf.concat([*runs, tf.zeros([missing], tf.uint8)], axis=0))
+
+    def _cut(self, plain: Any, segment: Sequence[Piece]) -> Iterator[Any]:
+        """The numbers of each piece of a segment, from its bytes."""
+        at = 0
+        for dtype, pieces in self._runs(segment):
+            counts = [(piece.stop - piece.start) // dtype.size for piece in pieces]
+            stop = at + sum(counts) * dtype.size
+            yield from tf.split(_from_bytes(plain[at:stop], dtype), tf.constant(counts, name=OURS))
+            at = stop
 
 
 def lookup_tables(model: Any) -> dict[tuple[Any, str], Any]:
@@ -264,6 +298,21 @@ class _Kept:
         return tf.strings.reduce_join(tf.RaggedTensor.from_row_lengths(characters, values[1]), -1)
 
 
+@contextmanager
+def _unoptimised() -> Iterator[None]:
+    """Functions that are called inside run as they are: they run once.
+
+    For a graph with hundreds of variables, optimisers take longer than what they would speed up.
+    """
+    options = tf.config.optimizer
+    before = options.get_experimental_options().get("disable_meta_optimizer", False)
+    options.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        options.set_experimental_options({"disable_meta_optimizer": before})
+
+
 def _shared(*signature: tf.TensorSpec) -> Callable[[Callable[..., Any]], Any]:
     """A function that graphs call: a copy at each call would take minutes to load."""
     return tf.function(
@@ -327,11 +376,7 @@ def _to_bytes(value: Any) -> Any:
     return tf.reshape(tf.bitcast(value, tf.uint8), [-1])
 
 
-def _from_bytes(data: Any, dtype: Any, shape: Any) -> Any:
+def _from_bytes(data: Any, dtype: Any) -> Any:
     if dtype == tf.bool:
-        return tf.reshape(
-            tf.cast(tf.bitwise.bitwise_and(data, tf.constant(1, tf.uint8)), dtype), shape
-        )
-    if dtype.size > 1:
-        data = tf.reshape(data, [-1, dtype.size])
-    return tf.reshape(tf.bitcast(data, dtype), shape)
+        return tf.cast(tf.bitwise.bitwise_and(data, tf.constant(1, tf.uint8)), dtype)
+    return tf.bitcast(tf.reshape(data, [-1, dtype.size]) if dtype.size > 1 else data, dtype)

@@ -3,10 +3,12 @@
 import contextlib
 import email.utils
 import json
+import math
 import os
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from Crypto.Cipher import ChaCha20_Poly1305
 
@@ -27,6 +29,12 @@ OUTPUTS: Final = ("confused", "encrypted", "ciphertext_bytes")
 
 NONCE_WORDS: Final = 6
 TAG_WORDS: Final = 4
+_CHUNK_BYTES: Final = 1 << 20
+_LEAST_OBJECT_BYTES: Final = 128
+_FREE_BYTES: Final = 1 << 20
+_MAX_AXES: Final = 32
+_NO_STRUCTURE: Final = bytes(sorted({*range(256)} - {*b"[],"}))
+
 EXTRA_WORDS: Final = NONCE_WORDS + TAG_WORDS
 """By how many 32-bit words an encrypted response is longer than the outputs inside."""
 
@@ -66,8 +74,9 @@ def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
         data: the response's body.
 
     Returns:
-        float32 `[..., N]` of confused labels, int64 `[..., N + 10]` of encrypted responses, or
-        a list of label ciphertexts.
+        float32 `[..., N]` of confused labels, int32 `[..., N + 10]` of encrypted responses, or
+        a list of label ciphertexts. What is no table of numbers is refused before an array is
+        made: memory stays within a few times the response.
 
     Raises:
         FormatError: not such a response; TF Serving's own error is quoted.
@@ -78,45 +87,134 @@ def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
     """
     if len(data) > MAX_RESPONSE_BYTES:
         raise FormatError(f"The response is too large: more than {MAX_RESPONSE_BYTES} bytes.")
-    try:
-        response = json.loads(data)
-    except (ValueError, RecursionError):
-        response = None
-    if not isinstance(response, dict):
-        raise FormatError("The response is not a JSON object.")
-    if "error" in response:
-        raise FormatError(f"The model server reported an error: {str(response['error'])[:500]}")
-    rows = response.get("predictions", response.get("outputs"))
-    if isinstance(rows, list) and rows and isinstance(rows[0], dict) and "b64" not in rows[0]:
-        rows = [_named(row) for row in rows]
-    elif isinstance(rows, dict):
-        rows = _named(rows)
-    if not isinstance(rows, list) or not rows:
+    with instead_of(
+        *(msgspec.MsgspecError, UnicodeError, RecursionError),
+        raises=lambda _: FormatError("The response is not a JSON object of finite numbers."),
+    ):
+        response = msgspec.json.decode(data, type=_Response)
+    if bytes(response.error):
+        raise FormatError(f"The model server reported an error: {_text_of(response.error)[:500]}")
+    rows = bytes(response.predictions) or bytes(response.outputs)
+    if rows[:1] == b"{":
+        rows = _named(_decoded(rows, _Outputs))
+    if rows[:1] != b"[" or not rows[1:-1].strip():
         raise FormatError(
             "The response has no `predictions` (row format) or `outputs` (column format)."
         )
-    if isinstance(rows[0], dict):
-        if not all(isinstance(r, dict) and isinstance(r.get("b64"), str) for r in rows):
-            raise FormatError("The response mixes ciphertexts with something else.")
-        return [decode_base64(row["b64"], what="b64") for row in rows]
-    message = "The predictions in the response are not a table of numbers."
-    with instead_of(ValueError, TypeError, OverflowError, raises=lambda _: FormatError(message)):
-        table = np.array(rows)
-        if table.dtype == np.int64 and table.size and np.abs(table).max() > 1:
-            return table  # no probabilities
-        with np.errstate(all="ignore"):  # numbers too large for float32 become infinite
-            return table.astype(np.float32)
+    if b"{" not in rows:
+        return _table(rows)
+    # Small objects would take many times their text.
+    if rows.count(b"{") * _LEAST_OBJECT_BYTES > max(len(rows), _FREE_BYTES):
+        raise FormatError("The predictions in the response are too short for their number.")
+    objects = _decoded(rows, list[_Outputs])
+    if not bytes(objects[0].b64):
+        whole = bytearray(b"[")
+        for row in objects:
+            whole += _named(row) + b","
+        whole[-1:] = b"]"
+        if b"{" not in whole:
+            return _table(bytes(whole))
+        objects = _decoded(whole, list[_Outputs])
+    if not all(bytes(row.b64) for row in objects):
+        raise FormatError("The response mixes ciphertexts with something else.")
+    return [decode_base64(_decoded(row.b64, str), what="b64") for row in objects]
 
 
-def _named(outputs: Any) -> Any:
+class _Outputs(msgspec.Struct, gc=False):
+    """Named outputs, or a string's bytes, as their text; others are left out."""
+
+    confused: msgspec.Raw = msgspec.Raw()
+    encrypted: msgspec.Raw = msgspec.Raw()
+    ciphertext_bytes: msgspec.Raw = msgspec.Raw()
+    b64: msgspec.Raw = msgspec.Raw()
+
+
+class _Response(msgspec.Struct):
+    """Parts of a response as their text, so that nothing large is built before it was looked at."""
+
+    predictions: msgspec.Raw = msgspec.Raw()
+    outputs: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
+
+
+def _decoded(text: bytes | bytearray | msgspec.Raw, kind: Any) -> Any:
+    with instead_of(
+        msgspec.MsgspecError,
+        raises=lambda _: FormatError("The response mixes ciphertexts with something else."),
+    ):
+        return msgspec.json.decode(text, type=kind)
+
+
+def _text_of(error: msgspec.Raw) -> str:
+    """A JSON string's characters, or another value's text."""
+    with contextlib.suppress(msgspec.MsgspecError):
+        return msgspec.json.decode(error, type=str)
+    return bytes(error).decode("utf-8", "replace")
+
+
+def _named(outputs: _Outputs) -> bytes:
     """The one output of ours among named ones."""
-    ours = [v for k, v in outputs.items() if k in OUTPUTS] if isinstance(outputs, dict) else []
+    ours = [text for name in OUTPUTS if (text := bytes(getattr(outputs, name)))]
     if len(ours) != 1:
         raise FormatError(
             "The response must hold the output `confused`, `encrypted` or `ciphertext_bytes` of a "
             "protected model."
         )
     return ours[0]
+
+
+def _table(text: bytes) -> np.ndarray:
+    """An array of JSON numbers, nested in lists of equal lengths."""
+    message = "The predictions in the response are not a table of numbers."
+    shape = _shape(text.translate(None, _NO_STRUCTURE))
+    if shape is None:
+        raise FormatError(message)
+    whole = not any(sign in text for sign in (b".", b"e", b"E"))  # integers
+    numbers = text.translate(None, b"[]")
+    kind: Any = list[int] if whole else list[float]
+    table = np.empty(math.prod(shape), np.int32 if whole else np.float32)
+    filled = start = 0
+    with instead_of(msgspec.MsgspecError, OverflowError, raises=lambda _: FormatError(message)):
+        while start < len(numbers):
+            stop = numbers.find(b",", start + _CHUNK_BYTES)
+            stop = len(numbers) if stop < 0 else stop
+            part = msgspec.json.decode(b"[" + numbers[start:stop] + b"]", type=kind)
+            if whole:
+                words = np.array(part, np.int64)
+                if words.min(initial=0) < -(2**31) or words.max(initial=0) >= 2**32:
+                    raise FormatError(f"{message[:-1]} of 32 bits.")
+                part = words.astype(np.uint32).view(np.int32)
+            if filled + len(part) > len(table):
+                break
+            with np.errstate(over="ignore"):  # too large for float32 becomes infinite
+                table[filled : filled + len(part)] = part
+            filled, start = filled + len(part), stop + 1
+    if filled != len(table):  # of empty lists
+        raise FormatError(message)
+    del numbers  # as long as the response
+    if whole and table.min() >= 0 and table.max() <= 1:
+        table = table.astype(np.float32)  # probabilities, of a server that writes no point
+    return table.reshape(shape)
+
+
+def _shape(structure: bytes) -> tuple[int, ...] | None:
+    """The shape of nested lists, by their brackets and commas; `None` if it is none."""
+    depth = len(structure) - len(structure.lstrip(b"["))
+    if not 0 < depth <= _MAX_AXES:
+        return None
+    shape: list[int] = []
+    inner = b""
+    for level in range(1, depth + 1):
+        stop = structure.find(b"]" * level)
+        if stop < 0:
+            return None
+        content = structure[depth - level + 1 : stop + level - 1]
+        count, rest = divmod(len(content) + 1, len(inner) + 1)
+        if rest or content != ((inner + b",") * count)[:-1]:
+            return None
+        shape.insert(0, count)
+        inner = b"[" + content + b"]"
+    return tuple(shape) if inner == structure else None
 
 
 def error_text(body: bytes, reason: str) -> str:

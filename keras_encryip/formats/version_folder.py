@@ -7,6 +7,8 @@ from typing import Final
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.labels.codebook import FILE_NAME, MAX_CODEBOOK_BYTES, Codebook
 
+MAX_VERSION: Final = (1 << 63) - 1
+
 ASSETS: Final = Path("assets.extra") / "encryip"
 """Where an exported model keeps its codebook and manifest."""
 
@@ -17,3 +19,18 @@ def read_codebook(model_dir_or_codebook: str | os.PathLike[str]) -> Codebook:
     if path.is_dir():
         path = path / ASSETS / FILE_NAME
     return Codebook.from_bytes(read_bounded(path, what="codebook", max_bytes=MAX_CODEBOOK_BYTES))
+
+
+def version_number(model_dir_or_codebook: str | os.PathLike[str]) -> int | None:
+    """The number of the version folder that a path is of or in; `None` if it has none.
+
+    Model servers call a version by the name of its folder.
+    """
+    path = Path(model_dir_or_codebook)
+    if not path.is_dir():
+        if path.parts[-3:-1] != ASSETS.parts:
+            return None
+        path = path.parents[len(ASSETS.parts)]
+    name = path.absolute().name
+    digits = name.isascii() and name.isdigit() and name == str(int(name))
+    return int(name) if digits and int(name) <= MAX_VERSION else None

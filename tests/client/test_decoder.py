@@ -33,6 +33,7 @@ from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.version_folder import ASSETS
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
+from keras_encryip.labels.codebook_mark import CodebookMark
 
 PASSPHRASE = "correct horse"
 
@@ -45,7 +46,7 @@ def decoder(world: Any, alice_file: Path) -> Decoder:
 def decoder_of(table: np.ndarray, classes: int) -> Decoder:
     """A decoder of a table as it is, without any key."""
     names = [f"class {i}" for i in range(classes)]
-    codebook: Any = SimpleNamespace(num_labels=len(table))
+    codebook: Any = SimpleNamespace(num_labels=len(table), codebook_id=bytes(16))
     return Decoder(
         codebook, ModelMetadata(model="m", class_names=names), table, "0" * 16, bytes(32)
     )
@@ -247,7 +248,8 @@ def test_decoding_is_the_sum_over_each_class(
     monkeypatch.setattr(decoder_module, "_CHUNK_ELEMENTS", chunk)
     random = np.random.default_rng(seed)
     table = random.integers(0, classes, 1 + spare).astype(np.int32)
-    confused = random.random((*shape, len(table))).astype(dtype)
+    confused = random.random((*shape, len(table)))
+    confused = (confused / confused.sum(-1, keepdims=True)).astype(dtype)
     before = confused.copy()
     decoded = decoder_of(table, classes).probabilities(confused)
     assert decoded.shape == (*shape, classes)
@@ -267,6 +269,7 @@ def test_many_classes_are_decoded_without_a_dense_matrix(classes: int, labels: i
     decoder = decoder_of(table.astype(np.int32), classes)
     assert decoder._matrix is None
     confused = random.random((2, 2, labels))
+    confused /= confused.sum(-1, keepdims=True)
     expected = np.zeros((2, 2, classes))
     np.add.at(expected, (slice(None), slice(None), table), confused)
     np.testing.assert_allclose(decoder.probabilities(confused), expected, rtol=1e-12)
@@ -304,6 +307,78 @@ def test_other_arrays_are_refused(decoder: Decoder, confused: np.ndarray, messag
             read(confused)
 
 
+NO_OUTPUTS = {
+    "NaN": (5, np.nan, "hold NaN or infinity"),
+    "infinite": (0, np.inf, "hold NaN or infinity"),
+    "infinite twice": (slice(0, 2), [np.inf, -np.inf], "hold NaN or infinity"),
+    "negative": (slice(0, 2), [-0.002, 0.102], "be no probabilities"),
+    "too much": (3, 0.25, "be no probabilities"),
+    "too little": (slice(0, 4), 0.02, "be no probabilities"),
+    "nothing": (slice(None), 0, "be no probabilities"),
+    "a header": (slice(None), np.arange(112), "be no probabilities"),
+    "logits": (slice(None), np.linspace(-9, 9, 112), "be no probabilities"),
+    "huge": (0, 1e300, "be no probabilities|hold NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_OUTPUTS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_rows_that_cannot_be_outputs(decoder: Decoder, kind: str, dtype: type) -> None:
+    rows = np.zeros((2, 2, 112), dtype)
+    rows[..., :10] = 0.1
+    for read in (decoder.probabilities, decoder.labels, decoder.names, decoder.top_k):
+        read(rows)
+    where, value, message = NO_OUTPUTS[kind]
+    with np.errstate(over="ignore"):
+        rows[1, 0, where] = value
+    for read in (decoder.probabilities, decoder.labels, decoder.names, decoder.top_k):
+        with pytest.raises(ArgumentError, match=rf"Row 2 seems to ({message})"):
+            read(rows)
+        if kind not in ("NaN", "infinite", "infinite twice", "huge"):
+            read(rows, quantised=True)
+
+
+@pytest.mark.parametrize("steps", [255, 127, 15])
+def test_what_few_bits_leave_of_outputs(decoder: Decoder, steps: int) -> None:
+    """8 or 4 bits: sums are far from 1, and that is said unless the caller knows."""
+    random = np.random.default_rng(steps)
+    rows = random.dirichlet(np.full(112, 0.5), 50)
+    rounded = (np.ceil(rows * steps) / steps).astype(np.float32)
+    with pytest.raises(ArgumentError, match="Pass `quantised=True`"):
+        decoder.probabilities(rounded)
+    decoded = decoder.probabilities(rounded, quantised=True)
+    np.testing.assert_allclose(decoded, decoder.probabilities(rows), atol=112 / steps)
+
+
+def test_sixteen_bits_are_outputs(decoder: Decoder) -> None:
+    """bfloat16 and float16 keep sums near 1."""
+    rows = np.random.default_rng(0).dirichlet(np.full(112, 0.5), 2000).astype(np.float32)
+    decoder.probabilities(rows.astype(np.float16))
+    decoder.probabilities((rows.view(np.uint32) & 0xFFFF0000).view(np.float32))
+
+
+# --- other versions ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_answers_of_another_version_are_noticed(
+    world: Any, decoder: Decoder, confused: np.ndarray, dtype: type
+) -> None:
+    mark = CodebookMark(world.codebook.codebook_id, 112)
+    mine = mark.put(confused).astype(dtype)
+    other = CodebookMark(bytes(16), 112).put(confused).astype(dtype)
+    for read in (decoder.probabilities, decoder.labels, decoder.names, decoder.top_k):
+        read(mine)
+        for rows in (other, other[0], other[None], np.concatenate([mine, other[:1]])):
+            with pytest.raises(WrongModelError, match="of another version of model 'digits'"):
+                read(rows)
+    np.testing.assert_allclose(
+        decoder.probabilities(mine), decoder.probabilities(confused), atol=1e-6
+    )
+    decoder.probabilities(np.round(other, 5))  # rounded: nothing is noticed, nothing is refused
+    decoder.probabilities(other.astype(np.float16), quantised=True)
+
+
 # --- labels, names, top k ------------------------------------------------------
 
 
@@ -332,8 +407,8 @@ def test_top_k(decoder: Decoder, confused: np.ndarray) -> None:
 
 def test_top_k_breaks_ties_by_class_number() -> None:
     decoder = decoder_of(np.array([2, 0, 1, 0], np.int32), 3)
-    classes, probabilities = decoder.top_k(np.array([0.25, 0.125, 0.25, 0.125]), 3)
-    assert probabilities.tolist() == [0.25, 0.25, 0.25]
+    classes, probabilities = decoder.top_k(np.array([1 / 3, 1 / 6, 1 / 3, 1 / 6]), 3)
+    assert probabilities.tolist() == [1 / 3, 1 / 3, 1 / 3]
     assert classes.tolist() == [0, 1, 2]
 
 
@@ -419,7 +494,7 @@ def test_pickling_and_copying_are_refused(
 def test_the_callers_list_of_names_is_not_the_decoders(decoder: Decoder) -> None:
     names = ["a", "b"]
     metadata = ModelMetadata(model="m", class_names=names)
-    codebook: Any = SimpleNamespace(num_labels=2)
+    codebook: Any = SimpleNamespace(num_labels=2, codebook_id=bytes(16))
     own = Decoder(codebook, metadata, np.array([0, 1], np.int32), "0" * 16, bytes(32))
     names.append("c")
     assert own.class_names == ["a", "b"]

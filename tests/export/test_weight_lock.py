@@ -156,10 +156,12 @@ class Saved:
     def __init__(self, folder: Path, arrays: list[np.ndarray], key_file: str = "") -> None:
         self.folder, self.arrays = folder, arrays
         module = tf.Module()
-        locked, proof = lock_arrays(KEY, arrays)
-        module.variables_ = [tf.Variable(array) for array in locked]
+        module.variables_ = [tf.Variable(array) for array in arrays]
         lock = WeightLock(key_file or f"{folder}/none.key")
         lock.locks(module.variables_)
+        locked, proof = lock_arrays(KEY, [v.numpy() for v in lock.variables])
+        for variable, value in zip(lock.variables, locked, strict=True):
+            variable.assign(value)
         lock.proof.assign(np.frombuffer(proof, np.uint8))
         module.lock = lock
 

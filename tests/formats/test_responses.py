@@ -126,7 +126,7 @@ def test_from_the_json_of_a_server() -> None:
     ):
         found = parse_response(body)
         assert isinstance(found, np.ndarray)
-        assert found.dtype == np.int64
+        assert found.dtype == np.int32
         np.testing.assert_array_equal(open_responses(found, KEY, DATA, 5), VALUES)
     with pytest.raises(FormatError, match="not a table of numbers"):
         parse_response(f'{{"predictions": [[{"9" * 400}]]}}')

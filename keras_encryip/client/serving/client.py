@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from time import sleep
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Literal, Protocol, Self
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from keras_encryip.client.serving.rest import RestTransport
 from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import ArgumentError, FormatError, ServiceError, instead_of
 from keras_encryip.formats.responses import EXTRA_WORDS
+from keras_encryip.formats.version_folder import MAX_VERSION
 
 MAX_RETRY_AFTER_S: Final = 60.0
 
@@ -28,7 +29,6 @@ _TRANSPORTS: Final = {
     "grpc": GrpcTransport,
     "grpcs": GrpcTransport,
 }
-_MAX_VERSION: Final = (1 << 63) - 1
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _HEADER_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 _HOST: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?|[0-9a-f.]*:[0-9a-f:.]*")
@@ -61,7 +61,9 @@ class ServingClient(Secret):
             follows whatever path it has; `grpc://host:8500`, or `grpcs://…` for gRPC with TLS.
         model: the name that the server has for the model.
         decoder: for the version that is served.
-        version: a number, or `None` for the version that the server thinks best.
+        version: a number; `"latest"` for the version that the server thinks best; by default the
+            decoder's, `decoder.version`, or the latest if the decoder was not opened from a
+            version folder.
         timeout: seconds for a request; over REST for each network operation of it, and for all
             of the answer's body.
         retries: how often a request is sent again.
@@ -104,7 +106,7 @@ class ServingClient(Secret):
         model: str,
         decoder: Decoder,
         *,
-        version: int | None = None,
+        version: int | Literal["latest"] | None = None,
         timeout: float = 30.0,
         retries: int = 4,
         backoff: float = 0.5,
@@ -122,8 +124,12 @@ class ServingClient(Secret):
                 "`decoder` must be a Decoder, from `Decoder.open`. "
                 f"Received: {type(decoder).__name__}"
             )
-        if version is not None and check_count("version", version, 0) > _MAX_VERSION:
-            raise ArgumentError(f"`version` must be at most {_MAX_VERSION}.")
+        if version is None:
+            version = decoder.version
+        elif version == "latest":
+            version = None
+        elif check_count("version", version, 0) > MAX_VERSION:
+            raise ArgumentError(f"`version` must be at most {MAX_VERSION}.")
         check_seconds("timeout", timeout, positive=True)
         check_seconds("backoff", backoff)
         encrypted = parts.scheme in ("https", "grpcs")
@@ -236,11 +242,7 @@ class ServingClient(Secret):
                 f"{self._decoder.model!r} has {labels} outputs. Open a decoder for the version "
                 "that is served, or ask for the decoder's with `version`."
             )
-        with np.errstate(invalid="ignore"):
-            probabilities = _read(self._decoder.probabilities, answers)
-        if not np.isfinite(probabilities).all():
-            raise ServiceError("The model server answers with numbers that are NaN or infinite.")
-        return probabilities
+        return _read(self._decoder.probabilities, answers)
 
     def _ask(
         self, inputs: dict[str, np.ndarray], size: int, signature: str

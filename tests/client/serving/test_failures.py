@@ -128,7 +128,7 @@ def test_numbers_arrive_exactly(server: Server, ask: Any) -> None:
     bits[:8, 0] = np.array([0, 1, 2**31, 2**31 + 1, 0x7F7FFFFF, 0x00800000, 0x3DCCCCCD, 3])
     values = bits.view(np.float32)
     values = values[np.isfinite(values)][:, None]
-    server.answer = lambda inputs: Reply({"outputs": np.zeros((len(values), N)).tolist()})
+    server.answer = lambda inputs: Reply({"outputs": np.full((len(values), N), 1 / N).tolist()})
     ask(values)
     sent = np.array(server.requests[0]["inputs"], np.float64).astype(np.float32)
     assert sent.tobytes() == values.tobytes()
@@ -171,8 +171,8 @@ def test_a_path_before_the_api(server: Server, decoder: Decoder, ask: Any) -> No
     with ServingClient(server.address, "my model/ä", decoder) as asking:
         asking.predict(X)
     assert server.paths == [
-        "/tenant/a/v1/models/digits:predict",
-        "/v1/models/my%20model%2F%C3%A4:predict",
+        "/tenant/a/v1/models/digits/versions/1:predict",
+        "/v1/models/my%20model%2F%C3%A4/versions/1:predict",
     ]
 
 
@@ -345,9 +345,9 @@ def test_an_answer_that_breaks_off(
         (Reply({"outputs": [[7] * N] * 5}), r"shape \(5, 112\).*has 112 outputs"),
         (Reply({"outputs": [0.5] * 5}), r"answers with shape \(5,\)"),
         (Reply({"outputs": [{"b64": "YQ=="}] * 5}), r"answered with ciphertexts, not with numbers"),
-        (Reply({"outputs": [[None] * N] * 5}), r"numbers that are NaN or infinite\.$"),
-        (Reply({"outputs": [[1e99] * N] * 5}), r"numbers that are NaN or infinite\.$"),
-        (Reply({"outputs": [[1 << 40] * (N + 10)] * 5}), r"cannot be read: .*32-bit words\.$"),
+        (Reply({"outputs": [[None] * N] * 5}), r"are not a table of numbers\.$"),
+        (Reply({"outputs": [[1e99] * N] * 5}), r"cannot be read: .* NaN or infinity"),
+        (Reply({"outputs": [[1 << 40] * (N + 10)] * 5}), r"not a table of numbers of 32 bits\.$"),
     ],
     ids=itertools.count(),
 )
@@ -478,14 +478,14 @@ def test_a_dripping_server(server: Server, ask: Any) -> None:
 def test_versions_that_change_between_batches(server: Server, ask: Any, decoder: Decoder) -> None:
     """[b, N] in one answer, [b, 2, N] in the next."""
     shapes = iter([(2, N), (2, 2, N), (1, N)])
-    server.answer = lambda _: Reply({"outputs": np.zeros(next(shapes)).tolist()})
+    server.answer = lambda _: Reply({"outputs": np.full(next(shapes), 1 / N).tolist()})
     with pytest.raises(ServiceError, match=r"differ in shape"):
         ask(batch_size=2)
 
 
 def test_positions(server: Server, ask: Any, decoder: Decoder) -> None:
     """Models with labels for each position."""
-    confused = np.random.default_rng(0).random((5, 2, 3, N)).astype(np.float32)
+    confused = np.random.default_rng(0).dirichlet(np.ones(N), (5, 2, 3)).astype(np.float32)
     server.answer = lambda _: Reply({"outputs": confused.tolist()})
     np.testing.assert_array_equal(ask(), decoder.probabilities(confused))
     with ServingClient(server.address, "digits", decoder) as asking:
