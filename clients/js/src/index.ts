@@ -9,7 +9,7 @@
  */
 
 export { type BundleHeader, KeyBundle } from "./bundle.js";
-export { Decoder, type Guess, type Rows } from "./decoder.js";
+export { Decoder, type Guess, type RowOptions, type Rows } from "./decoder.js";
 export * from "./errors.js";
 export { X25519PrivateKey, X25519PublicKey } from "./keypair.js";
 export type { WorkOptions } from "./primitives.js";
