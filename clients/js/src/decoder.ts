@@ -228,7 +228,7 @@ function checkOutputs(outputs: ArrayLike<unknown>, row: number, quantised: boole
   if (Math.abs(sum - 1) <= SUM_TOLERANCE && least >= -NEGATIVE_TOLERANCE) return;
   throw new ArgumentError(
     "`rows` must hold a model's outputs, at least 0 and 1 in sum. Pass `{ quantised: true }` for " +
-      `a runtime that rounds them. Received: rows[${row}] with the sum ${+sum.toPrecision(6)} and ` +
-      `the least value ${+least.toPrecision(6)}`,
+      `a runtime that rounds them. Received: rows[${row}] with the sum ${+sum.toPrecision(6)} ` +
+      `and the least value ${+least.toPrecision(6)}`,
   );
 }
