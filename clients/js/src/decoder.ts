@@ -1,9 +1,16 @@
 /** Turns confused labels into class probabilities. */
 
 import { KeyBundle } from "./bundle.js";
-import { ciphertextLabel, parseCiphertext } from "./ciphertext.js";
-import { Codebook, type ModelMetadata } from "./codebook.js";
-import { type Bytes, equal } from "./encoding.js";
+import { ciphertextLabel, listed, parseCiphertext, WHAT } from "./ciphertext.js";
+import { Codebook, MAX_CODEBOOK_BYTES, type ModelMetadata } from "./codebook.js";
+import {
+  type Bytes,
+  type ByteSource,
+  equal,
+  type FileSource,
+  readBytes,
+  readFile,
+} from "./encoding.js";
 import { ArgumentError, ForeignKeyError, WrongModelError } from "./errors.js";
 import type { X25519PrivateKey } from "./keypair.js";
 import { checkMark, type Mark, markOf } from "./mark.js";
@@ -72,8 +79,8 @@ export class Decoder {
   /**
    * Open a model's outputs with a key bundle.
    *
-   * @param codebook The bytes or text of `codebook.json`.
-   * @param bundle A key bundle, or its bytes or text.
+   * @param codebook The file `codebook.json`, its bytes or its text.
+   * @param bundle A key bundle, or its file, bytes or text.
    * @param secret Opens the bundle: the passphrase, or for a bundle that was made to the user's
    *   public key, the `X25519PrivateKey`.
    * @param options Report progress, or abort.
@@ -85,8 +92,8 @@ export class Decoder {
    * `ArgumentError`, `PassphraseError`, `FormatError`, `SignatureError` as they say.
    */
   static async open(
-    codebook: string | Uint8Array,
-    bundle: KeyBundle | string | Uint8Array,
+    codebook: FileSource,
+    bundle: KeyBundle | FileSource,
     secret: string | X25519PrivateKey,
     { signal, onProgress }: WorkOptions = {},
   ): Promise<Decoder> {
@@ -97,7 +104,7 @@ export class Decoder {
       onProgress: (done) => onProgress?.((index + done) / 2),
     });
     const key = bundle instanceof KeyBundle ? bundle : await KeyBundle.parse(bundle);
-    const book = Codebook.parse(codebook);
+    const book = Codebook.parse(await readFile(codebook, "codebook", MAX_CODEBOOK_BYTES));
     if (!equal(book.authority, key.authority)) {
       throw new ForeignKeyError(
         `Key bundle ${key.header.key_id} was issued by another authority ` +
@@ -190,8 +197,9 @@ export class Decoder {
    * Throws `FormatError` for what is no label ciphertext, `WrongModelError` for one that was not
    * made with this model version's codebook.
    */
-  decrypt(ciphertexts: Iterable<Uint8Array>): number[] {
-    return Array.from(ciphertexts, (data) => {
+  decrypt(ciphertexts: Iterable<ByteSource>): number[] {
+    return listed(ciphertexts).map((source) => {
+      const data = readBytes(source, WHAT);
       const label = ciphertextLabel(data);
       if (label >= this.numLabels || !equal(this.#codebook.ciphertext(label), data)) {
         parseCiphertext(data); // malformed bytes say so

@@ -152,7 +152,7 @@ for (const [name, start, again, end, said] of [
   ["a long text", '{"error":"', "\\\\\\\\", '"}', "reported an error: \\\\\\"],
   ["open lists", "", "[", "", "not a JSON object"],
   ["zeros", '{"predictions":[[', "0,".repeat(352), "0]]}", "outputs of 1"],
-  ["rows", '{"predictions":[', SMALL, `[${"0,".repeat(703)}1]]}`, "outputs of 1421"],
+  ["rows", '{"predictions":[', SMALL, `[${"0,".repeat(703)}1]]}`, "outputs of 1422"],
 ] as const) {
   test(`four times its size is enough for ${name}`, () => {
     const times = Math.floor(8e6 / again.length);
