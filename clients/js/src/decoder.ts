@@ -215,16 +215,16 @@ export class Decoder {
 
 /** Refuse what no model has for outputs. */
 function checkOutputs(outputs: ArrayLike<unknown>, row: number, quantised: boolean): void {
-  let [sum, size, least] = [0, 0, Infinity];
+  let sum = 0;
+  let size = 0;
+  let least = Infinity;
   for (let j = 0; j < outputs.length; j++) {
     const value = outputs[j];
-    if (typeof value !== "number") {
-      size = NaN;
-      break;
-    }
-    sum += value;
-    size += Math.abs(value);
-    if (value < least) least = value;
+    if (typeof value === "number") {
+      sum += value;
+      size += Math.abs(value);
+      least = Math.min(least, value);
+    } else size = NaN;
   }
   if (!Number.isFinite(Math.fround(size))) {
     throw new ArgumentError(
