@@ -9,6 +9,8 @@ export declare const MAX_LABELS: number;
 /** masked slot ‖ j ‖ e[j, 0] ‖ e[j, 1] */
 export declare const SUFFIX_BYTES: number;
 export declare const VERSION = 2;
+/** Without the header, which has some. */
+export declare const MIN_BYTES: number;
 /** In messages. */
 export declare const WHAT = "label ciphertext";
 /** A label ciphertext as asynchronous functions take it. */

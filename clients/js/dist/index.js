@@ -4663,10 +4663,11 @@ var MAX_LABELS = 2 ** 22;
 var SUFFIX_BYTES = 2 + 4 + 4 + 4;
 var VERSION = 2;
 var PREFIX_BYTES = 1 + CODEBOOK_ID_BYTES + DIGEST_BYTES + 4;
+var MIN_BYTES = PREFIX_BYTES + SUFFIX_BYTES;
 var MAX_BYTES = 16676;
 var WHAT = "label ciphertext";
 function parseCiphertext(bytes) {
-  if (bytes.length <= PREFIX_BYTES + SUFFIX_BYTES || bytes.length > MAX_BYTES) {
+  if (bytes.length <= MIN_BYTES || bytes.length > MAX_BYTES) {
     throw new FormatError(`A label ciphertext has a wrong length: ${bytes.length} bytes.`);
   }
   if (bytes[0] !== VERSION) {
@@ -5954,7 +5955,9 @@ function ourOutput(json, { start }) {
 function ciphertext(json, { start }) {
   const base64 = named(json, start, ["b64"]).get("b64");
   if (base64 === void 0 || json[base64.start] !== '"') mixed();
-  return decodeBase64(string(json, base64), "b64");
+  const data = decodeBase64(string(json, base64), "b64");
+  if (data.length > MIN_BYTES) return data;
+  throw new FormatError(`A label ciphertext has a wrong length: ${data.length} bytes.`);
 }
 function mixed() {
   throw new FormatError("The response mixes ciphertexts with something else.");

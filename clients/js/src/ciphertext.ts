@@ -21,6 +21,8 @@ export const MAX_LABELS = 2 ** 22;
 export const SUFFIX_BYTES = 2 + 4 + 4 + 4;
 export const VERSION = 2;
 const PREFIX_BYTES = 1 + CODEBOOK_ID_BYTES + DIGEST_BYTES + 4;
+/** Without the header, which has some. */
+export const MIN_BYTES = PREFIX_BYTES + SUFFIX_BYTES;
 const MAX_BYTES = 16_676;
 /** In messages. */
 export const WHAT = "label ciphertext";
@@ -41,7 +43,7 @@ export interface LabelCiphertext {
 }
 
 export function parseCiphertext(bytes: Bytes): LabelCiphertext {
-  if (bytes.length <= PREFIX_BYTES + SUFFIX_BYTES || bytes.length > MAX_BYTES) {
+  if (bytes.length <= MIN_BYTES || bytes.length > MAX_BYTES) {
     throw new FormatError(`A label ciphertext has a wrong length: ${bytes.length} bytes.`);
   }
   if (bytes[0] !== VERSION) {

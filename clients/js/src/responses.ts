@@ -2,6 +2,7 @@
 
 import { xchacha20poly1305 } from "@noble/ciphers/chacha.js";
 
+import { MIN_BYTES } from "./ciphertext.js";
 import { type Bytes, decodeBase64 } from "./encoding.js";
 import { ArgumentError, FormatError, SignatureError } from "./errors.js";
 import { parts, space, type Span, span, string } from "./scan.js";
@@ -90,7 +91,9 @@ function ourOutput(json: string, { start }: Span): Span {
 function ciphertext(json: string, { start }: Span): Bytes {
   const base64 = named(json, start, ["b64"]).get("b64");
   if (base64 === undefined || json[base64.start] !== '"') mixed();
-  return decodeBase64(string(json, base64), "b64");
+  const data = decodeBase64(string(json, base64), "b64");
+  if (data.length > MIN_BYTES) return data;
+  throw new FormatError(`A label ciphertext has a wrong length: ${data.length} bytes.`);
 }
 
 function mixed(): never {

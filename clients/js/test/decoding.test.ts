@@ -286,7 +286,7 @@ test("answers in row and column format, plain and named", () => {
   ]) {
     assert.deepEqual(parseResponse(body), { kind: "outputs", rows });
   }
-  const ciphertexts = [new Uint8Array([1, 2]), new Uint8Array([3])];
+  const ciphertexts = [68, 200].map((length) => new Uint8Array(length).fill(length));
   const encoded = ciphertexts.map((data) => ({ b64: encodeBase64(data) }));
   for (const body of [
     { predictions: encoded },
