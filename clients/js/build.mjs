@@ -1,12 +1,12 @@
 /**
  * Writes what users get into a folder: `node build.mjs [dist]`.
  *
- * One ES module with everything in it, its types, and the licences of what it bundles. The same
- * sources and package-lock.json give the same bytes; a test compares them with dist/.
+ * One ES module with everything in it, its types, what `require` finds, and the licences of what it
+ * bundles. The same sources and package-lock.json give the same bytes; a test compares them with dist/.
  */
 
 import { execFileSync } from "node:child_process";
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -30,6 +30,7 @@ await build({
     js: "// keras-encryip-client. Apache-2.0. Bundles @noble/curves, hashes, ciphers: LICENSES.txt",
   },
 });
+copyFileSync(join(here, "src/require.cjs"), join(target, "index.cjs"));
 execFileSync(
   join(here, "node_modules/.bin/tsc"),
   ["--project", "tsconfig.build.json", "--outDir", target],

@@ -6,6 +6,7 @@ Who sends an owner the public key gets a bundle that only the private key opens
 
 import contextlib
 import os
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -262,12 +263,16 @@ def read_private_pem(path: str | os.PathLike[str]) -> bytes:
 
 def is_encrypted(data: bytes) -> bool:
     """Whether a private key's PEM file needs a passphrase."""
-    return data.lstrip().startswith(f"-----BEGIN {_ENCRYPTED}-----".encode())
+    start = data.removeprefix(BOM_UTF8).lstrip()
+    return start.startswith(f"-----BEGIN {_ENCRYPTED}-----".encode())
 
 
 def _block(data: bytes, label: str) -> bytes | None:
-    """The DER inside of one PEM block with nothing but white space around it."""
-    text = " ".join(data.decode("ascii", "replace").split())
+    """The DER inside of one PEM block with nothing but white space around it.
+
+    A byte order mark before it is an editor's, and passed over.
+    """
+    text = " ".join(data.removeprefix(BOM_UTF8).decode("ascii", "replace").split())
     begin, end = f"-----BEGIN {label}----- ", f" -----END {label}-----"
     if not (text.startswith(begin) and text.endswith(end)):
         return None

@@ -325,11 +325,13 @@ def test_what_is_not_one_whole_block_is_refused(name: str) -> None:
                 X25519PrivateKey.from_pem(changed, passphrase)
 
 
-def test_line_ends_and_white_space_around_do_not_matter() -> None:
+def test_line_ends_white_space_and_a_byte_order_mark_do_not_matter() -> None:
     for change in (
         lambda data: data.replace(b"\n", b"\r\n"),
         lambda data: b"\n\n " + data + b" \n\n",
         lambda data: data.rstrip(b"\n"),
+        lambda data: b"\xef\xbb\xbf" + data,
+        lambda data: b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n"),
     ):
         assert X25519PublicKey.from_pem(change(PUBLIC_PEM)) == KEY.public_key
         assert X25519PrivateKey.from_pem(change(PEM), PASSPHRASE).public_key == KEY.public_key

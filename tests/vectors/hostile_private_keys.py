@@ -31,7 +31,6 @@ def private_key_changes(own: dict[str, Any], passphrase: str) -> list[tuple[str,
         text.replace("M", "", 1),
         text.replace("\n-----END", "=\n-----END"),
         text.replace("\n-----END", "====\n-----END"),
-        "\ufeff" + text,
     ]
     ders = [
         b"",

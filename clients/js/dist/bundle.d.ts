@@ -1,5 +1,6 @@
 /** A user's key file: docs/key-bundle.md. */
-import { type Bytes, type Check } from "./encoding.js";
+import { type CiphertextSource } from "./ciphertext.js";
+import { type Bytes, type Check, type FileSource } from "./encoding.js";
 import type { X25519PrivateKey, X25519PublicKey } from "./keypair.js";
 import { BundleKeys, type Role } from "./keys.js";
 import { type WorkOptions } from "./primitives.js";
@@ -39,7 +40,7 @@ export declare class KeyBundle {
      * Throws `FormatError` if it is malformed, truncated, oversized, or of an unknown version or
      * field; `SignatureError` if the issuer named in the bundle did not sign it.
      */
-    static parse(data: string | Uint8Array): Promise<KeyBundle>;
+    static parse(file: FileSource): Promise<KeyBundle>;
     /**
      * Decrypt the user's keys.
      *
@@ -56,6 +57,6 @@ export declare class KeyBundle {
     /** Whether the bundle's scope names this model. */
     allows(model: string): boolean;
     /** Read label ciphertexts with nothing but this bundle: their classes. */
-    decrypt(ciphertexts: Iterable<Uint8Array>, secret: string | X25519PrivateKey, options?: WorkOptions): Promise<number[]>;
+    decrypt(ciphertexts: Iterable<CiphertextSource>, secret: string | X25519PrivateKey, options?: WorkOptions): Promise<number[]>;
 }
 export {};

@@ -3,6 +3,7 @@ import { type Bytes } from "./encoding.js";
 import { Header, type SharedSecret } from "./kem.js";
 import { type WorkOptions } from "./primitives.js";
 import { type ReaderKey } from "./keys.js";
+export declare const MAX_CODEBOOK_BYTES: number;
 declare const METADATA: import("./encoding.js").Check<{
     class_names: string[];
     model: string;

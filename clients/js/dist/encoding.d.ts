@@ -14,6 +14,17 @@ export declare function concat(...parts: Uint8Array[]): Bytes;
 export declare const equal: (a: Uint8Array, b: Uint8Array) => boolean;
 export declare const hex: (data: Uint8Array) => string;
 export declare const fromHex: (text: string) => Bytes;
+/** Bytes as functions take them, also of other frames; node's `Buffer` is a `Uint8Array`. */
+export type ByteSource = Uint8Array | ArrayBuffer;
+/** A file as functions take it: text, bytes, or what an `<input type="file">` gives. */
+export type FileSource = string | ByteSource | Blob;
+/** A copy of bytes: what is checked is what is used, whatever the caller does with them. */
+export declare function readBytes(data: unknown, what: string, forms?: string): Bytes;
+export declare const isBlob: (data: unknown) => data is Blob;
+export declare function readBlob(blob: Blob, what: string, maxBytes: number): Promise<Bytes>;
+/** The text or bytes of a file of at most `maxBytes`. */
+export declare function readFile(data: unknown, what: string, maxBytes: number): Promise<string | Bytes>;
+export declare function checkSize(size: number, what: string, maxBytes: number): void;
 /** The text of an ASCII file of at most `maxBytes`, given as text or bytes. */
 export declare function asciiText(data: string | Uint8Array, what: string, maxBytes: number): string;
 export declare function encodeBase64(data: Uint8Array): string;

@@ -7,6 +7,8 @@
 /** Root of every error raised on purpose. */
 export declare class EncryipError extends Error {
     name: string;
+    /** @param message Names come from files: what is no printable character becomes a space. */
+    constructor(message?: string);
 }
 /** An argument has a wrong type, shape or range. */
 export declare class ArgumentError extends EncryipError {

@@ -8,7 +8,9 @@
  * docs/javascript.md
  */
 export { type BundleHeader, KeyBundle } from "./bundle.js";
-export { Decoder, type Guess, type Rows } from "./decoder.js";
+export type { CiphertextSource } from "./ciphertext.js";
+export { Decoder, type Guess, type RowOptions, type Rows } from "./decoder.js";
+export type { ByteSource, FileSource } from "./encoding.js";
 export * from "./errors.js";
 export { X25519PrivateKey, X25519PublicKey } from "./keypair.js";
 export type { WorkOptions } from "./primitives.js";

@@ -3,6 +3,10 @@
 // src/errors.ts
 var EncryipError = class extends Error {
   name = "EncryipError";
+  /** @param message Names come from files: what is no printable character becomes a space. */
+  constructor(message) {
+    super(message?.replace(/[\p{C}\p{Z}]/gu, " "));
+  }
 };
 var ArgumentError = class extends EncryipError {
   name = "ArgumentError";
@@ -34,10 +38,10 @@ var WrongModelError = class extends KeyRefusedError {
 
 // src/encoding.ts
 var ascii = (text2) => new TextEncoder().encode(text2);
-function concat(...parts) {
-  const joined = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+function concat(...parts2) {
+  const joined = new Uint8Array(parts2.reduce((length, part) => length + part.length, 0));
   let at = 0;
-  for (const part of parts) {
+  for (const part of parts2) {
     joined.set(part, at);
     at += part.length;
   }
@@ -46,11 +50,47 @@ function concat(...parts) {
 var equal = (a, b) => a.length === b.length && a.every((byte, i) => byte === b[i]);
 var hex = (data) => Array.from(data, (byte) => byte.toString(16).padStart(2, "0")).join("");
 var fromHex = (text2) => Uint8Array.from(text2.match(/../g) ?? [], (pair) => Number.parseInt(pair, 16));
-function asciiText(data, what, maxBytes) {
-  if (data.length > maxBytes) {
-    throw new FormatError(`The ${what} is too large: ${data.length} bytes, at most ${maxBytes}.`);
+var kind = (value) => Object.prototype.toString.call(value).slice(8, -1);
+function readBytes(data, what, forms = "a Uint8Array") {
+  const found = kind(data);
+  if (found !== "Uint8Array" && found !== "ArrayBuffer") {
+    throw new ArgumentError(`The ${what} must be ${forms} or ArrayBuffer. Received: ${found}`);
   }
-  const text2 = typeof data === "string" ? data : new TextDecoder().decode(data);
+  try {
+    const view = new Uint8Array(data);
+    return found === "ArrayBuffer" ? view.slice() : view;
+  } catch {
+    throw new ArgumentError(`The ${what} is gone: its ArrayBuffer was transferred elsewhere.`);
+  }
+}
+var isBlob = (data) => ["Blob", "File"].includes(kind(data));
+async function readBlob(blob, what, maxBytes) {
+  checkSize(blob.size, what, maxBytes);
+  try {
+    return new Uint8Array(await blob.arrayBuffer());
+  } catch {
+    throw new FormatError(`The ${what} cannot be read: choose its file anew.`);
+  }
+}
+async function readFile(data, what, maxBytes) {
+  if (typeof data === "string") return data;
+  if (isBlob(data)) return readBlob(data, what, maxBytes);
+  checkSize(data?.byteLength ?? 0, what, maxBytes);
+  return readBytes(data, what, "text, or bytes in a Blob, File, Uint8Array");
+}
+function checkSize(size, what, maxBytes) {
+  if (size <= maxBytes) return;
+  throw new FormatError(`The ${what} is too large: ${size} bytes, at most ${maxBytes}.`);
+}
+function asciiText(data, what, maxBytes) {
+  checkSize(data.length, what, maxBytes);
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  const text2 = typeof data === "string" ? data : decoder.decode(data);
+  if (text2.startsWith("\uFEFF") || text2.includes("\r")) {
+    throw new FormatError(
+      `The ${what} was saved by an editor, with a byte order mark or the line ends of Windows. Use the file as it was made.`
+    );
+  }
   if (typeof data === "string" ? ascii(text2).length !== text2.length : text2.length !== data.length) {
     throw new FormatError(`The ${what} is malformed: it is not ASCII text.`);
   }
@@ -92,7 +132,9 @@ function parseCanonicalJson(text2, check, what) {
   }
   const checked = check(value, what);
   if (canonicalJson(checked) !== text2) {
-    throw new FormatError(`The ${what} is not in canonical form (sorted keys, no spaces, ASCII).`);
+    throw new FormatError(
+      `The ${what} is not in canonical form (sorted keys, no spaces, ASCII). Use the file as it was made.`
+    );
   }
   return checked;
 }
@@ -2994,7 +3036,7 @@ function subtle() {
   const found = globalThis.crypto?.subtle;
   if (found === void 0) {
     throw new ArgumentError(
-      "This page has no WebCrypto: serve it over HTTPS, or from localhost while you develop."
+      "There is no WebCrypto here: serve the page over HTTPS, or from localhost while you develop; in node, use version 20 or newer."
     );
   }
   return found;
@@ -3143,11 +3185,12 @@ var AES_CBC_KEY_BYTES = {
   "60864801650304012a": 32
   // 2.16.840.1.101.3.4.1.42
 };
-async function unwrap(data, passphrase, options) {
-  if (data.length > MAX_PEM_BYTES) {
-    throw new FormatError(`The private key is too large: more than ${MAX_PEM_BYTES} bytes.`);
-  }
-  const source = typeof data === "string" ? data : new TextDecoder("latin1").decode(data);
+async function unwrap(file, passphrase, options) {
+  subtle();
+  const data = await readFile(file, "private key", MAX_PEM_BYTES);
+  checkSize(data.length, "private key", MAX_PEM_BYTES);
+  const text2 = typeof data === "string" ? data : new TextDecoder().decode(data);
+  const source = text2.replace(/^\ufeff/, "");
   const encrypted = /^[ \t\n\v\f\r]*-----BEGIN ENCRYPTED PRIVATE KEY-----/.test(source);
   if (encrypted !== (passphrase !== void 0)) {
     throw new PassphraseError(
@@ -3299,6 +3342,7 @@ var SMALL_ORDER = [
   39382357235489614581723060781553021112529911719440698176882885853963445705823n
 ];
 var X25519PublicKey = class {
+  raw;
   /**
    * @param raw Its 32 bytes (RFC 7748).
    *
@@ -3306,13 +3350,13 @@ var X25519PublicKey = class {
    * order, to which anybody could read what is sealed.
    */
   constructor(raw) {
-    this.raw = raw;
-    const u = raw.length === KEY_BYTES ? BigInt(`0x${hex(raw.slice().reverse())}`) : P;
+    this.raw = readBytes(raw, "public key");
+    const { length } = this.raw;
+    const u = length === KEY_BYTES ? BigInt(`0x${hex(this.raw.slice().reverse())}`) : P;
     if (u >= P || SMALL_ORDER.includes(u)) {
       throw new FormatError("These bytes are not an X25519 public key that can be used.");
     }
   }
-  raw;
   /** Half of SHA-256 of the key's DER form in hexadecimal, to be compared by voice. */
   get fingerprint() {
     const digest = hex(sha256(concat(PUBLIC_PREFIX, this.raw)));
@@ -3330,7 +3374,7 @@ var X25519PrivateKey = class _X25519PrivateKey {
   /**
    * Parse a PEM file, e.g. `alice.private.pem`, as `encryip key new` and OpenSSL write it.
    *
-   * @param pem One block `ENCRYPTED PRIVATE KEY` or `PRIVATE KEY`, as text or bytes.
+   * @param pem One block `ENCRYPTED PRIVATE KEY` or `PRIVATE KEY`, as a file, text or bytes.
    * @param passphrase Opens an encrypted one; `undefined` for one that is not.
    * @param options Report progress, or abort.
    *
@@ -4619,19 +4663,20 @@ var MAX_LABELS = 2 ** 22;
 var SUFFIX_BYTES = 2 + 4 + 4 + 4;
 var VERSION = 2;
 var PREFIX_BYTES = 1 + CODEBOOK_ID_BYTES + DIGEST_BYTES + 4;
+var MIN_BYTES = PREFIX_BYTES + SUFFIX_BYTES;
 var MAX_BYTES = 16676;
-function parseCiphertext(data) {
-  if (data.length <= PREFIX_BYTES + SUFFIX_BYTES || data.length > MAX_BYTES) {
-    throw new FormatError(`A label ciphertext has a wrong length: ${data.length} bytes.`);
+var WHAT = "label ciphertext";
+function parseCiphertext(bytes) {
+  if (bytes.length <= MIN_BYTES || bytes.length > MAX_BYTES) {
+    throw new FormatError(`A label ciphertext has a wrong length: ${bytes.length} bytes.`);
   }
-  if (data[0] !== VERSION) {
-    const older = data[0] === 1 ? " Release 0.3 of keras_encryip reads it." : "";
+  if (bytes[0] !== VERSION) {
+    const older = bytes[0] === 1 ? " Release 0.3 of keras_encryip reads it." : "";
     throw new FormatError(
-      `Label ciphertext version ${data[0]} is not read by this release, which reads ${VERSION}.` + older
+      `Label ciphertext version ${bytes[0]} is not read by this release, which reads ${VERSION}.` + older
     );
   }
-  const bytes = new Uint8Array(data);
-  const view = new DataView(bytes.buffer);
+  const view = new DataView(bytes.buffer, bytes.byteOffset);
   const end = bytes.length - SUFFIX_BYTES;
   const header = Header.parse(bytes.subarray(PREFIX_BYTES, end));
   const numClasses = view.getUint32(PREFIX_BYTES - 4);
@@ -4655,10 +4700,16 @@ function ciphertextLabel(data) {
   const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
   return data.length < SUFFIX_BYTES ? Infinity : view.getUint32(data.length - SUFFIX_BYTES + 2);
 }
+function listed(ciphertexts) {
+  const given = ciphertexts;
+  if (typeof given?.[Symbol.iterator] === "function") return [...given];
+  throw new ArgumentError("`ciphertexts` must be a list of label ciphertexts.");
+}
 async function decryptLabels(ciphertexts, key, authority) {
   const keys = /* @__PURE__ */ new Map();
   const classes = [];
-  for (const data of ciphertexts) {
+  for (const source of listed(ciphertexts)) {
+    const data = isBlob(source) ? await readBlob(source, WHAT, MAX_BYTES) : readBytes(source, WHAT);
     const { header, maskedSlot, label, values, ...fields } = parseCiphertext(data);
     if (!equal(fields.authority, authority)) {
       throw new ForeignKeyError(
@@ -4740,7 +4791,9 @@ var KeyBundle = class _KeyBundle {
    * Throws `FormatError` if it is malformed, truncated, oversized, or of an unknown version or
    * field; `SignatureError` if the issuer named in the bundle did not sign it.
    */
-  static async parse(data) {
+  static async parse(file) {
+    subtle();
+    const data = await readFile(file, "key bundle", MAX_BUNDLE_BYTES);
     const source = asciiText(data, "key bundle", MAX_BUNDLE_BYTES);
     if (!source.startsWith(BEGIN) || !source.endsWith(END)) {
       throw new FormatError(
@@ -4994,6 +5047,45 @@ function readIntegers(array, data, limit) {
     array[i] = value;
   }
   return true;
+}
+
+// src/mark.ts
+var UNITS = 2 ** 24;
+var DOMAIN3 = ascii("keras_encryip codebook mark");
+var BITS = 64;
+var MOST_BITS = 4;
+var LEAST_LABELS = BITS / MOST_BITS;
+function markOf(codebookId, numLabels) {
+  const bits = Math.min(MOST_BITS, Math.ceil(BITS / numLabels));
+  const columns = numLabels < LEAST_LABELS ? 0 : Math.ceil(BITS / bits);
+  const constant = Math.ceil(columns / 2);
+  const residues = [
+    ...read(DOMAIN3, bits, constant),
+    ...read(concat(DOMAIN3, codebookId), bits, columns - constant)
+  ];
+  return { modulus: 2 ** bits, constant, residues };
+}
+function read(seed, bits, count) {
+  const digest = BigInt(`0x${hex(sha256(seed))}`);
+  return Array.from(
+    { length: count },
+    (_, i) => Number(BigInt.asUintN(bits, digest >> BigInt(256 - bits * (i + 1))))
+  );
+}
+function checkMark(mark, outputs, model) {
+  const { modulus, constant, residues } = mark;
+  let same = true;
+  for (let j = 0; j < residues.length; j++) {
+    const units = Math.fround(outputs[j]) * UNITS;
+    if (!Number.isInteger(units)) return;
+    const found = units - modulus * Math.floor(units / modulus);
+    if (j < constant && found !== residues[j]) return;
+    same &&= found === residues[j];
+  }
+  if (same) return;
+  throw new WrongModelError(
+    `The outputs are of another version of model '${model}'. Open the codebook of the version that is served, or ask the server for this one.`
+  );
 }
 
 // node_modules/@noble/ciphers/utils.js
@@ -5726,54 +5818,168 @@ var xchacha20poly1305 = /* @__PURE__ */ wrapCipher(
   /* @__PURE__ */ _poly1305_aead(xchacha20)
 );
 
+// src/scan.ts
+var MAX_DEPTH = 64;
+var [QUOTE, BACKSLASH, BRACKET, BRACE] = [34, 92, 91, 123];
+var TO_CLOSING = 2;
+function* parts(text2, start) {
+  const named2 = text2.charCodeAt(start) === BRACE;
+  const closing = String.fromCharCode(text2.charCodeAt(start) + TO_CLOSING);
+  let at = space(text2, start + 1);
+  if (text2[at] === closing) return;
+  for (; ; ) {
+    let name;
+    if (named2) {
+      if (text2.charCodeAt(at) !== QUOTE) malformed2(at);
+      const end = stringEnd(text2, at);
+      name = string(text2, { start: at, end });
+      at = space(text2, end);
+      if (text2[at] !== ":") malformed2(at);
+      at = space(text2, at + 1);
+    }
+    const value = span(text2, at);
+    yield { name, ...value };
+    at = space(text2, value.end);
+    if (text2[at] === closing) return;
+    if (text2[at] !== ",") malformed2(at);
+    at = space(text2, at + 1);
+  }
+}
+function span(text2, start) {
+  const first = text2.charCodeAt(start);
+  if (first === QUOTE) return { start, end: stringEnd(text2, start), flat: false };
+  if (first !== BRACKET && first !== BRACE) {
+    let end = start;
+    while (end < text2.length && !' 	\n\r,:[]{}"'.includes(text2[end])) end++;
+    return end > start ? { start, end, flat: true } : malformed2(start);
+  }
+  const marks = /["[\]{}]/g;
+  const closing = [];
+  let flat = true;
+  marks.lastIndex = start;
+  while (marks.test(text2)) {
+    const at = marks.lastIndex - 1;
+    const code = text2.charCodeAt(at);
+    if (code === QUOTE) {
+      flat = false;
+      marks.lastIndex = stringEnd(text2, at);
+    } else if (code === BRACKET || code === BRACE) {
+      flat &&= at === start;
+      closing.push(code + TO_CLOSING);
+      if (closing.length > MAX_DEPTH) {
+        throw new FormatError(`The response is nested more than ${MAX_DEPTH} deep.`);
+      }
+    } else {
+      if (code !== closing.pop()) malformed2(at);
+      if (closing.length === 0) return { start, end: at + 1, flat };
+    }
+  }
+  return malformed2(text2.length);
+}
+function string(text2, { start, end }) {
+  try {
+    return JSON.parse(text2.slice(start, end));
+  } catch {
+    return malformed2(start);
+  }
+}
+function stringEnd(text2, start) {
+  for (let at = start; ; ) {
+    at = text2.indexOf('"', at + 1);
+    if (at < 0) malformed2(text2.length);
+    let escape = at;
+    while (text2.charCodeAt(escape - 1) === BACKSLASH) escape--;
+    if ((at - escape) % 2 === 0) return at + 1;
+  }
+}
+function space(text2, at) {
+  while (" 	\n\r".includes(text2[at] ?? "x")) at++;
+  return at;
+}
+function malformed2(at) {
+  throw new FormatError(`The response is not a JSON object: it is malformed at character ${at}.`);
+}
+
 // src/responses.ts
 var OURS = ["confused", "encrypted", "ciphertext_bytes"];
 var NONCE_BYTES2 = 24;
 var EXTRA_WORDS = 10;
 function parseResponse(json) {
-  let response;
+  if (typeof json !== "string") {
+    throw new ArgumentError("`json` must be the text of the response, e.g. `await r.text()`.");
+  }
+  const start = space(json, 0);
+  if (json[start] !== "{" || space(json, span(json, start).end) < json.length) {
+    throw new FormatError("The response is not a JSON object.");
+  }
+  const top = named(json, start, ["error", "predictions", "outputs"]);
+  const error = top.get("error");
+  if (error !== void 0) {
+    const { start: from, end } = error;
+    const said = json[from] === '"' ? string(json, error) : json.slice(from, end);
+    throw new FormatError(`The model server reported an error: ${said.slice(0, 500)}`);
+  }
+  let table = top.get("predictions") ?? top.get("outputs");
+  if (table !== void 0 && json[table.start] === "{") table = ourOutput(json, table);
+  const cells = table !== void 0 && json[table.start] === "[" ? parts(json, table.start) : [];
+  const rows = [];
+  const ciphertexts = [];
+  let inside;
+  for (const part of cells) {
+    inside ??= json[part.start] === "{" && !named(json, part.start, ["b64"]).has("b64");
+    const cell = inside ? ourOutput(json, part) : part;
+    if (json[cell.start] === "{" ? rows.length > 0 : ciphertexts.length > 0) mixed();
+    if (json[cell.start] === "{") ciphertexts.push(ciphertext(json, cell));
+    else rows.push(readRow(json, cell, rows));
+  }
+  if (ciphertexts.length > 0) return { kind: "ciphertexts", ciphertexts };
+  if (rows.length > 0) return { kind: "outputs", rows };
+  throw new FormatError(
+    "The response has no `predictions` (row format) or `outputs` (column format)."
+  );
+}
+function named(json, start, names) {
+  const found = /* @__PURE__ */ new Map();
+  for (const { name, ...value } of parts(json, start)) {
+    if (names.includes(name)) found.set(name, value);
+  }
+  return found;
+}
+function ourOutput(json, { start }) {
+  const found = json[start] === "{" ? [...named(json, start, OURS).values()] : [];
+  if (found.length === 1) return found[0];
+  throw new FormatError(
+    "The response must hold the output `confused`, `encrypted` or `ciphertext_bytes` of a protected model."
+  );
+}
+function ciphertext(json, { start }) {
+  const base64 = named(json, start, ["b64"]).get("b64");
+  if (base64 === void 0 || json[base64.start] !== '"') mixed();
+  const data = decodeBase64(string(json, base64), "b64");
+  if (data.length > MIN_BYTES) return data;
+  throw new FormatError(`A label ciphertext has a wrong length: ${data.length} bytes.`);
+}
+function mixed() {
+  throw new FormatError("The response mixes ciphertexts with something else.");
+}
+function readRow(json, { start, end, flat }, before) {
+  const refuse2 = (why) => {
+    throw new FormatError(
+      `The predictions in the response are not a table of numbers: row ${before.length} ${why}.`
+    );
+  };
+  let row;
+  const text2 = flat && json[start] === "[" ? json.slice(start, end) : refuse2("is no list of them");
   try {
-    response = JSON.parse(json);
+    row = JSON.parse(text2);
   } catch {
   }
-  if (!isObject(response)) throw new FormatError("The response is not a JSON object.");
-  if ("error" in response) {
-    const quoted = String(response["error"]).slice(0, 500);
-    throw new FormatError(`The model server reported an error: ${quoted}`);
-  }
-  let rows = response["predictions" in response ? "predictions" : "outputs"];
-  if (isObject(rows)) rows = ourOutput(rows);
-  else if (Array.isArray(rows) && isObject(rows[0]) && !("b64" in rows[0])) {
-    rows = rows.map(ourOutput);
-  }
-  if (!Array.isArray(rows) || rows.length === 0) {
-    throw new FormatError(
-      "The response has no `predictions` (row format) or `outputs` (column format)."
-    );
-  }
-  if (isObject(rows[0])) return { kind: "ciphertexts", ciphertexts: rows.map(ciphertext) };
-  const width = Array.isArray(rows[0]) ? rows[0].length : 0;
-  const isRow = (row) => Array.isArray(row) && row.length === width && row.every((x) => typeof x === "number");
-  if (width === 0 || !rows.every(isRow)) {
-    throw new FormatError("The predictions in the response are not a table of numbers.");
-  }
-  return { kind: "outputs", rows };
-}
-var isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
-function ourOutput(outputs) {
-  const found = isObject(outputs) ? OURS.filter((name) => Object.hasOwn(outputs, name)) : [];
-  if (found.length !== 1) {
-    throw new FormatError(
-      "The response must hold the output `confused`, `encrypted` or `ciphertext_bytes` of a protected model."
-    );
-  }
-  return outputs[found[0]];
-}
-function ciphertext(row) {
-  if (!isObject(row) || typeof row["b64"] !== "string") {
-    throw new FormatError("The response mixes ciphertexts with something else.");
-  }
-  return decodeBase64(row["b64"], "b64");
+  if (!Array.isArray(row)) return refuse2("holds NaN, infinity or something else");
+  if (row.length === 0) return refuse2("is empty");
+  const width = before[0]?.length ?? row.length;
+  if (row.length !== width) return refuse2(`has ${row.length}, and row 0 has ${width}`);
+  if (!row.every(Number.isFinite)) return refuse2("holds NaN, infinity or something else");
+  return row;
 }
 function openResponse(words, key, associatedData) {
   const data = new DataView(new ArrayBuffer(4 * words.length));
@@ -5804,6 +6010,8 @@ function openResponse(words, key, associatedData) {
 }
 
 // src/decoder.ts
+var SUM_TOLERANCE = 0.01;
+var NEGATIVE_TOLERANCE = 1e-3;
 var Decoder = class _Decoder {
   /** The model's name. */
   model;
@@ -5814,6 +6022,7 @@ var Decoder = class _Decoder {
   #codebook;
   #table;
   #responseKey;
+  #mark;
   constructor(codebook, metadata, table, responseKey) {
     this.model = metadata.model;
     this.classNames = metadata.class_names;
@@ -5821,12 +6030,13 @@ var Decoder = class _Decoder {
     this.#codebook = codebook;
     this.#table = table;
     this.#responseKey = responseKey;
+    this.#mark = markOf(codebook.codebookId, codebook.numLabels);
   }
   /**
    * Open a model's outputs with a key bundle.
    *
-   * @param codebook The bytes or text of `codebook.json`.
-   * @param bundle A key bundle, or its bytes or text.
+   * @param codebook The file `codebook.json`, its bytes or its text.
+   * @param bundle A key bundle, or its file, bytes or text.
    * @param secret Opens the bundle: the passphrase, or for a bundle that was made to the user's
    *   public key, the `X25519PrivateKey`.
    * @param options Report progress, or abort.
@@ -5845,7 +6055,7 @@ var Decoder = class _Decoder {
       onProgress: (done) => onProgress?.((index + done) / 2)
     });
     const key = bundle instanceof KeyBundle ? bundle : await KeyBundle.parse(bundle);
-    const book = Codebook.parse(codebook);
+    const book = Codebook.parse(await readFile(codebook, "codebook", MAX_CODEBOOK_BYTES));
     if (!equal(book.authority, key.authority)) {
       throw new ForeignKeyError(
         `Key bundle ${key.header.key_id} was issued by another authority ('${key.header.issuer_name}') than the one that made this model.`
@@ -5871,39 +6081,46 @@ var Decoder = class _Decoder {
   /**
    * Class probabilities: for each row, K sums over the class's confused labels.
    *
-   * Throws `ArgumentError` for rows of another length; `SignatureError` if an encrypted response
-   * was changed, or is of another version.
+   * Throws `ArgumentError` for rows of another length, and for what no model has for outputs;
+   * `WrongModelError` if they are of another version of the model, which is noticed where nothing
+   * has rounded them; `SignatureError` if an encrypted response was changed, or is of another
+   * version.
    */
-  probabilities(rows) {
+  probabilities(rows, { quantised = false } = {}) {
+    if (!Array.isArray(rows)) {
+      throw new ArgumentError("`rows` must be an array of rows, one for each prediction.");
+    }
     const table = this.#table;
-    return rows.map((row) => {
-      const confused = row.length === this.numLabels + EXTRA_WORDS ? openResponse(row, this.#responseKey, this.#codebook.codebookId) : row;
-      if (confused.length !== this.numLabels) {
+    return Array.from(rows, (row, i) => {
+      const confused = row?.length === this.numLabels + EXTRA_WORDS ? openResponse(row, this.#responseKey, this.#codebook.codebookId) : row;
+      if (confused?.length !== this.numLabels) {
         throw new ArgumentError(
-          `\`rows\` must hold ${this.numLabels} numbers each, the outputs of model '${this.model}'. Received: a row of ${confused.length}`
+          `\`rows\` must hold ${this.numLabels} numbers each, the outputs of model '${this.model}'. Received: a row of ${confused?.length ?? "no length"}`
         );
       }
+      checkOutputs(confused, i, quantised);
+      checkMark(this.#mark, confused, this.model);
       const sums = new Float64Array(this.classNames.length);
       for (let j = 0; j < confused.length; j++) sums[table[j]] += confused[j];
       return new Float32Array(sums);
     });
   }
   /** The most probable class of each row. */
-  labels(rows) {
-    return this.probabilities(rows).map(
+  labels(rows, options) {
+    return this.probabilities(rows, options).map(
       (row) => row.reduce((best, probability, label) => probability > row[best] ? label : best, 0)
     );
   }
   /** The names of `labels(rows)`. */
-  names(rows) {
-    return this.labels(rows).map((label) => this.classNames[label]);
+  names(rows, options) {
+    return this.labels(rows, options).map((label) => this.classNames[label]);
   }
   /** The k most probable classes of each row, best first. */
-  topK(rows, k = 5) {
+  topK(rows, k = 5, options) {
     if (!Number.isInteger(k) || k < 1 || k > this.classNames.length) {
       throw new ArgumentError(`\`k\` must be in 1 … ${this.classNames.length}. Received: k=${k}`);
     }
-    return this.probabilities(rows).map(
+    return this.probabilities(rows, options).map(
       (row) => Array.from(row, (probability, label) => ({
         label,
         name: this.classNames[label],
@@ -5918,7 +6135,8 @@ var Decoder = class _Decoder {
    * made with this model version's codebook.
    */
   decrypt(ciphertexts) {
-    return Array.from(ciphertexts, (data) => {
+    return listed(ciphertexts).map((source) => {
+      const data = readBytes(source, WHAT);
       const label = ciphertextLabel(data);
       if (label >= this.numLabels || !equal(this.#codebook.ciphertext(label), data)) {
         parseCiphertext(data);
@@ -5930,6 +6148,29 @@ var Decoder = class _Decoder {
     });
   }
 };
+function checkOutputs(outputs, row, quantised) {
+  let sum = 0;
+  let size = 0;
+  let least = Infinity;
+  for (let j = 0; j < outputs.length; j++) {
+    const value = outputs[j];
+    if (typeof value === "number") {
+      sum += value;
+      size += Math.abs(value);
+      least = Math.min(least, value);
+    } else size = NaN;
+  }
+  if (!Number.isFinite(Math.fround(size))) {
+    throw new ArgumentError(
+      `\`rows\` must hold a model's outputs: finite numbers, also with \`{ quantised: true }\`. Received: rows[${row}] with NaN, infinity or no number`
+    );
+  }
+  if (quantised) return;
+  if (Math.abs(sum - 1) <= SUM_TOLERANCE && least >= -NEGATIVE_TOLERANCE) return;
+  throw new ArgumentError(
+    `\`rows\` must hold a model's outputs, at least 0 and 1 in sum. Pass \`{ quantised: true }\` for a runtime that rounds them. Received: rows[${row}] with the sum ${+sum.toPrecision(6)} and the least value ${+least.toPrecision(6)}`
+  );
+}
 export {
   ArgumentError,
   Decoder,

@@ -1,5 +1,5 @@
 /** A user's own X25519 key pair: docs/key-bundle.md, section 4. */
-import { type Bytes } from "./encoding.js";
+import { type Bytes, type ByteSource, type FileSource } from "./encoding.js";
 import type { WorkOptions } from "./primitives.js";
 export declare const KEY_BYTES = 32;
 /** What a user sends to the owner; no secret. */
@@ -11,7 +11,7 @@ export declare class X25519PublicKey {
      * Throws `FormatError` for another length, a second spelling of a key, and a point of small
      * order, to which anybody could read what is sealed.
      */
-    constructor(raw: Bytes);
+    constructor(raw: ByteSource);
     /** Half of SHA-256 of the key's DER form in hexadecimal, to be compared by voice. */
     get fingerprint(): string;
 }
@@ -24,7 +24,7 @@ export declare class X25519PrivateKey {
     /**
      * Parse a PEM file, e.g. `alice.private.pem`, as `encryip key new` and OpenSSL write it.
      *
-     * @param pem One block `ENCRYPTED PRIVATE KEY` or `PRIVATE KEY`, as text or bytes.
+     * @param pem One block `ENCRYPTED PRIVATE KEY` or `PRIVATE KEY`, as a file, text or bytes.
      * @param passphrase Opens an encrypted one; `undefined` for one that is not.
      * @param options Report progress, or abort.
      *
@@ -32,5 +32,5 @@ export declare class X25519PrivateKey {
      * if there is no such block, more than one, a key of another kind, or an encryption that this
      * client does not read.
      */
-    static parse(pem: string | Uint8Array, passphrase?: string, options?: WorkOptions): Promise<X25519PrivateKey>;
+    static parse(pem: FileSource, passphrase?: string, options?: WorkOptions): Promise<X25519PrivateKey>;
 }

@@ -2,7 +2,7 @@
  * Private keys in files: PEM (RFC 7468) around PKCS #8 (RFC 5958), in the clear or encrypted with
  * PBES2 (RFC 8018): scrypt (RFC 7914) or PBKDF2-HMAC-SHA256, and AES-128-CBC or AES-256-CBC.
  */
-import { type Bytes } from "./encoding.js";
+import { type Bytes, type FileSource } from "./encoding.js";
 import { type WorkOptions } from "./primitives.js";
 /** What is inside of a private key's file. */
 export interface PrivateKeyInfo {
@@ -12,4 +12,4 @@ export interface PrivateKeyInfo {
     key: Bytes;
 }
 /** Read one PEM block; `passphrase` exactly if it is encrypted. */
-export declare function unwrap(data: string | Uint8Array, passphrase: string | undefined, options: WorkOptions): Promise<PrivateKeyInfo>;
+export declare function unwrap(file: FileSource, passphrase: string | undefined, options: WorkOptions): Promise<PrivateKeyInfo>;

@@ -20,6 +20,7 @@ export interface WorkOptions {
 }
 /** A function to call between the pieces of long work; `done` is the part that is done. */
 export declare function pacer({ signal, onProgress }: WorkOptions): (done: number) => Promise<void>;
+export declare function subtle(): SubtleCrypto;
 /** SHA-256 of a tag, a zero byte and the data. */
 export declare function taggedDigest(tag: string, data: Uint8Array): Promise<Bytes>;
 /** HKDF-SHA256 (RFC 5869), `length` bytes. */

@@ -16,7 +16,8 @@ export type Answer = {
  * Read the JSON that TF Serving's REST API answers to `:predict`.
  *
  * Row format (`predictions`) and column format (`outputs`) are understood, with the plain tensor or
- * one of the named outputs `confused`, `encrypted`, `ciphertext_bytes`.
+ * one of the named outputs `confused`, `encrypted`, `ciphertext_bytes`. What else is in the answer
+ * is passed over, and takes no memory.
  *
  * Throws `FormatError` if it is no such response; TF Serving's own error is quoted.
  */

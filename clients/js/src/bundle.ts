@@ -7,7 +7,7 @@ import {
   PUBLIC_KEY_FIELDS,
   publicKeyBody,
 } from "./bodies.js";
-import { DIGEST_BYTES, decryptLabels } from "./ciphertext.js";
+import { type CiphertextSource, DIGEST_BYTES, decryptLabels } from "./ciphertext.js";
 import {
   ascii,
   asciiText,
@@ -16,16 +16,18 @@ import {
   canonicalJson,
   type Check,
   decodeBase64,
+  type FileSource,
   list,
   literal,
   object,
   parseCanonicalJson,
+  readFile,
   text,
 } from "./encoding.js";
 import { ExpiredKeyError, FormatError } from "./errors.js";
 import type { X25519PrivateKey, X25519PublicKey } from "./keypair.js";
 import { BundleKeys, type Role } from "./keys.js";
-import { PUBLIC_BYTES, SIGNATURE_BYTES, verify, type WorkOptions } from "./primitives.js";
+import { PUBLIC_BYTES, SIGNATURE_BYTES, subtle, verify, type WorkOptions } from "./primitives.js";
 
 const MAX_BUNDLE_BYTES = 196_608;
 const ANY_MODEL = "*";
@@ -108,7 +110,9 @@ export class KeyBundle {
    * Throws `FormatError` if it is malformed, truncated, oversized, or of an unknown version or
    * field; `SignatureError` if the issuer named in the bundle did not sign it.
    */
-  static async parse(data: string | Uint8Array): Promise<KeyBundle> {
+  static async parse(file: FileSource): Promise<KeyBundle> {
+    subtle(); // a page without WebCrypto is told at once
+    const data = await readFile(file, "key bundle", MAX_BUNDLE_BYTES);
     const source = asciiText(data, "key bundle", MAX_BUNDLE_BYTES);
     if (!source.startsWith(BEGIN) || !source.endsWith(END)) {
       throw new FormatError(
@@ -182,7 +186,7 @@ export class KeyBundle {
 
   /** Read label ciphertexts with nothing but this bundle: their classes. */
   async decrypt(
-    ciphertexts: Iterable<Uint8Array>,
+    ciphertexts: Iterable<CiphertextSource>,
     secret: string | X25519PrivateKey,
     options: WorkOptions = {},
   ): Promise<number[]> {

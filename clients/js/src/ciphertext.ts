@@ -1,7 +1,15 @@
 /** One prediction as self-contained bytes: docs/codebook.md, section 4. */
 
-import { type Bytes, equal, hex } from "./encoding.js";
-import { ForeignKeyError, FormatError } from "./errors.js";
+import {
+  type Bytes,
+  type ByteSource,
+  equal,
+  hex,
+  isBlob,
+  readBlob,
+  readBytes,
+} from "./encoding.js";
+import { ArgumentError, ForeignKeyError, FormatError } from "./errors.js";
 import { Header } from "./kem.js";
 import { labelBlocks, type ReaderKey } from "./keys.js";
 
@@ -13,7 +21,14 @@ export const MAX_LABELS = 2 ** 22;
 export const SUFFIX_BYTES = 2 + 4 + 4 + 4;
 export const VERSION = 2;
 const PREFIX_BYTES = 1 + CODEBOOK_ID_BYTES + DIGEST_BYTES + 4;
+/** Without the header, which has some. */
+export const MIN_BYTES = PREFIX_BYTES + SUFFIX_BYTES;
 const MAX_BYTES = 16_676;
+/** In messages. */
+export const WHAT = "label ciphertext";
+
+/** A label ciphertext as asynchronous functions take it. */
+export type CiphertextSource = ByteSource | Blob;
 
 /** The fields of one label ciphertext. Public, and not authenticated. */
 export interface LabelCiphertext {
@@ -27,19 +42,18 @@ export interface LabelCiphertext {
   values: [number, number];
 }
 
-export function parseCiphertext(data: Uint8Array): LabelCiphertext {
-  if (data.length <= PREFIX_BYTES + SUFFIX_BYTES || data.length > MAX_BYTES) {
-    throw new FormatError(`A label ciphertext has a wrong length: ${data.length} bytes.`);
+export function parseCiphertext(bytes: Bytes): LabelCiphertext {
+  if (bytes.length <= MIN_BYTES || bytes.length > MAX_BYTES) {
+    throw new FormatError(`A label ciphertext has a wrong length: ${bytes.length} bytes.`);
   }
-  if (data[0] !== VERSION) {
-    const older = data[0] === 1 ? " Release 0.3 of keras_encryip reads it." : "";
+  if (bytes[0] !== VERSION) {
+    const older = bytes[0] === 1 ? " Release 0.3 of keras_encryip reads it." : "";
     throw new FormatError(
-      `Label ciphertext version ${data[0]} is not read by this release, which reads ${VERSION}.` +
+      `Label ciphertext version ${bytes[0]} is not read by this release, which reads ${VERSION}.` +
         older,
     );
   }
-  const bytes = new Uint8Array(data);
-  const view = new DataView(bytes.buffer);
+  const view = new DataView(bytes.buffer, bytes.byteOffset);
   const end = bytes.length - SUFFIX_BYTES;
   const header = Header.parse(bytes.subarray(PREFIX_BYTES, end));
   const numClasses = view.getUint32(PREFIX_BYTES - 4);
@@ -66,20 +80,30 @@ export function parseCiphertext(data: Uint8Array): LabelCiphertext {
 }
 
 /** The label j of a ciphertext's bytes, or of anything else that long. */
-export function ciphertextLabel(data: Uint8Array): number {
+export function ciphertextLabel(data: Bytes): number {
   const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
   return data.length < SUFFIX_BYTES ? Infinity : view.getUint32(data.length - SUFFIX_BYTES + 2);
 }
 
+/** The elements of what must be a list of label ciphertexts. */
+export function listed(ciphertexts: unknown): unknown[] {
+  const given = ciphertexts as Iterable<unknown> | null | undefined;
+  if (typeof given?.[Symbol.iterator] === "function") return [...given];
+  throw new ArgumentError("`ciphertexts` must be a list of label ciphertexts.");
+}
+
 /** Read label ciphertexts of one authority, of any models, with a key alone. */
 export async function decryptLabels(
-  ciphertexts: Iterable<Uint8Array>,
+  ciphertexts: Iterable<CiphertextSource>,
   key: ReaderKey,
   authority: Bytes,
 ): Promise<number[]> {
   const keys = new Map<string, Bytes>();
   const classes: number[] = [];
-  for (const data of ciphertexts) {
+  for (const source of listed(ciphertexts)) {
+    const data = isBlob(source)
+      ? await readBlob(source, WHAT, MAX_BYTES)
+      : readBytes(source, WHAT);
     const { header, maskedSlot, label, values, ...fields } = parseCiphertext(data);
     if (!equal(fields.authority, authority)) {
       throw new ForeignKeyError(

@@ -35,7 +35,7 @@ import {
 } from "./primitives.js";
 import { LABEL_BYTES, labelBlocks, type ReaderKey } from "./keys.js";
 
-const MAX_CODEBOOK_BYTES = 2 ** 28;
+export const MAX_CODEBOOK_BYTES = 2 ** 28;
 const DOMAIN = "codebook v2";
 const OLD = '"version":1}';
 const OLD_TAIL = 256;

@@ -1,11 +1,19 @@
 /** Turns confused labels into class probabilities. */
 
 import { KeyBundle } from "./bundle.js";
-import { ciphertextLabel, parseCiphertext } from "./ciphertext.js";
-import { Codebook, type ModelMetadata } from "./codebook.js";
-import { type Bytes, equal } from "./encoding.js";
+import { ciphertextLabel, listed, parseCiphertext, WHAT } from "./ciphertext.js";
+import { Codebook, MAX_CODEBOOK_BYTES, type ModelMetadata } from "./codebook.js";
+import {
+  type Bytes,
+  type ByteSource,
+  equal,
+  type FileSource,
+  readBytes,
+  readFile,
+} from "./encoding.js";
 import { ArgumentError, ForeignKeyError, WrongModelError } from "./errors.js";
 import type { X25519PrivateKey } from "./keypair.js";
+import { checkMark, type Mark, markOf } from "./mark.js";
 import type { WorkOptions } from "./primitives.js";
 import { EXTRA_WORDS, openResponse } from "./responses.js";
 
@@ -14,6 +22,19 @@ import { EXTRA_WORDS, openResponse } from "./responses.js";
  * encrypted response.
  */
 export type Rows = readonly ArrayLike<number>[];
+
+/** How rows are read. */
+export interface RowOptions {
+  /**
+   * Take outputs that a runtime with few bits has rounded, whatever they add up to. Otherwise they
+   * must be at least -0.001, and 1 ± 0.01 in sum.
+   */
+  quantised?: boolean | undefined;
+}
+
+/** How far the outputs of one input may be from 1 in sum, and a single one below 0. */
+const SUM_TOLERANCE = 0.01;
+const NEGATIVE_TOLERANCE = 0.001;
 
 /** One of the most probable classes. */
 export interface Guess {
@@ -38,6 +59,7 @@ export class Decoder {
   readonly #codebook: Codebook;
   readonly #table: Int32Array;
   readonly #responseKey: Bytes;
+  readonly #mark: Mark;
 
   private constructor(
     codebook: Codebook,
@@ -51,13 +73,14 @@ export class Decoder {
     this.#codebook = codebook;
     this.#table = table;
     this.#responseKey = responseKey;
+    this.#mark = markOf(codebook.codebookId, codebook.numLabels);
   }
 
   /**
    * Open a model's outputs with a key bundle.
    *
-   * @param codebook The bytes or text of `codebook.json`.
-   * @param bundle A key bundle, or its bytes or text.
+   * @param codebook The file `codebook.json`, its bytes or its text.
+   * @param bundle A key bundle, or its file, bytes or text.
    * @param secret Opens the bundle: the passphrase, or for a bundle that was made to the user's
    *   public key, the `X25519PrivateKey`.
    * @param options Report progress, or abort.
@@ -69,8 +92,8 @@ export class Decoder {
    * `ArgumentError`, `PassphraseError`, `FormatError`, `SignatureError` as they say.
    */
   static async open(
-    codebook: string | Uint8Array,
-    bundle: KeyBundle | string | Uint8Array,
+    codebook: FileSource,
+    bundle: KeyBundle | FileSource,
     secret: string | X25519PrivateKey,
     { signal, onProgress }: WorkOptions = {},
   ): Promise<Decoder> {
@@ -81,7 +104,7 @@ export class Decoder {
       onProgress: (done) => onProgress?.((index + done) / 2),
     });
     const key = bundle instanceof KeyBundle ? bundle : await KeyBundle.parse(bundle);
-    const book = Codebook.parse(codebook);
+    const book = Codebook.parse(await readFile(codebook, "codebook", MAX_CODEBOOK_BYTES));
     if (!equal(book.authority, key.authority)) {
       throw new ForeignKeyError(
         `Key bundle ${key.header.key_id} was issued by another authority ` +
@@ -111,22 +134,29 @@ export class Decoder {
   /**
    * Class probabilities: for each row, K sums over the class's confused labels.
    *
-   * Throws `ArgumentError` for rows of another length; `SignatureError` if an encrypted response
-   * was changed, or is of another version.
+   * Throws `ArgumentError` for rows of another length, and for what no model has for outputs;
+   * `WrongModelError` if they are of another version of the model, which is noticed where nothing
+   * has rounded them; `SignatureError` if an encrypted response was changed, or is of another
+   * version.
    */
-  probabilities(rows: Rows): Float32Array[] {
+  probabilities(rows: Rows, { quantised = false }: RowOptions = {}): Float32Array[] {
+    if (!Array.isArray(rows)) {
+      throw new ArgumentError("`rows` must be an array of rows, one for each prediction.");
+    }
     const table = this.#table;
-    return rows.map((row) => {
+    return Array.from(rows, (row: ArrayLike<number> | null | undefined, i) => {
       const confused =
-        row.length === this.numLabels + EXTRA_WORDS
+        row?.length === this.numLabels + EXTRA_WORDS
           ? openResponse(row, this.#responseKey, this.#codebook.codebookId)
           : row;
-      if (confused.length !== this.numLabels) {
+      if (confused?.length !== this.numLabels) {
         throw new ArgumentError(
           `\`rows\` must hold ${this.numLabels} numbers each, the outputs of model ` +
-            `'${this.model}'. Received: a row of ${confused.length}`,
+            `'${this.model}'. Received: a row of ${confused?.length ?? "no length"}`,
         );
       }
+      checkOutputs(confused, i, quantised);
+      checkMark(this.#mark, confused, this.model);
       const sums = new Float64Array(this.classNames.length);
       for (let j = 0; j < confused.length; j++) sums[table[j]!]! += confused[j]!;
       return new Float32Array(sums);
@@ -134,23 +164,23 @@ export class Decoder {
   }
 
   /** The most probable class of each row. */
-  labels(rows: Rows): number[] {
-    return this.probabilities(rows).map((row) =>
+  labels(rows: Rows, options?: RowOptions): number[] {
+    return this.probabilities(rows, options).map((row) =>
       row.reduce((best, probability, label) => (probability > row[best]! ? label : best), 0),
     );
   }
 
   /** The names of `labels(rows)`. */
-  names(rows: Rows): string[] {
-    return this.labels(rows).map((label) => this.classNames[label]!);
+  names(rows: Rows, options?: RowOptions): string[] {
+    return this.labels(rows, options).map((label) => this.classNames[label]!);
   }
 
   /** The k most probable classes of each row, best first. */
-  topK(rows: Rows, k = 5): Guess[][] {
+  topK(rows: Rows, k = 5, options?: RowOptions): Guess[][] {
     if (!Number.isInteger(k) || k < 1 || k > this.classNames.length) {
       throw new ArgumentError(`\`k\` must be in 1 … ${this.classNames.length}. Received: k=${k}`);
     }
-    return this.probabilities(rows).map((row) =>
+    return this.probabilities(rows, options).map((row) =>
       Array.from(row, (probability, label) => ({
         label,
         name: this.classNames[label]!,
@@ -167,8 +197,9 @@ export class Decoder {
    * Throws `FormatError` for what is no label ciphertext, `WrongModelError` for one that was not
    * made with this model version's codebook.
    */
-  decrypt(ciphertexts: Iterable<Uint8Array>): number[] {
-    return Array.from(ciphertexts, (data) => {
+  decrypt(ciphertexts: Iterable<ByteSource>): number[] {
+    return listed(ciphertexts).map((source) => {
+      const data = readBytes(source, WHAT);
       const label = ciphertextLabel(data);
       if (label >= this.numLabels || !equal(this.#codebook.ciphertext(label), data)) {
         parseCiphertext(data); // malformed bytes say so
@@ -180,4 +211,32 @@ export class Decoder {
       return this.#table[label]!;
     });
   }
+}
+
+/** Refuse what no model has for outputs. */
+function checkOutputs(outputs: ArrayLike<unknown>, row: number, quantised: boolean): void {
+  let sum = 0;
+  let size = 0;
+  let least = Infinity;
+  for (let j = 0; j < outputs.length; j++) {
+    const value = outputs[j];
+    if (typeof value === "number") {
+      sum += value;
+      size += Math.abs(value);
+      least = Math.min(least, value);
+    } else size = NaN;
+  }
+  if (!Number.isFinite(Math.fround(size))) {
+    throw new ArgumentError(
+      "`rows` must hold a model's outputs: finite numbers, also with `{ quantised: true }`. " +
+        `Received: rows[${row}] with NaN, infinity or no number`,
+    );
+  }
+  if (quantised) return;
+  if (Math.abs(sum - 1) <= SUM_TOLERANCE && least >= -NEGATIVE_TOLERANCE) return;
+  throw new ArgumentError(
+    "`rows` must hold a model's outputs, at least 0 and 1 in sum. Pass `{ quantised: true }` for " +
+      `a runtime that rounds them. Received: rows[${row}] with the sum ${+sum.toPrecision(6)} ` +
+      `and the least value ${+least.toPrecision(6)}`,
+  );
 }

@@ -6,7 +6,7 @@
  * written again and must be equal. docs/codebook.md, section 1.
  */
 
-import { FormatError } from "./errors.js";
+import { ArgumentError, FormatError } from "./errors.js";
 
 /** Bytes of this page's own memory, which WebCrypto takes. */
 export type Bytes = Uint8Array<ArrayBuffer>;
@@ -37,13 +37,69 @@ export const hex = (data: Uint8Array): string =>
 export const fromHex = (text: string): Bytes =>
   Uint8Array.from(text.match(/../g) ?? [], (pair) => Number.parseInt(pair, 16));
 
+/** Bytes as functions take them, also of other frames; node's `Buffer` is a `Uint8Array`. */
+export type ByteSource = Uint8Array | ArrayBuffer;
+
+/** A file as functions take it: text, bytes, or what an `<input type="file">` gives. */
+export type FileSource = string | ByteSource | Blob;
+
+/** The name of a value's class; `instanceof` does not know those of other frames. */
+const kind = (value: unknown): string => Object.prototype.toString.call(value).slice(8, -1);
+
+/** A copy of bytes: what is checked is what is used, whatever the caller does with them. */
+export function readBytes(data: unknown, what: string, forms = "a Uint8Array"): Bytes {
+  const found = kind(data);
+  if (found !== "Uint8Array" && found !== "ArrayBuffer") {
+    throw new ArgumentError(`The ${what} must be ${forms} or ArrayBuffer. Received: ${found}`);
+  }
+  try {
+    const view = new Uint8Array(data as ArrayBuffer);
+    return found === "ArrayBuffer" ? view.slice() : view;
+  } catch {
+    throw new ArgumentError(`The ${what} is gone: its ArrayBuffer was transferred elsewhere.`);
+  }
+}
+
+export const isBlob = (data: unknown): data is Blob => ["Blob", "File"].includes(kind(data));
+
+export async function readBlob(blob: Blob, what: string, maxBytes: number): Promise<Bytes> {
+  checkSize(blob.size, what, maxBytes);
+  try {
+    return new Uint8Array(await blob.arrayBuffer());
+  } catch {
+    throw new FormatError(`The ${what} cannot be read: choose its file anew.`);
+  }
+}
+
+/** The text or bytes of a file of at most `maxBytes`. */
+export async function readFile(
+  data: unknown,
+  what: string,
+  maxBytes: number,
+): Promise<string | Bytes> {
+  if (typeof data === "string") return data;
+  if (isBlob(data)) return readBlob(data, what, maxBytes);
+  checkSize((data as Partial<ArrayBuffer> | null | undefined)?.byteLength ?? 0, what, maxBytes);
+  return readBytes(data, what, "text, or bytes in a Blob, File, Uint8Array");
+}
+
+export function checkSize(size: number, what: string, maxBytes: number): void {
+  if (size <= maxBytes) return;
+  throw new FormatError(`The ${what} is too large: ${size} bytes, at most ${maxBytes}.`);
+}
+
 /** The text of an ASCII file of at most `maxBytes`, given as text or bytes. */
 export function asciiText(data: string | Uint8Array, what: string, maxBytes: number): string {
-  if (data.length > maxBytes) {
-    throw new FormatError(`The ${what} is too large: ${data.length} bytes, at most ${maxBytes}.`);
+  checkSize(data.length, what, maxBytes);
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true }); // it is not passed over
+  const text = typeof data === "string" ? data : decoder.decode(data);
+  if (text.startsWith("\ufeff") || text.includes("\r")) {
+    throw new FormatError(
+      `The ${what} was saved by an editor, with a byte order mark or the line ends of Windows. ` +
+        "Use the file as it was made.",
+    );
   }
-  const text = typeof data === "string" ? data : new TextDecoder().decode(data);
-  // A character beyond ASCII, or a byte order mark, makes these lengths differ.
+  // A character beyond ASCII makes these lengths differ.
   if (typeof data === "string" ? ascii(text).length !== text.length : text.length !== data.length) {
     throw new FormatError(`The ${what} is malformed: it is not ASCII text.`);
   }
@@ -104,7 +160,10 @@ export function parseCanonicalJson<T>(text: string, check: Check<T>, what: strin
   }
   const checked = check(value, what);
   if (canonicalJson(checked) !== text) {
-    throw new FormatError(`The ${what} is not in canonical form (sorted keys, no spaces, ASCII).`);
+    throw new FormatError(
+      `The ${what} is not in canonical form (sorted keys, no spaces, ASCII). ` +
+        "Use the file as it was made.",
+    );
   }
   return checked;
 }

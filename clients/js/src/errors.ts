@@ -8,6 +8,11 @@
 /** Root of every error raised on purpose. */
 export class EncryipError extends Error {
   override name = "EncryipError";
+
+  /** @param message Names come from files: what is no printable character becomes a space. */
+  constructor(message?: string) {
+    super(message?.replace(/[\p{C}\p{Z}]/gu, " "));
+  }
 }
 
 /** An argument has a wrong type, shape or range. */

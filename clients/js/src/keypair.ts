@@ -3,7 +3,15 @@
 import { x25519 } from "@noble/curves/ed25519.js";
 import { sha256 } from "@noble/hashes/sha2.js";
 
-import { type Bytes, concat, fromHex, hex } from "./encoding.js";
+import {
+  type Bytes,
+  type ByteSource,
+  concat,
+  type FileSource,
+  fromHex,
+  hex,
+  readBytes,
+} from "./encoding.js";
 import { FormatError } from "./errors.js";
 import { open, sharedSecret } from "./hpke.js";
 import { unwrap } from "./pkcs8.js";
@@ -25,14 +33,18 @@ const SMALL_ORDER = [
 
 /** What a user sends to the owner; no secret. */
 export class X25519PublicKey {
+  readonly raw: Bytes;
+
   /**
    * @param raw Its 32 bytes (RFC 7748).
    *
    * Throws `FormatError` for another length, a second spelling of a key, and a point of small
    * order, to which anybody could read what is sealed.
    */
-  constructor(readonly raw: Bytes) {
-    const u = raw.length === KEY_BYTES ? BigInt(`0x${hex(raw.slice().reverse())}`) : P;
+  constructor(raw: ByteSource) {
+    this.raw = readBytes(raw, "public key");
+    const { length } = this.raw;
+    const u = length === KEY_BYTES ? BigInt(`0x${hex(this.raw.slice().reverse())}`) : P;
     if (u >= P || SMALL_ORDER.includes(u)) {
       throw new FormatError("These bytes are not an X25519 public key that can be used.");
     }
@@ -59,7 +71,7 @@ export class X25519PrivateKey {
   /**
    * Parse a PEM file, e.g. `alice.private.pem`, as `encryip key new` and OpenSSL write it.
    *
-   * @param pem One block `ENCRYPTED PRIVATE KEY` or `PRIVATE KEY`, as text or bytes.
+   * @param pem One block `ENCRYPTED PRIVATE KEY` or `PRIVATE KEY`, as a file, text or bytes.
    * @param passphrase Opens an encrypted one; `undefined` for one that is not.
    * @param options Report progress, or abort.
    *
@@ -68,7 +80,7 @@ export class X25519PrivateKey {
    * client does not read.
    */
   static async parse(
-    pem: string | Uint8Array,
+    pem: FileSource,
     passphrase?: string,
     options: WorkOptions = {},
   ): Promise<X25519PrivateKey> {

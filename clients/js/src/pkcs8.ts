@@ -3,13 +3,14 @@
  * PBES2 (RFC 8018): scrypt (RFC 7914) or PBKDF2-HMAC-SHA256, and AES-128-CBC or AES-256-CBC.
  */
 
-import { type Bytes, decodeBase64, hex } from "./encoding.js";
+import { type Bytes, checkSize, decodeBase64, type FileSource, hex, readFile } from "./encoding.js";
 import { FormatError, PassphraseError } from "./errors.js";
 import {
   decryptCbc,
   passphraseBytes,
   pbkdf2Key,
   scryptKey,
+  subtle,
   type WorkOptions,
 } from "./primitives.js";
 
@@ -47,14 +48,15 @@ export interface PrivateKeyInfo {
 
 /** Read one PEM block; `passphrase` exactly if it is encrypted. */
 export async function unwrap(
-  data: string | Uint8Array,
+  file: FileSource,
   passphrase: string | undefined,
   options: WorkOptions,
 ): Promise<PrivateKeyInfo> {
-  if (data.length > MAX_PEM_BYTES) {
-    throw new FormatError(`The private key is too large: more than ${MAX_PEM_BYTES} bytes.`);
-  }
-  const source = typeof data === "string" ? data : new TextDecoder("latin1").decode(data);
+  subtle(); // a page without WebCrypto is told at once
+  const data = await readFile(file, "private key", MAX_PEM_BYTES);
+  checkSize(data.length, "private key", MAX_PEM_BYTES);
+  const text = typeof data === "string" ? data : new TextDecoder().decode(data);
+  const source = text.replace(/^\ufeff/, ""); // editors put a byte order mark there
   const encrypted = /^[ \t\n\v\f\r]*-----BEGIN ENCRYPTED PRIVATE KEY-----/.test(source);
   if (encrypted !== (passphrase !== undefined)) {
     throw new PassphraseError(

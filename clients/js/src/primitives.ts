@@ -42,11 +42,12 @@ export function pacer({ signal, onProgress }: WorkOptions): (done: number) => Pr
   };
 }
 
-function subtle(): SubtleCrypto {
+export function subtle(): SubtleCrypto {
   const found = globalThis.crypto?.subtle;
   if (found === undefined) {
     throw new ArgumentError(
-      "This page has no WebCrypto: serve it over HTTPS, or from localhost while you develop.",
+      "There is no WebCrypto here: serve the page over HTTPS, or from localhost while you " +
+        "develop; in node, use version 20 or newer.",
     );
   }
   return found;

@@ -2,8 +2,10 @@
 
 import { xchacha20poly1305 } from "@noble/ciphers/chacha.js";
 
+import { MIN_BYTES } from "./ciphertext.js";
 import { type Bytes, decodeBase64 } from "./encoding.js";
 import { ArgumentError, FormatError, SignatureError } from "./errors.js";
+import { parts, space, type Span, span, string } from "./scan.js";
 
 const OURS = ["confused", "encrypted", "ciphertext_bytes"];
 const NONCE_BYTES = 24;
@@ -27,62 +29,97 @@ export type Answer =
  * Read the JSON that TF Serving's REST API answers to `:predict`.
  *
  * Row format (`predictions`) and column format (`outputs`) are understood, with the plain tensor or
- * one of the named outputs `confused`, `encrypted`, `ciphertext_bytes`.
+ * one of the named outputs `confused`, `encrypted`, `ciphertext_bytes`. What else is in the answer
+ * is passed over, and takes no memory.
  *
  * Throws `FormatError` if it is no such response; TF Serving's own error is quoted.
  */
 export function parseResponse(json: string): Answer {
-  let response: unknown;
+  if (typeof json !== "string") {
+    throw new ArgumentError("`json` must be the text of the response, e.g. `await r.text()`.");
+  }
+  const start = space(json, 0);
+  if (json[start] !== "{" || space(json, span(json, start).end) < json.length) {
+    throw new FormatError("The response is not a JSON object.");
+  }
+  const top = named(json, start, ["error", "predictions", "outputs"]);
+  const error = top.get("error");
+  if (error !== undefined) {
+    const { start: from, end } = error;
+    const said = json[from] === '"' ? string(json, error) : json.slice(from, end);
+    throw new FormatError(`The model server reported an error: ${said.slice(0, 500)}`);
+  }
+  let table = top.get("predictions") ?? top.get("outputs");
+  if (table !== undefined && json[table.start] === "{") table = ourOutput(json, table);
+  const cells = table !== undefined && json[table.start] === "[" ? parts(json, table.start) : [];
+  const rows: number[][] = [];
+  const ciphertexts: Bytes[] = [];
+  let inside: boolean | undefined; // the rows are outputs among named ones
+  for (const part of cells) {
+    inside ??= json[part.start] === "{" && !named(json, part.start, ["b64"]).has("b64");
+    const cell = inside ? ourOutput(json, part) : part;
+    if (json[cell.start] === "{" ? rows.length > 0 : ciphertexts.length > 0) mixed();
+    if (json[cell.start] === "{") ciphertexts.push(ciphertext(json, cell));
+    else rows.push(readRow(json, cell, rows));
+  }
+  if (ciphertexts.length > 0) return { kind: "ciphertexts", ciphertexts };
+  if (rows.length > 0) return { kind: "outputs", rows };
+  throw new FormatError(
+    "The response has no `predictions` (row format) or `outputs` (column format).",
+  );
+}
+
+/** Those members of an object that have these names; the last of each. */
+function named(json: string, start: number, names: readonly string[]): Map<string, Span> {
+  const found = new Map<string, Span>();
+  for (const { name, ...value } of parts(json, start)) {
+    if (names.includes(name!)) found.set(name!, value);
+  }
+  return found;
+}
+
+/** The one output of ours among named ones. */
+function ourOutput(json: string, { start }: Span): Span {
+  const found = json[start] === "{" ? [...named(json, start, OURS).values()] : [];
+  if (found.length === 1) return found[0]!;
+  throw new FormatError(
+    "The response must hold the output `confused`, `encrypted` or `ciphertext_bytes` of a " +
+      "protected model.",
+  );
+}
+
+function ciphertext(json: string, { start }: Span): Bytes {
+  const base64 = named(json, start, ["b64"]).get("b64");
+  if (base64 === undefined || json[base64.start] !== '"') mixed();
+  const data = decodeBase64(string(json, base64), "b64");
+  if (data.length > MIN_BYTES) return data;
+  throw new FormatError(`A label ciphertext has a wrong length: ${data.length} bytes.`);
+}
+
+function mixed(): never {
+  throw new FormatError("The response mixes ciphertexts with something else.");
+}
+
+/** A row of numbers, as many as the rows before it have. */
+function readRow(json: string, { start, end, flat }: Span, before: readonly number[][]): number[] {
+  const refuse = (why: string): never => {
+    throw new FormatError(
+      `The predictions in the response are not a table of numbers: row ${before.length} ${why}.`,
+    );
+  };
+  let row: unknown;
+  const text = flat && json[start] === "[" ? json.slice(start, end) : refuse("is no list of them");
   try {
-    response = JSON.parse(json);
+    row = JSON.parse(text);
   } catch {
     // said below
   }
-  if (!isObject(response)) throw new FormatError("The response is not a JSON object.");
-  if ("error" in response) {
-    const quoted = String(response["error"]).slice(0, 500);
-    throw new FormatError(`The model server reported an error: ${quoted}`);
-  }
-  let rows = response["predictions" in response ? "predictions" : "outputs"];
-  if (isObject(rows)) rows = ourOutput(rows);
-  else if (Array.isArray(rows) && isObject(rows[0]) && !("b64" in rows[0])) {
-    rows = rows.map(ourOutput);
-  }
-  if (!Array.isArray(rows) || rows.length === 0) {
-    throw new FormatError(
-      "The response has no `predictions` (row format) or `outputs` (column format).",
-    );
-  }
-  if (isObject(rows[0])) return { kind: "ciphertexts", ciphertexts: rows.map(ciphertext) };
-  const width = Array.isArray(rows[0]) ? rows[0].length : 0;
-  const isRow = (row: unknown): row is number[] =>
-    Array.isArray(row) && row.length === width && row.every((x) => typeof x === "number");
-  if (width === 0 || !rows.every(isRow)) {
-    throw new FormatError("The predictions in the response are not a table of numbers.");
-  }
-  return { kind: "outputs", rows };
-}
-
-const isObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
-
-/** The one output of ours among named ones. */
-function ourOutput(outputs: unknown): unknown {
-  const found = isObject(outputs) ? OURS.filter((name) => Object.hasOwn(outputs, name)) : [];
-  if (found.length !== 1) {
-    throw new FormatError(
-      "The response must hold the output `confused`, `encrypted` or `ciphertext_bytes` of a " +
-        "protected model.",
-    );
-  }
-  return (outputs as Record<string, unknown>)[found[0]!];
-}
-
-function ciphertext(row: unknown): Bytes {
-  if (!isObject(row) || typeof row["b64"] !== "string") {
-    throw new FormatError("The response mixes ciphertexts with something else.");
-  }
-  return decodeBase64(row["b64"], "b64");
+  if (!Array.isArray(row)) return refuse("holds NaN, infinity or something else");
+  if (row.length === 0) return refuse("is empty");
+  const width = before[0]?.length ?? row.length;
+  if (row.length !== width) return refuse(`has ${row.length}, and row 0 has ${width}`);
+  if (!row.every(Number.isFinite)) return refuse("holds NaN, infinity or something else");
+  return row;
 }
 
 /** Decrypt and check one encrypted response: N float32 from N + 10 words of 32 bits. */
@@ -110,7 +147,8 @@ export function openResponse(
   }
   if (plaintext === undefined) {
     throw new SignatureError(
-      "A response cannot be opened with this key, belongs to another model version, or was changed.",
+      "A response cannot be opened with this key, belongs to another model version, or was " +
+        "changed.",
     );
   }
   const floats = new DataView(plaintext.buffer, plaintext.byteOffset, plaintext.byteLength);

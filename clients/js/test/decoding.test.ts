@@ -10,6 +10,7 @@ import { Codebook } from "../src/codebook.js";
 import { Decoder } from "../src/decoder.js";
 import { encodeBase64 } from "../src/encoding.js";
 import { X25519PrivateKey } from "../src/keypair.js";
+import { markOf, UNITS } from "../src/mark.js";
 import { parseResponse } from "../src/responses.js";
 import { Authority, PASSPHRASE, read } from "./files.js";
 
@@ -20,6 +21,14 @@ const ROWS = [
   [0.5, 0.25, 0, 0, 0, 0.25, 0, 0],
   [0, 0.125, 0.125, 0, 0.5, 0, 0.125, 0.125],
   [0, 0, 0.5, 0.25, 0, 0.25, 0, 0],
+];
+
+/** All that takes rows. */
+const READERS: ((opened: Decoder, rows: any, options?: any) => unknown[])[] = [
+  (opened, rows, options) => opened.probabilities(rows, options),
+  (opened, rows, options) => opened.labels(rows, options),
+  (opened, rows, options) => opened.names(rows, options),
+  (opened, rows, options) => opened.topK(rows, 2, options),
 ];
 
 let acme: Authority;
@@ -62,8 +71,8 @@ test("probabilities, labels, names, the k best", () => {
     { label: 0, name: "cat", probability: 0.25 },
   ]);
   assert.deepEqual(
-    decoder.topK([new Array(8).fill(0)], 3)[0]!.map((g) => g.label),
-    [0, 1, 2],
+    decoder.topK([new Array(8).fill(1 / 8)], 3)[0]!.map((g) => g.label),
+    [1, 0, 2],
   );
   assert.deepEqual(decoder.labels([]), []);
   for (const k of [0, 4, 1.5]) {
@@ -75,6 +84,88 @@ test("rows of another length are refused", () => {
   for (const row of [[], ROWS[0]!.slice(1), [...ROWS[0]!, 0], new Array(19).fill(0)]) {
     const message = /must hold 8 numbers each, the outputs of model 'pets'\. Received: a row of/;
     assert.throws(() => decoder.probabilities([row]), { name: "ArgumentError", message });
+  }
+});
+
+test("rows that no model has for outputs are refused, and named", () => {
+  const rounded = { quantised: true };
+  const sum = (value: number): number[] => [value, 0, 0, 0, 0, 0, 0, 0];
+  for (const read of READERS) {
+    for (const [row, said] of [
+      [sum(0), "the sum 0 and the least value 0"],
+      [sum(2), "the sum 2 and the least value 0"],
+      [sum(0.98), "the sum 0.98 and the least value 0"],
+      [sum(1.011), "the sum 1.011 and the least value 0"],
+      [[1.0011, -0.0011, 0, 0, 0, 0, 0, 0], "the sum 1 and the least value -0.0011"],
+      [[-4, 3, 5, 1, -7, 0, 2, 8], "the sum 8 and the least value -7"],
+      [[128, 0, 0, 0, 127, 0, 0, 0], "the sum 255 and the least value 0"],
+    ] as const) {
+      const expected = new RegExp(
+        `at least 0 and 1 in sum\\. Pass \`{ quantised: true }\` .* rows\\[2\\] with ${said}$`,
+      );
+      for (const given of [row, Float64Array.from(row), encrypt([...row], 1)]) {
+        const rows = [ROWS[0], ROWS[1], given];
+        assert.throws(
+          () => read(decoder, rows),
+          (error: Error) => {
+            assert.equal(error.name, "ArgumentError");
+            assert.match(error.message.replace(/0\.98\d+/, "0.98"), expected);
+            return true;
+          },
+        );
+        assert.equal(read(decoder, rows, rounded).length, 3);
+      }
+    }
+    for (const bad of [NaN, Infinity, -Infinity, 1e39, "0.5", null, undefined, 1n, [0.5], {}]) {
+      const row = [0.5, bad, 0.5, 0, 0, 0, 0, 0];
+      const message = /finite numbers, also with .*rows\[1\] with NaN, infinity or no number$/;
+      for (const options of [undefined, rounded]) {
+        const call = (): unknown => read(decoder, [ROWS[0], row], options);
+        assert.throws(call, { name: "ArgumentError", message });
+      }
+    }
+    // Together more than a float32 holds; and holes.
+    for (const row of [[3e38, 3e38, 0, 0, 0, 0, 0, 0], new Array(8)]) {
+      const message = /rows\[0\] with NaN, infinity or/;
+      assert.throws(() => read(decoder, [row], rounded), { name: "ArgumentError", message });
+    }
+  }
+  for (const row of [sum(0.9901), sum(1.0099), [1.0009, -0.0009, 0, 0, 0, 0, 0, 0]]) {
+    assert.deepEqual(decoder.labels([row]), [0]);
+  }
+});
+
+test("what are no rows is refused", () => {
+  for (const rows of [undefined, null, 5, "text", {}, ROWS[0]![0], Float32Array.from(ROWS[0]!)]) {
+    const message = /^`rows` must be an array of rows/;
+    assert.throws(() => decoder.labels(rows as any), { name: "ArgumentError", message });
+  }
+  for (const row of [undefined, null, 5, {}, new Array(1)[0]]) {
+    const message = /must hold 8 numbers each, .* Received: a row of no length$/;
+    assert.throws(() => decoder.labels([row as any]), { name: "ArgumentError", message });
+  }
+  assert.throws(() => decoder.labels(new Array(1)), { name: "ArgumentError" });
+});
+
+test("answers of another version of the model are noticed", async () => {
+  const classes = Array.from({ length: 40 }, (_, j) => j % 3);
+  const files = await Promise.all([0, 1].map(() => acme.codebook(classes, METADATA)));
+  const [own, other] = files.map((file) => {
+    const { modulus, residues } = markOf(Codebook.parse(file).codebookId, classes.length);
+    const row = residues.map((residue) => (UNITS / residues.length + residue) / UNITS);
+    assert.equal((UNITS / residues.length) % modulus, 0);
+    return [...row, ...new Array(classes.length - row.length).fill(0)];
+  });
+  const opened = await Decoder.open(files[0]!, bundle, PASSPHRASE);
+  assert.equal(opened.labels([own!, own!]).length, 2);
+  assert.equal(opened.labels([other!.map((value) => value * 1.001)]).length, 1); // no mark is left
+  const message = /^The outputs are of another version of model 'pets'\. Open the codebook of/;
+  for (const options of [{}, { quantised: true }]) {
+    const rows = [own!, Float32Array.from(other!)];
+    for (const read of READERS) {
+      const call = (): unknown => read(opened, rows, options);
+      assert.throws(call, { name: "WrongModelError", message });
+    }
   }
 });
 
@@ -195,7 +286,7 @@ test("answers in row and column format, plain and named", () => {
   ]) {
     assert.deepEqual(parseResponse(body), { kind: "outputs", rows });
   }
-  const ciphertexts = [new Uint8Array([1, 2]), new Uint8Array([3])];
+  const ciphertexts = [68, 200].map((length) => new Uint8Array(length).fill(length));
   const encoded = ciphertexts.map((data) => ({ b64: encodeBase64(data) }));
   for (const body of [
     { predictions: encoded },

@@ -372,7 +372,8 @@ test("a browser without the memory that scrypt takes is told so", async (context
 
 test("a page without WebCrypto is told what to do", async (context) => {
   replaceGlobal(context, "crypto", {});
-  await refused(KeyBundle.parse(bundle), "ArgumentError", /serve it over HTTPS, or from localhost/);
+  const message = /serve the page over HTTPS, or from localhost/;
+  await refused(KeyBundle.parse(bundle), "ArgumentError", message);
 });
 
 test("progress goes from 0 to 1, and a signal aborts", async () => {
