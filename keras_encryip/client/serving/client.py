@@ -64,8 +64,7 @@ class ServingClient(Secret):
         version: a number; `"latest"` for the version that the server thinks best; by default the
             decoder's, `decoder.version`, or the latest if the decoder was not opened from a
             version folder.
-        timeout: seconds for a request; over REST for each network operation of it, and for all
-            of the answer's body.
+        timeout: seconds for a request, from looking up the host to the end of the answer.
         retries: how often a request is sent again.
         backoff: seconds. Before the i-th retry the client waits between half and all of
             `backoff`·2^(i−1), at most 30 s; or as long as the server's `Retry-After` says,

@@ -147,7 +147,7 @@ def _read(tensor: Any, dtype: np.dtype[Any], limit: int) -> np.ndarray | None:
         whole = len(tensor.tensor_content) == count * dtype.itemsize
         return np.frombuffer(tensor.tensor_content, dtype).reshape(shape) if whole else None
     listed = tensor.float_val if dtype.kind == "f" else tensor.int_val
-    values = np.array(listed or [0], dtype)
+    values = np.fromiter(listed, dtype, len(listed)) if listed else np.zeros(1, dtype)
     if len(values) > max(count, 1):
         return None
     return np.pad(values, (0, max(0, count - len(values))), "edge")[:count].reshape(shape)

@@ -1,9 +1,10 @@
 """TF Serving's REST API, over httpx."""
 
 import contextlib
+import queue
 import ssl
-import time
 import urllib.parse
+from threading import Thread
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -18,7 +19,7 @@ from keras_encryip.client.serving.failures import (
     too_late,
     untrusted,
 )
-from keras_encryip.errors import EncryipError, FormatError, ServiceError, instead_of
+from keras_encryip.errors import EncryipError, FormatError, ServiceError, instead_of, reason
 from keras_encryip.formats.responses import error_text, parse_response, printable, retry_after
 
 _PASSING: Final = (429, 502, 503, 504)
@@ -47,10 +48,14 @@ class RestConnection:
     Redirects are not followed, compression is not asked for, time and size are bounded. Threads
     may share a connection.
 
+    No timeout of single operations bounds what a server may do: send a header letter by letter,
+    or one `100 Continue` after another. So each exchange has a thread of its own, and the caller
+    is back in time whatever that waits for. Its connections are then closed.
+
     Args:
         url: the address.
         name: what messages call the server.
-        timeout: seconds for each network operation, and for the whole of a body.
+        timeout: seconds for a whole exchange, from looking up the host to the answer's end.
         headers: sent with every request, besides those for JSON.
         tls: whom to trust, instead of the system's roots.
 
@@ -76,9 +81,8 @@ class RestConnection:
         # Unasked compression would let a short answer grow large.
         fixed = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         headers = {**fixed, **(headers or {})}
-        verify = True if tls is None else tls
-        with instead_of(ValueError, ImportError, raises=_proxy_problem):
-            self._http = httpx.Client(verify=verify, timeout=timeout, headers=headers)
+        self._options = {"verify": tls or True, "timeout": timeout, "headers": headers}
+        self._http = self._connected()
 
     def post(self, body: bytes, limit: int) -> Answer:
         """Send JSON, and read the response, of at most `limit` bytes if it is no error.
@@ -89,39 +93,69 @@ class RestConnection:
             UntrustedError: no trusted connection.
             FormatError: the response is larger than `limit`.
         """
-        with (
-            instead_of(self._httpx.TransportError, raises=self._problem),
-            self._http.stream("POST", self._url, content=body) as response,
-        ):
-            status, words = response.status_code, response.reason_phrase
-            wanted = retry_after(response.headers.get("Retry-After", ""))
-            if not 200 <= status < 300:
-                return Answer(status, b"", error_text(self._read_error(response), words), wanted)
-            data = self._read(response, limit)
-            if len(data) > limit:
-                raise FormatError(f"The response is too large: more than {limit} bytes.")
-            return Answer(status, data, words, wanted)
+        http = self._http
+        ended: queue.SimpleQueue[Answer | BaseException] = queue.SimpleQueue()
+        heard: list[Answer] = []  # the status of an error counts, even without its words
+
+        def exchange() -> None:
+            try:
+                ended.put(self._exchange(http, body, limit, heard))
+            except BaseException as error:
+                ended.put(error)
+
+        Thread(target=exchange, daemon=True, name="keras_encryip exchange").start()
+        outcome: Answer | BaseException = self._late()
+        try:
+            with contextlib.suppress(queue.Empty):
+                outcome = ended.get(timeout=self._timeout)
+        finally:
+            if isinstance(outcome, LateError):
+                self._abandon(http)
+        if isinstance(outcome, LateError) and heard:
+            return heard[0]
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
     def close(self) -> None:
         self._http.close()
 
-    def _read(self, response: Any, limit: int) -> bytes:
-        """The body, or more than `limit` bytes of it."""
-        deadline = time.monotonic() + self._timeout
+    def _connected(self) -> Any:
+        with (
+            instead_of(*(ValueError, ImportError, self._httpx.InvalidURL), raises=_proxy_problem),
+            instead_of(OSError, raises=_roots_problem),
+        ):
+            return self._httpx.Client(**self._options)
+
+    def _abandon(self, http: Any) -> None:
+        """Close connections that a server keeps busy. Exchanges of other threads are retried."""
+        if self._http is http:
+            self._http = self._connected()
+        http.close()
+
+    def _exchange(self, http: Any, body: bytes, limit: int, heard: list[Answer]) -> Answer:
+        with (
+            instead_of(Exception, raises=self._problem),
+            http.stream("POST", self._url, content=body) as response,
+        ):
+            status, words = response.status_code, response.reason_phrase
+            wanted = retry_after(response.headers.get("Retry-After", ""))
+            if 200 <= status < 300:
+                return Answer(status, self._read(response, limit), words, wanted)
+            heard.append(Answer(status, b"", error_text(b"", words), wanted))
+            with contextlib.suppress(self._httpx.TransportError, FormatError):
+                words = error_text(self._read(response, _DETAIL_BYTES), words)
+            return Answer(status, b"", words, wanted)
+
+    @staticmethod
+    def _read(response: Any, limit: int) -> bytes:
+        """The body, of at most `limit` bytes."""
         body = bytearray()
         for chunk in response.iter_raw():
             body += chunk
             if len(body) > limit:
-                break
-            if time.monotonic() > deadline:
-                raise self._late()
+                raise FormatError(f"The response is too large: more than {limit} bytes.")
         return bytes(body)
-
-    def _read_error(self, response: Any) -> bytes:
-        """What the server says. The status counts even if that cannot be read."""
-        with contextlib.suppress(self._httpx.TransportError, LateError):
-            return self._read(response, _DETAIL_BYTES)
-        return b""
 
     def _late(self) -> LateError:
         return LateError(f"{self._name} gave no answer within {self._timeout:g} s.")
@@ -132,6 +166,9 @@ class RestConnection:
         detail = printable(str(error), 200) or type(error).__name__
         if _is_tls(error):
             return UntrustedError(detail)
+        closed = isinstance(error, RuntimeError)  # by another thread
+        if not isinstance(error, self._httpx.TransportError) and not closed:
+            return ServiceError(f"{self._name} cannot be asked: {type(error).__name__}: {detail}.")
         return PassingError(f"{self._name} cannot be reached: {detail}.")
 
 
@@ -193,7 +230,15 @@ def _proxy_problem(error: Exception) -> ServiceError:
     """Names the exception alone: its words may hold a proxy's password."""
     return ServiceError(
         f"httpx cannot use a proxy that the environment names ({type(error).__name__}). Correct "
-        "ALL_PROXY, HTTPS_PROXY or HTTP_PROXY; SOCKS needs: pip install 'httpx[socks]'"
+        "ALL_PROXY, HTTPS_PROXY, HTTP_PROXY or NO_PROXY, which takes addresses of IPv6 without "
+        "brackets; SOCKS needs: pip install 'httpx[socks]'"
+    )
+
+
+def _roots_problem(error: OSError) -> ServiceError:
+    return ServiceError(
+        f"The certificates that the environment names cannot be read ({reason(error)}). Correct "
+        "SSL_CERT_FILE or SSL_CERT_DIR."
     )
 
 

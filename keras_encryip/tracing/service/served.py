@@ -12,7 +12,7 @@ from keras_encryip.errors import ArgumentError, ServiceError, instead_of
 from keras_encryip.formats.responses import parse_response, printable
 
 TIMEOUT_S: Final = 30.0
-"""For each network operation, and for the whole of an answer's body."""
+"""For a whole exchange."""
 
 _BASE_ANSWER_BYTES: Final = 1 << 20
 _CIPHERTEXT_BYTES: Final = 16 << 10
