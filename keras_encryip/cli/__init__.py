@@ -4,37 +4,27 @@ Results go to stdout, errors to stderr with exit code 1. Passphrases come from a
 prompt, a file or the environment, never from the command line.
 """
 
+import io
+import signal
 import sys
 
-import typer
-
-from keras_encryip.cli import client, owner, trace
-from keras_encryip.errors import EncryipError
-
-app = typer.Typer(
-    help="Protect Keras classifiers, issue keys, decode predictions.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-app.command()(owner.demo)
-app.add_typer(owner.authority_app, name="authority")
-owner.key_app.command("new")(client.key_new)
-app.add_typer(owner.key_app, name="key")
-app.command()(owner.export)
-app.command()(owner.rotate)
-app.command()(owner.seal)
-app.add_typer(trace.app, name="trace")
-app.command("verify-evidence")(client.verify_evidence_command)
-app.command()(client.inspect)
-app.command()(client.verify)
-app.command()(client.unlock)
-app.command()(client.unseal)
-app.command()(client.decode)
+_INTERRUPTED = 130  # as shells say
 
 
 def main() -> None:
     """Entry point of the `encryip` command."""
+    # Before anything is imported, which takes seconds: Ctrl-C ends quietly wherever it falls.
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(_INTERRUPTED))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names may have letters that the terminal's or the pipe's encoding has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    import typer
+
+    from keras_encryip.errors import EncryipError
+
     try:
+        from keras_encryip.cli.app import app
+
         app()
     except EncryipError as error:
         typer.echo(f"Error: {error}", err=True)

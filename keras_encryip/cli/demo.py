@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -67,12 +68,16 @@ def run_demo(directory: Path, console: Console) -> None:
         )
     directory.mkdir(parents=True)
     keras.utils.set_random_seed(SEED)
-    demo = _Demo(directory, console, _digits())
-    demo.train()
-    demo.protect()
-    demo.issue_and_export()
-    demo.serve_and_decode()
-    demo.trace()
+    try:
+        demo = _Demo(directory, console, _digits())
+        demo.train()
+        demo.protect()
+        demo.issue_and_export()
+        demo.serve_and_decode()
+        demo.trace()
+    except BaseException:  # interrupted, too: half a demo is of no use
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     console.rule("Try next")
     hints = _NEXT.format(directory=directory, passphrase=PASSPHRASE)
     console.print(hints, soft_wrap=True, highlight=False)

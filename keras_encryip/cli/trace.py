@@ -146,9 +146,9 @@ def _finish_trace(
     """Save first, so that nothing is lost if the terminal is."""
     for path in save or []:
         report.save(path)
+    typer.echo(str(report))
     if evidence is not None:
         tracer.evidence(report, evidence)
-    typer.echo(str(report))
 
 
 def _read_key(path: Path) -> bytes:

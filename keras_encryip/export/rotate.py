@@ -113,7 +113,7 @@ def rotate_codebook(
         manifest = complete_version(draft, after, keys, hosted=hosted, lock=lock)
         exports.add_reordered_export(after, manifest, folder=target.name, source=signed, lock=lock)
 
-    make_new_folder(target, fill)
+    make_new_folder(target, fill, mode=0o700 if hosted and old_lock is None else 0o777)
 
 
 # --- writing -----------------------------------------------------------------------------

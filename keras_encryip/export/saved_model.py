@@ -164,7 +164,8 @@ def export_saved_model(
         )
 
     with instead_of(ArgumentError, raises=lambda error: ExportError(str(error))):
-        make_new_folder(target, fill)
+        # The response key is in the folder of an encrypted export that is not locked.
+        make_new_folder(target, fill, mode=0o700 if hosted and place is None else 0o777)
 
 
 def _check_arguments(model: Any, responses: Any, weights: Any, key_file: Any) -> None:
@@ -199,15 +200,12 @@ def complete_version(
     Returns:
         The bytes of `manifest.json`.
     """
-    readable_key = hosted and lock is None
-    if readable_key:
-        draft.chmod(0o700)
     assets = draft / ASSETS
     assets.mkdir(parents=True)
     write_new_file(assets / CODEBOOK, codebook.to_bytes())
     if lock is not None:
         write_new_file(assets / LOCK, lock.to_bytes())
-    warning = RESPONSE_KEY_INSIDE if readable_key else None
+    warning = RESPONSE_KEY_INSIDE if hosted and lock is None else None
     manifest = make_manifest(draft, codebook, keys.sign, warning)
     write_new_file(assets / MANIFEST, manifest)
     verify_export(draft, issuer=keys.issuer)

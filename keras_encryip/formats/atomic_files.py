@@ -1,33 +1,74 @@
 """Reading bounded files, and writing files and folders whole or not at all."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
+import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from keras_encryip.errors import ArgumentError, FormatError, instead_of, reason
 
+PIPE_SECONDS: Final = 2.0
+"""Whoever writes to a pipe that is read has to be done by then."""
+
 
 def read_bounded(path: str | os.PathLike[str], *, what: str, max_bytes: int) -> bytes:
-    """Read a file of at most `max_bytes`.
+    """Read a file of at most `max_bytes`, or what is written to a pipe within two seconds.
 
     Raises:
-        FormatError: the file is missing, a folder, unreadable, or too large.
+        FormatError: the file is missing, a folder or device, unreadable, or too large.
     """
     name = os.fspath(path)
-    with (
-        instead_of(
-            OSError,
-            raises=lambda error: FormatError(f"Cannot read the {what} {name!r}: {reason(error)}."),
-        ),
-        open(path, "rb") as file,
+    with instead_of(
+        *(OSError, ValueError),  # a path with a zero byte
+        raises=lambda error: FormatError(f"Cannot read the {what} {name!r}: {reason(error)}."),
     ):
-        data = file.read(max_bytes + 1)
+        file = open_file(path, pipes=True)
+        with open(file, "rb") as opened:
+            pipe = stat.S_ISFIFO(os.fstat(file).st_mode)
+            data = _read_pipe(file, max_bytes) if pipe else opened.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise FormatError(f"The {what} {name!r} is too large: more than {max_bytes} bytes.")
     return data
+
+
+def open_file(path: str | os.PathLike[str], *, flags: int = 0, pipes: bool = False) -> int:
+    """A descriptor of a file, to be read. It waits for nobody.
+
+    Raises:
+        OSError: as `os.open`; also for folders and what may never end: devices, and pipes that
+            are not wanted.
+    """
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | flags)
+    mode = os.fstat(file).st_mode
+    if not stat.S_ISREG(mode) and not (pipes and stat.S_ISFIFO(mode)):
+        os.close(file)
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(code, "Is a directory" if stat.S_ISDIR(mode) else "It is a pipe or device")
+    return file
+
+
+def _read_pipe(file: int, max_bytes: int) -> bytes:
+    data, deadline = bytearray(), time.monotonic() + PIPE_SECONDS
+    while len(data) <= max_bytes:
+        try:
+            part = os.read(file, 1 << 16)
+        except BlockingIOError:
+            part = None  # somebody will write
+        if part == b"" and data:
+            break
+        if not part:
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "It is a pipe, and nobody ended writing to it")
+            time.sleep(0.01)
+        else:
+            data += part
+    return bytes(data)
 
 
 def make_new_file(
@@ -75,13 +116,16 @@ def replace_file(
     _by_draft(path, write, what=what)
 
 
-def make_new_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -> None:
+def make_new_folder(
+    path: str | os.PathLike[str], fill: Callable[[Path], None], *, mode: int = 0o777
+) -> None:
     """Make a folder that must not exist yet: whole, under its name, or not at all.
 
     Args:
         path: its name, given at the end by a rename.
         fill: fills a new temporary folder beside it, which goes again on any error. Folders
             above it are made, and stay.
+        mode: its permissions, from the first byte in it on, less the umask.
 
     Raises:
         ArgumentError: the folder exists (it is left as it is), or cannot be written.
@@ -90,7 +134,8 @@ def make_new_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) 
     def write(draft: Path) -> None:
         if os.path.exists(path):
             raise _taken(path)
-        draft.mkdir(parents=True)
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir(mode)
         fill(draft)
         for folder in (draft, *(inner for inner in draft.rglob("*") if inner.is_dir())):
             sync_folder(folder)

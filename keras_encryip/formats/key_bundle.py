@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -47,6 +47,8 @@ FORMAT: Final = "encryip-key-bundle"
 VERSION: Final = 3
 MAX_BUNDLE_BYTES: Final = 192 << 10
 ANY_MODEL: Final = "*"
+LEEWAY: Final = timedelta(minutes=5)
+"""How far clocks may differ."""
 
 _BEGIN: Final = b"-----BEGIN ENCRYIP KEY BUNDLE-----\n"
 _END: Final = b"\n-----END ENCRYIP KEY BUNDLE-----\n"
@@ -231,10 +233,11 @@ class KeyBundle(Secret):
         """Refuse a bundle outside its dates. Advisory: the holder's clock decides.
 
         Raises:
-            ExpiredKeyError: before `not_before` or after `not_after`.
+            ExpiredKeyError: more than five minutes before `not_before`, which clocks may differ
+                by, or after `not_after`.
         """
         now, name = now or datetime.now(UTC), f"Key bundle {self.header.key_id}"
-        if now < self.not_before:
+        if now < self.not_before - LEEWAY:
             why = f"is valid from {self.header.not_before} on; check this machine's clock."
             raise ExpiredKeyError(f"{name} {why}")
         if now > self.not_after:

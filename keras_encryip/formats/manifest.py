@@ -18,7 +18,7 @@ from keras_encryip.crypto.encoding import (
 )
 from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, verify
 from keras_encryip.errors import ExportError, ForeignKeyError
-from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.atomic_files import open_file, read_bounded
 from keras_encryip.formats.version_folder import ASSETS, read_codebook
 from keras_encryip.labels.codebook import Codebook
 
@@ -158,7 +158,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _sha256(path: Path) -> str:
     digest = SHA256.new()
-    with path.open("rb") as file:
+    with open(open_file(path), "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import contextlib
 import email.utils
+import io
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from keras_encryip.errors import (
     instead_of,
     reason,
 )
+from keras_encryip.formats.atomic_files import read_bounded
 
 MAX_RESPONSE_BYTES: Final = 1 << 30
 
@@ -55,13 +57,11 @@ def read_outputs(path: str | os.PathLike[str]) -> np.ndarray:
 
     if not name.endswith((".npy", ".csv")):
         raise unreadable("its name must end in .npy or .csv")
-    with (
-        instead_of(*DAMAGED, raises=lambda error: unreadable(reason(error))),
-        open(name, "rb") as file,
-    ):
+    data = read_bounded(name, what="model outputs", max_bytes=MAX_RESPONSE_BYTES)
+    with instead_of(*DAMAGED, raises=lambda error: unreadable(reason(error))):
         if name.endswith(".npy"):
-            return np.asarray(np.load(file, allow_pickle=False))
-        return np.loadtxt(file, delimiter=",", ndmin=2, dtype=np.float64)
+            return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+        return np.loadtxt(io.BytesIO(data), delimiter=",", ndmin=2, dtype=np.float64)
 
 
 def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:

@@ -35,7 +35,7 @@ from keras_encryip.errors import (
     instead_of,
     reason,
 )
-from keras_encryip.formats.atomic_files import make_new_file, make_new_folder
+from keras_encryip.formats.atomic_files import make_new_file, make_new_folder, open_file
 from keras_encryip.formats.folder_index import MAX_INDEX_BYTES, Entry, Index, check_index
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey
@@ -124,7 +124,7 @@ def _contents(folder: Path, entry: Entry, advance: Callable[[int], None]) -> Ite
     with instead_of(
         OSError, raises=lambda error: ArgumentError(f"Cannot read {where}: {reason(error)}.")
     ):
-        descriptor = os.open(folder / entry.path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        descriptor = open_file(folder / entry.path, flags=getattr(os, "O_NOFOLLOW", 0))
         with open(descriptor, "rb") as file:
             while part := file.read(min(CHUNK_BYTES, left + 1)):
                 left -= len(part)
@@ -239,7 +239,10 @@ def _opened(
         kind = type(error) if isinstance(error, FormatError | SignatureError) else FormatError
         return kind(f"Cannot open the sealed file {name!r}: {reason(error).rstrip('.')}.")
 
-    with instead_of(OSError, FormatError, SignatureError, raises=refused), open(path, "rb") as file:
+    with (
+        instead_of(OSError, FormatError, SignatureError, raises=refused),
+        open(open_file(path), "rb") as file,
+    ):
         start, head = _read_head(file)
         key = _stream_key(head, name, bundle, passphrase, private_key)
         chunks = unseal_stream(key, _reader(file), SHA256.new(start).digest())

@@ -8,6 +8,7 @@ sum of independent two-point variables of known law.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -213,5 +214,8 @@ def binomial_tail(n: int, num_classes: int) -> np.ndarray:
 
 
 def corrected(p_value: float, tests: int) -> float:
-    """Bonferroni: the chance that any of `tests` innocents scores so high, at most 1."""
-    return min(1.0, p_value * max(1, tests))
+    """Bonferroni: the chance that any of `tests` innocents scores so high, at most 1.
+
+    Nothing is impossible: what a float cannot hold is rounded up to the smallest normal one.
+    """
+    return min(1.0, max(p_value, sys.float_info.min) * max(1, tests))

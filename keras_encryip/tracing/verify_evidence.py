@@ -17,7 +17,7 @@ import numpy as np
 from keras_encryip.crypto.encoding import canonical_json, decode_base64
 from keras_encryip.crypto.signing import verify
 from keras_encryip.errors import DAMAGED, EvidenceError, FormatError
-from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.atomic_files import open_file, read_bounded
 from keras_encryip.labels.codebook import MAX_CODEBOOK_BYTES, Codebook
 from keras_encryip.labels.live_labels import LiveLabel, live_commitment
 from keras_encryip.labels.trace_set import MAX_TRACE_SET_BYTES, TraceSet, plurality
@@ -308,7 +308,7 @@ def _chance(weights: np.ndarray, biases: np.ndarray, bits: np.ndarray) -> float:
 
 
 def _parts(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with open(open_file(path), "rb") as file:
         while part := file.read(1 << 20):
             yield part
 
@@ -324,6 +324,8 @@ def _array(data: bytes) -> np.ndarray:
 def _arrays(data: bytes) -> list[np.ndarray | None]:
     """Arrays `0`, `1`, …; one of size 0 stands for a kernel that was not found."""
     with contextlib.suppress(*DAMAGED), np.load(io.BytesIO(data), allow_pickle=False) as file:
-        arrays = [file[str(i)] for i in range(len(file.files))]
-        return [array if array.size else None for array in arrays]
+        stored = sum(entry.file_size for entry in file.zip.infolist()) <= len(data)
+        if stored:  # nothing unpacks to more than was read
+            arrays = [file[str(i)] for i in range(len(file.files))]
+            return [array if array.size else None for array in arrays]
     raise FormatError("The weights of the evidence are malformed.")

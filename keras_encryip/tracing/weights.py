@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from keras_encryip.errors import DAMAGED, ArgumentError, FormatError, instead_of
+from keras_encryip.formats.atomic_files import open_file
 from keras_encryip.tracing.checkpoint import Checkpoint
 
 MAX_BYTES: Final = 1 << 34
@@ -149,7 +150,7 @@ def _unreadable(path: Path, error: Exception) -> FormatError:
 
 
 def _read_file(path: Path) -> Iterator[np.ndarray]:
-    with path.open("rb") as file:
+    with open(open_file(path), "rb") as file:
         magic = file.read(8)
         file.seek(0)
         if magic.startswith(_HDF5):

@@ -120,7 +120,7 @@ def test_decode_refuses(
 
 def test_decode_loads_no_tensorflow(workplace: Path) -> None:
     code = (
-        "import sys; from keras_encryip.cli import app\n"
+        "import sys; from keras_encryip.cli.app import app\n"
         "try: app()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert not {'tensorflow', 'keras', 'sqlalchemy', 'sklearn'} & set(sys.modules)"

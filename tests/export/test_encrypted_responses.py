@@ -184,7 +184,7 @@ def test_unknown_responses(hosted: Hosted, tmp_path: Path) -> None:
 def test_command_line(hosted: Hosted, digits: Any, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from keras_encryip.cli import app
+    from keras_encryip.cli.app import app
 
     runner, secret = CliRunner(), hosted.shipped.passphrase
     env = {"ENCRYIP_AUTHORITY_PASSPHRASE": secret, "ENCRYIP_BUNDLE_PASSPHRASE": secret}

@@ -215,6 +215,15 @@ def test_dates_are_checked_against_the_clock(world: Any) -> None:
     KeyBundle.from_bytes(world.authority.bundle(world.alice)).check_dates()
 
 
+def test_clocks_may_differ_by_five_minutes(world: Any) -> None:
+    """A bundle is used on another machine than the one that made it."""
+    start = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    bundle = KeyBundle.from_bytes(world.authority.bundle(world.alice, not_before=start))
+    bundle.check_dates(start - timedelta(minutes=5))
+    with pytest.raises(ExpiredKeyError, match="check this machine's clock"):
+        bundle.check_dates(start - timedelta(minutes=5, seconds=1))
+
+
 @pytest.mark.parametrize(
     ("scope", "model", "allowed"),
     [

@@ -31,6 +31,8 @@ import { PUBLIC_BYTES, SIGNATURE_BYTES, subtle, verify, type WorkOptions } from 
 
 const MAX_BUNDLE_BYTES = 196_608;
 const ANY_MODEL = "*";
+/** How far clocks may differ. */
+const LEEWAY_MS = 5 * 60 * 1000;
 const BEGIN = "-----BEGIN ENCRYIP KEY BUNDLE-----\n";
 const END = "\n-----END ENCRYIP KEY BUNDLE-----\n";
 const VERSION = 3;
@@ -164,10 +166,10 @@ export class KeyBundle {
     return keys;
   }
 
-  /** Refuse a bundle outside its dates. Advisory: the holder's clock decides. */
+  /** Refuse a bundle outside its dates, five minutes for clocks left. Advisory: the holder's clock decides. */
   checkDates(now: Date = new Date()): void {
     const { key_id, not_before, not_after } = this.header;
-    if (now < this.notBefore) {
+    if (now.getTime() < this.notBefore.getTime() - LEEWAY_MS) {
       throw new ExpiredKeyError(
         `Key bundle ${key_id} is valid from ${not_before} on; check this machine's clock.`,
       );

@@ -1,0 +1,44 @@
+"""The commands of `encryip`."""
+
+from typing import Annotated
+
+import typer
+
+from keras_encryip import __version__
+from keras_encryip.cli import client, owner, trace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"keras_encryip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Protect Keras classifiers, issue keys, decode predictions."""
+
+
+app.command()(owner.demo)
+app.add_typer(owner.authority_app, name="authority")
+owner.key_app.command("new")(client.key_new)
+app.add_typer(owner.key_app, name="key")
+app.command()(owner.export)
+app.command()(owner.rotate)
+app.command()(owner.seal)
+app.add_typer(trace.app, name="trace")
+app.command("verify-evidence")(client.verify_evidence_command)
+app.command()(client.inspect)
+app.command()(client.verify)
+app.command()(client.unlock)
+app.command()(client.unseal)
+app.command()(client.decode)
