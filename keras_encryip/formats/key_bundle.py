@@ -157,7 +157,8 @@ class KeyBundle(Secret):
         if not data.startswith(_BEGIN) or not data.endswith(_END):
             raise FormatError(
                 "This is not a whole key bundle: its first line must be "
-                f"{_BEGIN.decode().strip()!r} and its last {_END.decode().strip()!r}."
+                f"{_BEGIN.decode().strip()!r} and its last {_END.decode().strip()!r}, as it "
+                "was issued: without a byte order mark, and with LF as line end."
             )
         text = data.removeprefix(_BEGIN).removesuffix(_END)
         if old := _OLD.search(text[-_TAIL:]):

@@ -2,6 +2,7 @@
 
 import contextlib
 import email.utils
+import io
 import json
 import os
 from datetime import UTC, datetime
@@ -19,6 +20,10 @@ from keras_encryip.errors import (
     instead_of,
     reason,
 )
+from keras_encryip.errors import (
+    printable as printable,  # the name by which others import it from here
+)
+from keras_encryip.formats.text import without_mark
 
 MAX_RESPONSE_BYTES: Final = 1 << 30
 
@@ -53,7 +58,9 @@ def read_outputs(path: str | os.PathLike[str]) -> np.ndarray:
     ):
         if name.endswith(".npy"):
             return np.asarray(np.load(file, allow_pickle=False))
-        return np.loadtxt(file, delimiter=",", ndmin=2, dtype=np.float64)
+        without_mark(file.peek(4), what=f"file {name!r}")
+        text = io.TextIOWrapper(file, "utf-8-sig")
+        return np.loadtxt(text, delimiter=",", ndmin=2, dtype=np.float64)
 
 
 def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
@@ -138,12 +145,6 @@ def retry_after(header: str) -> float | None:
             moment = moment.replace(tzinfo=UTC)
         return max(0.0, (moment - datetime.now(UTC)).total_seconds())
     return None
-
-
-def printable(text: str, length: int) -> str:
-    """At most `length` characters, none of which can play tricks on a terminal."""
-    text = "".join(c if c.isprintable() else " " for c in text[: length + 1])
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def open_responses(
