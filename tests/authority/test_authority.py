@@ -122,7 +122,7 @@ def test_a_plain_path_is_taken(
             assert again.users() == authority.users()
         with pytest.raises(LedgerError, match="exists already"):
             create(kind(place))
-    with pytest.raises(LedgerError, match="There is no authority at 'none'"):
+    with pytest.raises(LedgerError, match="There is no authority at '.*/none'"):
         Authority.open(kind("none"), "any")
 
 
@@ -528,9 +528,7 @@ def test_a_recipient_has_an_active_key(authority: Authority, issue: Any) -> None
 
 def test_an_authority_shows_public_facts_only(authority: Authority) -> None:
     public = authority.public_key.digest.hex()[:16]
-    assert re.fullmatch(
-        rf"<Authority sqlite:///.*acme\.authority public={public}>", repr(authority)
-    )
+    assert re.fullmatch(rf"<Authority /.*acme\.authority public={public}>", repr(authority))
     assert not hasattr(authority, "__dict__")
 
 
