@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import sqlalchemy as sa
 from Crypto.Random import get_random_bytes
@@ -328,6 +328,16 @@ class Authority(Secret):
             LedgerError: unknown or already revoked, or t users are revoked already.
         """
         return self.user_store.revoke(check_name(subject, "subject"))
+
+
+def check_authority(authority: Any) -> Authority:
+    """Refuse a path, which says nothing of the passphrase."""
+    if isinstance(authority, Authority):
+        return authority
+    raise ArgumentError(
+        "`authority` must be an Authority, from `Authority.open(path, passphrase)`. "
+        f"Received: {type(authority).__name__}"
+    )
 
 
 def _terms(days: float, models: list[str] | None, roles: Sequence[str]) -> Terms:

@@ -122,7 +122,7 @@ def test_a_plain_path_is_taken(
             assert again.users() == authority.users()
         with pytest.raises(LedgerError, match="exists already"):
             create(kind(place))
-    with pytest.raises(LedgerError, match="There is no authority at '.*/none'"):
+    with pytest.raises(LedgerError, match=r"There is no authority at '.*/none'"):
         Authority.open(kind("none"), "any")
 
 

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.seal_folder import seal_folder
+from keras_encryip.authority.tracer import Tracer
 from keras_encryip.errors import ArgumentError, EncryipError, LedgerError
+from keras_encryip.labels.assignment import LabelAssignment
+from keras_encryip.labels.codebook import ModelMetadata
 
 PASSPHRASE = "owner's passphrase"
 
@@ -112,7 +116,7 @@ def test_a_relative_path_stays_where_it_was(here: Path, tmp_path: Path) -> None:
 )
 def test_other_addresses_are_refused_before_anything_is_written(url: str, here: Path) -> None:
     for use in Authority.create, Authority.open:
-        with pytest.raises(ArgumentError, match="^`url` must be a file's path or a database URL"):
+        with pytest.raises(ArgumentError, match=r"^`url` must be a file's path or a database URL"):
             use(url, PASSPHRASE)
     assert os.listdir(here) == []
 
@@ -120,7 +124,7 @@ def test_other_addresses_are_refused_before_anything_is_written(url: str, here: 
 @pytest.mark.parametrize("wrong", [None, 7, b"a.authority", "", ["a"]])
 def test_what_is_neither_path_nor_url(wrong: Any, here: Path) -> None:
     for use in Authority.create, Authority.open:
-        with pytest.raises(ArgumentError, match="^`url` must be a file's path or a database URL"):
+        with pytest.raises(ArgumentError, match=r"^`url` must be a file's path or a database URL"):
             use(wrong, PASSPHRASE)
     assert os.listdir(here) == []
 
@@ -132,6 +136,28 @@ def test_a_tilde_is_no_folder(kind: Callable[[str], Any], path: str, here: Path)
         with pytest.raises(EncryipError, match=r"is your shell's to expand.*os\.path\.expanduser"):
             use(kind(path), PASSPHRASE)
     assert os.listdir(here) == []
+
+
+@pytest.mark.parametrize("wrong", ["x.authority", Path("x.authority"), None])
+def test_a_path_is_no_authority(wrong: Any, here: Path) -> None:
+    message = r"^`authority` must be an Authority, from `Authority\.open.*Received: \w+$"
+    for use in (Tracer, lambda authority: seal_folder(authority, here, here / "x", model="m")):
+        with pytest.raises(ArgumentError, match=message):
+            use(wrong)
+    assert os.listdir(here) == []
+
+
+def test_a_path_is_no_decoder(here: Path) -> None:
+    with Authority.create("a", PASSPHRASE, scrypt_log2_n=14) as authority:
+        metadata = ModelMetadata(model="m", class_names=["x", "y"])
+        authority.model_store.add_model(metadata, LabelAssignment.draw(2, 2, 2, 1024))
+        with pytest.raises(ArgumentError, match=r"^`decoder` must be a Decoder, from .*open.*str$"):
+            Tracer(authority).service("http://x", model="m", decoder="d")  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match=r"public_key`, an `X25519PublicKey`, from .*read"):
+            authority.issue("ann", "b", public_key="a.public.pem")  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match=r"^`report` must be a TraceReport, from a method"):
+            Tracer(authority).evidence("r.json", "e")  # type: ignore[arg-type]
+    assert os.listdir(here) == ["a"]
 
 
 def test_urls_are_what_they_were(here: Path) -> None:

@@ -236,7 +236,10 @@ def test_refuses_what_the_classifier_cannot_have(
         ({"temperature": 0}, "`temperature` must be a positive number. .*=0"),
         ({"temperature": float("inf")}, "`temperature` must be a positive number. .*=inf"),
         ({"teacher": "me"}, "`teacher` must be True, False or a trained keras.Model. .*str"),
-        ({"authority": "acme"}, "`authority` must be an Authority. Received: str"),
+        (
+            {"authority": "acme"},
+            "`authority` must be an Authority, from `Authority.open.*Received: str",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
