@@ -77,10 +77,15 @@ def check_name(name: Any, argument: str) -> str:
     return kept
 
 
+def has_hidden(path: str) -> bool:
+    """Whether a path holds what nobody sees, or what makes it look like another."""
+    return any(unicodedata.category(character) in _HIDDEN for character in path)
+
+
 def is_file_name(name: str) -> bool:
     """Whether this names a file on any system: no separator, device or hidden character."""
-    odd = any(c in _ODD or unicodedata.category(c) in _HIDDEN for c in name)
-    return bool(name) and name[-1] not in ". " and not odd and not _DEVICE.fullmatch(name)
+    odd = not _ODD.isdisjoint(name) or has_hidden(name) or _DEVICE.fullmatch(name)
+    return bool(name) and name[-1] not in ". " and not odd
 
 
 def as_shown(value: object) -> "Text":
