@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +29,7 @@ from keras_encryip.errors import (
     SignatureError,
     instead_of,
 )
-from keras_encryip.formats.atomic_files import write_new_file
+from keras_encryip.formats.atomic_files import unexpanded, write_new_file
 from keras_encryip.formats.bundle_keys import ROLES, Role
 from keras_encryip.formats.key_bundle import ANY_MODEL, make_bundle
 from keras_encryip.formats.key_pair import X25519PublicKey
@@ -276,7 +276,7 @@ class Authority(Secret):
         """
         subject = check_name(subject, "subject")
         terms = _terms(days, models, roles)
-        if Path(path).exists():
+        if Path(unexpanded(fspath(path))).exists():
             raise ArgumentError(f"{str(path)!r} exists already, and is never overwritten.")
         z = self.user_store.pending_z(subject) or random_scalar(get_random_bytes)
         data = make_bundle(

@@ -11,6 +11,7 @@ from keras_encryip.authority.authority import Authority
 from keras_encryip.authority.seal_folder import seal_folder
 from keras_encryip.authority.tracer import Tracer
 from keras_encryip.errors import ArgumentError, EncryipError, LedgerError
+from keras_encryip.formats.atomic_files import make_new_folder
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
 
@@ -157,6 +158,17 @@ def test_a_path_is_no_decoder(here: Path) -> None:
             authority.issue("ann", "b", public_key="a.public.pem")  # type: ignore[arg-type]
         with pytest.raises(ArgumentError, match=r"^`report` must be a TraceReport, from a method"):
             Tracer(authority).evidence("r.json", "e")  # type: ignore[arg-type]
+    assert os.listdir(here) == ["a"]
+
+
+def test_a_key_does_not_go_to_a_tilde(here: Path) -> None:
+    with Authority.create("a", PASSPHRASE, scrypt_log2_n=14) as authority:
+        with pytest.raises(ArgumentError, match="is your shell's to expand"):
+            authority.issue("ann", "~/ann.keybundle", passphrase="user", scrypt_log2_n=14)
+        assert authority.users() == []
+    for path in "~", "~/x", "~root/x":
+        with pytest.raises(ArgumentError, match="is your shell's to expand"):
+            make_new_folder(path, lambda draft: None)
     assert os.listdir(here) == ["a"]
 
 
