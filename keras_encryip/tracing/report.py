@@ -191,7 +191,7 @@ class TraceReport(Secret):
         console.print(self.table())
         for name, value in self._findings.evidence.items():
             if isinstance(value, (str, int, float)):
-                console.print(as_shown(f"{name:24} {value}"))
+                console.print(as_shown(f"{printable(name):24} {value}"))
         return file.getvalue()
 
     def to_bytes(self) -> bytes:

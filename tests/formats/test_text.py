@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import re
 import unicodedata
 
 import pytest
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from keras_encryip.errors import ArgumentError, FormatError
+from keras_encryip.formats.progress import progress_bar
 from keras_encryip.formats.text import (
     as_shown,
     check_name,
@@ -129,3 +131,14 @@ def test_text_in_tables_stands_as_it_is(text: str) -> None:
 def test_text_in_tables_is_printable() -> None:
     assert as_shown("a\x1b[2J\nb").plain == "a\\x1b[2J\\nb"
     assert as_shown(7).plain == "7"
+
+
+def test_a_progress_bar_shows_its_title_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with progress_bar("sealing [/x][red] :x:\n\x1b[2J", 2) as advance:
+        advance(2)
+    shown = capfd.readouterr().err
+    assert r"sealing [/x][red] :x:\n\x1b[2J" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
