@@ -18,7 +18,7 @@ from keras_encryip.cli.shared import (
     say,
 )
 from keras_encryip.client.unlock_key import unlock_key, write_key_file
-from keras_encryip.errors import ArgumentError, FormatError
+from keras_encryip.errors import ArgumentError, FormatError, printable
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import write_key_pair
 from keras_encryip.formats.lock import is_locked, read_lock
@@ -48,8 +48,9 @@ def verify_evidence_command(
         expected = hexadecimal(issuer, 32, "--issuer")
     verified = verify_evidence(directory, issuer=expected)
     for subject, p_value in verified.p_values.items():
+        name = printable(subject, 256)
         say(
-            f"guilty: {subject}, {verified.kind}, p = {p_value:.1e} among {verified.tests:,} tested"
+            f"guilty: {name}, {verified.kind}, p = {p_value:.1e} among {verified.tests:,} tested"
         )
     say(f"committed since {verified.committed}; signed by {verified.issuer}")
     if expected is None:
