@@ -49,9 +49,7 @@ def verify_evidence_command(
     verified = verify_evidence(directory, issuer=expected)
     for subject, p_value in verified.p_values.items():
         name = printable(subject, 256)
-        say(
-            f"guilty: {name}, {verified.kind}, p = {p_value:.1e} among {verified.tests:,} tested"
-        )
+        say(f"guilty: {name}, {verified.kind}, p = {p_value:.1e} among {verified.tests:,} tested")
     say(f"committed since {verified.committed}; signed by {verified.issuer}")
     if expected is None:
         say("Nobody was named who must have signed: pass --bundle or --issuer.")

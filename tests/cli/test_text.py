@@ -15,7 +15,7 @@ from keras_encryip.authority import Authority
 from keras_encryip.cli import main
 from keras_encryip.formats.key_pair import X25519PublicKey, write_key_pair
 from keras_encryip.labels.assignment import LabelAssignment
-from keras_encryip.labels.codebook import ModelMetadata
+from keras_encryip.labels.codebook import Codebook, ModelMetadata
 
 NFC = unicodedata.normalize("NFC", "José")
 NFD = unicodedata.normalize("NFD", "José")
@@ -125,7 +125,7 @@ def test_key_pairs(
     assert decoded.code == 0, decoded.err
 
 
-def _protect(owner: Authority):
+def _protect(owner: Authority) -> Codebook:
     assignment = LabelAssignment.draw(3, 4, 0, 256)
     metadata = ModelMetadata(model="pets", class_names=CLASSES)
     codebook = owner.model_store.add_model(metadata, assignment)
