@@ -34,6 +34,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 import keras_encryip as ke
+from keras_encryip.formats.text import as_shown
 from keras_encryip.models.protected_model import ProtectedModel
 
 EPOCHS = {"digits": (10, 10), "mnist": (3, 3), "cifar10": (12, 4)}
@@ -193,7 +194,7 @@ def main() -> None:
 
 def show(console: Console, saved: dict) -> None:
     setting, seeds = saved["setting"], saved["seeds"]
-    console.print(f"{setting} seeds {', '.join(seeds)}; {saved['machine']}")
+    console.print(as_shown(f"{setting} seeds {', '.join(seeds)}; {saved['machine']}"))
     table = Table("", "accuracy per seed", "mean − twin", "trace inputs recognised", "label agrees")
     twin = np.array([s["twin"]["accuracy"] for s in seeds.values()])
     for kind in ("twin", "scratch", "finetuned", "light"):

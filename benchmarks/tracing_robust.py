@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_encryip as ke
+from keras_encryip.formats.text import as_shown
 from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.tracing.weights import kernels_of
 
@@ -152,7 +153,7 @@ def show(console: Console, saved: dict[str, Any]) -> None:
             "best innocent",
             "p-value",
             "our model?",
-            title=(
+            title=as_shown(
                 f"{key}: {result['trace labels']} trace labels, {result['users']:,} users; decoded "
                 f"{100 * clean:.2f}, twin {100 * result['twin']:.2f} %"
             ),
@@ -160,12 +161,12 @@ def show(console: Console, saved: dict[str, Any]) -> None:
         for attack, row in result["attacks"].items():
             leaker = row.get("score", row.get("coincidences"))  # which releases before 0.4 counted
             table.add_row(
-                attack,
+                as_shown(attack),
                 f"{100 * row['accuracy']:.1f}",
                 "not among the first" if leaker is None else f"{leaker:.0f}",
                 f"{row['best innocent']:.0f}",
                 f"{row['p_value']:.0e}",
-                f"{row['our model']} ({row['p-value of our model']:.0e})",
+                as_shown(f"{row['our model']} ({row['p-value of our model']:.0e})"),
             )
         console.print(table)
 

@@ -47,6 +47,7 @@ from keras_encryip.authority.authority import Authority
 from keras_encryip.authority.tracer import Tracer
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.formats.key_bundle import KeyBundle
+from keras_encryip.formats.text import as_shown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PASSPHRASE = "benchmark"
@@ -360,7 +361,7 @@ def main() -> None:
     save()
     console = Console()
     console.width = max(console.width, 130)
-    console.print(results["machine"])
+    console.print(as_shown(results["machine"]))
     show(console, results)
     plot(results, args.png)
 

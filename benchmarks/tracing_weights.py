@@ -44,6 +44,7 @@ from rich.table import Table
 
 import keras_encryip as ke
 from keras_encryip.authority import export_store
+from keras_encryip.formats.text import as_shown
 from keras_encryip.tracing.fingerprint import FINGERPRINT_STRENGTH, correlate, embed, whiten
 from keras_encryip.tracing.statistics import SIGNIFICANCE
 from keras_encryip.tracing.weights import kernels_of, read_kernels
@@ -345,18 +346,19 @@ def measure_scale(users: int) -> dict:
 def show_scale(console: Console, found: dict) -> None:
     console.print(
         f"{found['users']:,} recipients, {found['weights']:,} weights "
-        f"({found['MB of weights']:.0f} MB); {found['machine']}\n"
-        f"one export: {found['seconds to export']:.1f} s; peak before tracing "
-        f"{found['peak MB before tracing']:.0f} MB"
+        f"({found['MB of weights']:.0f} MB);",
+        as_shown(found["machine"]),
+        f"\none export: {found['seconds to export']:.1f} s; peak before tracing "
+        f"{found['peak MB before tracing']:.0f} MB",
     )
     table = Table("suspect", "seconds", "peak MB so far", "verdict", "z", "next z")
     for name, row in found.items():
         if isinstance(row, dict):
             table.add_row(
-                name,
+                as_shown(name),
                 f"{row['seconds']:.1f}",
                 f"{row['peak MB']:.0f}",
-                " ".join([row["verdict"], *row["guilty"]]),
+                as_shown(" ".join([row["verdict"], *row["guilty"]])),
                 f"{row['z']:.1f}",
                 f"{row['next z']:.2f}",
             )
@@ -416,12 +418,13 @@ def main() -> None:
 def show(console: Console, saved: dict) -> None:
     setting, seeds = saved["setting"], saved["seeds"]
     sizes = {s["weights"] for s in seeds.values()}
-    console.print(f"{setting} seeds {', '.join(seeds)}; weights {sizes}; {saved['machine']}")
+    heading = f"{setting} seeds {', '.join(seeds)}; weights {sizes}; {saved['machine']}"
+    console.print(as_shown(heading))
     table = Table("strength of the mark", "accuracy of copies, per seed", "worst copy")
     for strength in next(iter(seeds.values()))["accuracy by strength"]:
         rows = [s["accuracy by strength"][strength] for s in seeds.values()]
         table.add_row(
-            strength,
+            as_shown(strength),
             " ".join(f"{100 * np.mean(row):.2f}" for row in rows),
             " ".join(f"{100 * min(row):.2f}" for row in rows),
         )
@@ -432,7 +435,7 @@ def show(console: Console, saved: dict) -> None:
         z = np.concatenate([row["z"] for row in rows])
         one = len(z) == 1
         table.add_row(
-            attack,
+            as_shown(attack),
             " ".join(f"{100 * row['accuracy']:.2f}" for row in rows),
             f"{z[0]:.1f}" if one else f"{z.min():.1f} … {z.max():.1f}",
             f"{max(row['best innocent'] for row in rows):.2f}",

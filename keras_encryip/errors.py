@@ -4,12 +4,21 @@ Catch `EncryipError` for all of them. No message ever contains a passphrase, a
 key or a decrypted value; each names the file or field, and the fix.
 """
 
+import unicodedata
 from collections.abc import Callable
 from typing import Any, Final
 
+MAX_MESSAGE: Final = 8192
+
 
 class EncryipError(Exception):
-    """Root of every error raised on purpose by `keras_encryip`."""
+    """Root of every error raised on purpose by `keras_encryip`.
+
+    Its text is one line that a terminal or log shows as it is, whatever a file had in its names.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), MAX_MESSAGE)
 
 
 class ArgumentError(EncryipError, ValueError):
@@ -124,3 +133,23 @@ class instead_of:
 def reason(error: BaseException) -> str:
     """The operating system's words for a failure, else the exception's own, else its name."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def printable(text: str, length: int | None = None) -> str:
+    """One line of at most `length` characters, none of which can play tricks on a terminal.
+
+    Line breaks, control and format characters are escaped as in Python; any space is a plain one.
+
+    >>> print(printable("cat\\n\\x1b[2J"))
+    cat\\n\\x1b[2J
+    """
+    shown = "".join(map(_shown, text if length is None else text[: length + 1]))
+    return shown if length is None or len(shown) <= length else shown[: length - 1] + "…"
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    if unicodedata.category(character) == "Zs":
+        return " "
+    return character.encode("unicode_escape").decode("ascii")

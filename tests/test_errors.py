@@ -8,9 +8,11 @@ from keras_encryip.errors import (
     ArgumentError,
     EncryipError,
     FormatError,
+    KeyRefusedError,
     LedgerError,
     SignatureError,
     instead_of,
+    printable,
     reason,
 )
 
@@ -114,3 +116,38 @@ def test_errors_of_ours_pass_unless_named() -> None:
     for caught in (FormatError, EncryipError):
         with pytest.raises(LedgerError, match="plain"), instead_of(caught, raises=plain):
             raise FormatError("exact")
+
+
+# --- what a terminal shows ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain [x] José 山 \\n", "plain [x] José 山 \\n"),
+        ("a\nb\r\n\tc", r"a\nb\r\n\tc"),
+        ("\x1b[2J\x07\x7f\x9b", r"\x1b[2J\x07\x7f\x9b"),
+        ("a\u202eb\u200b\u2028\ufeff", r"a\u202eb\u200b\u2028\ufeff"),
+        ("\udcff\U000e0041", r"\udcff\U000e0041"),
+        ("a\u00a0b\u3000c", "a b c"),
+    ],
+)
+def test_what_could_play_tricks_is_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(shown) == shown
+    assert printable(text, 3) == (shown if len(shown) <= 3 else f"{shown[:2]}…")
+
+
+@pytest.mark.parametrize(
+    "kind", [EncryipError, *EncryipError.__subclasses__(), *KeyRefusedError.__subclasses__()]
+)
+def test_every_message_is_one_printable_line(kind: type[EncryipError]) -> None:
+    error = kind("field 'a\nError: b\x1b[2J\u202e'")
+    assert str(error) == r"field 'a\nError: b\x1b[2J\u202e'"
+    assert r"b\x1b[2J" in "".join(traceback.format_exception_only(error))
+    assert str(kind("")) == ""
+
+
+def test_a_message_is_never_endless() -> None:
+    assert len(str(FormatError("a" * 100_000))) == 8192
+    assert str(FormatError("a" * 8192)) == "a" * 8192

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Self
 
 import sqlalchemy as sa
 from Crypto.Random import get_random_bytes
@@ -29,13 +29,12 @@ from keras_encryip.errors import (
     SignatureError,
     instead_of,
 )
-from keras_encryip.formats.atomic_files import write_new_file
+from keras_encryip.formats.atomic_files import unexpanded, write_new_file
 from keras_encryip.formats.bundle_keys import ROLES, Role
 from keras_encryip.formats.key_bundle import ANY_MODEL, make_bundle
 from keras_encryip.formats.key_pair import X25519PublicKey
+from keras_encryip.formats.text import check_name
 from keras_encryip.tracing.events import AUTHORITY_CREATED, Event, now_text
-
-_MAX_NAME: Final = 256
 
 
 class Authority(Secret):
@@ -105,8 +104,9 @@ class Authority(Secret):
         keys = AuthorityKeys.generate(threshold, slots)
         salt = get_random_bytes(SALT_BYTES)
         sealed = keys.to_sealed(passphrase, salt, scrypt_log2_n)
-        title = name or Path(Ledger(url).url.database or "authority").stem
-        _check_text(title, "name")
+        if name is None:
+            name = Path(Ledger(url).url.database or "authority").stem
+        title = check_name(name, "name")
 
         def fill(connection: sa.Connection) -> None:
             connection.execute(
@@ -258,7 +258,8 @@ class Authority(Secret):
         listed as pending, and issuing again writes a bundle with the same key.
 
         Args:
-            subject: who gets it, 1 … 256 characters, unique in this authority.
+            subject: who gets it, 1 … 256 visible characters, unique in this authority. Kept, and
+                looked up, in the Unicode normal form NFC.
             path: where the bundle goes; never overwritten.
             roles: what it is for: `"read"` decodes answers, `"run"` runs locked exports.
             passphrase: seals the bundle; give it to the user another way.
@@ -273,9 +274,9 @@ class Authority(Secret):
             ArgumentError: the path exists or cannot be written, a field is invalid, or not
                 one of passphrase and public key was passed.
         """
-        _check_text(subject, "subject")
+        subject = check_name(subject, "subject")
         terms = _terms(days, models, roles)
-        if Path(path).exists():
+        if Path(unexpanded(fspath(path))).exists():
             raise ArgumentError(f"{str(path)!r} exists already, and is never overwritten.")
         z = self.user_store.pending_z(subject) or random_scalar(get_random_bytes)
         data = make_bundle(
@@ -315,10 +316,7 @@ class Authority(Secret):
         """
         if isinstance(subjects, str) or not isinstance(subjects, Iterable):
             raise ArgumentError(f"`subjects` must be a list of names. Received: {subjects!r}")
-        names = list(subjects)
-        for name in names:
-            _check_text(name, "subjects")
-        return self.user_store.enroll(names)
+        return self.user_store.enroll([check_name(name, "subjects") for name in subjects])
 
     def revoke(self, subject: str) -> User:
         """Shut a user out of every codebook made from now on.
@@ -329,23 +327,17 @@ class Authority(Secret):
         Raises:
             LedgerError: unknown or already revoked, or t users are revoked already.
         """
-        _check_text(subject, "subject")
-        return self.user_store.revoke(subject)
+        return self.user_store.revoke(check_name(subject, "subject"))
 
 
-def _check_text(text: str, argument: str) -> None:
-    """Refuse what cannot stand in a bundle or in the ledger."""
-    storable = isinstance(text, str) and 0 < len(text) <= _MAX_NAME
-    if storable:
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # a lone surrogate, from a command line that is not UTF-8
-            storable = False
-    if not storable:
-        raise ArgumentError(
-            f"`{argument}` must be a string of 1 … {_MAX_NAME} characters. "
-            f"Received: {argument}={text!r}"
-        )
+def check_authority(authority: Any) -> Authority:
+    """Refuse a path, which says nothing of the passphrase."""
+    if isinstance(authority, Authority):
+        return authority
+    raise ArgumentError(
+        "`authority` must be an Authority, from `Authority.open(path, passphrase)`. "
+        f"Received: {type(authority).__name__}"
+    )
 
 
 def _terms(days: float, models: list[str] | None, roles: Sequence[str]) -> Terms:
@@ -358,5 +350,5 @@ def _terms(days: float, models: list[str] | None, roles: Sequence[str]) -> Terms
     if isinstance(roles, str) or not set(roles) <= set(ROLES) or not roles:
         raise ArgumentError(f"`roles` must hold 'read', 'run' or both. Received: roles={roles!r}")
     now = datetime.now(UTC)
-    scope = sorted(set(models)) if models else [ANY_MODEL]
-    return Terms(now, now + timedelta(days=days), scope, sorted(set(roles)))
+    names = {check_name(model, "models") for model in models or [ANY_MODEL]}
+    return Terms(now, now + timedelta(days=days), sorted(names), sorted(set(roles)))

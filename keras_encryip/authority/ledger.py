@@ -7,6 +7,7 @@ all of a change or nothing.
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -21,9 +22,11 @@ from keras_encryip.authority.schema import (
     mistyped_column,
 )
 from keras_encryip.errors import ArgumentError, LedgerError, instead_of
-from keras_encryip.formats.atomic_files import make_new_file
+from keras_encryip.formats.atomic_files import make_new_file, unexpanded
 
 _BUSY_SECONDS: Final = 10
+_URL: Final = re.compile(r"[A-Za-z][\w+.-]+://")
+"""How a URL begins; a single letter is a drive."""
 
 
 class Ledger:
@@ -107,15 +110,12 @@ class Ledger:
     @property
     def path(self) -> Path | None:
         """The SQLite file, or `None` for other databases and `sqlite://`."""
-        database = self.url.database
-        if self.url.get_backend_name() != "sqlite" or database in (None, "", ":memory:"):
-            return None
-        return Path(str(database))
+        return Path(str(self.url.database)) if _is_file(self.url) else None
 
     @property
     def name(self) -> str:
-        """The URL without its password."""
-        return self.url.render_as_string(hide_password=True)
+        """The file's path, or the URL without its password."""
+        return str(self.path or self.url.render_as_string(hide_password=True))
 
     def close(self) -> None:
         self._engine.dispose()
@@ -187,8 +187,9 @@ def _file_size(connection: sa.Connection) -> int:
 
 
 def _parse_url(url: str | os.PathLike[str] | sa.URL) -> sa.URL:
-    if isinstance(url, os.PathLike) or (isinstance(url, str) and url and "://" not in url):
-        return sa.URL.create("sqlite", database=os.fspath(url))
+    """What is no URL is a path, with whatever characters a URL would give a meaning."""
+    if isinstance(url, os.PathLike) or (isinstance(url, str) and url and not _URL.match(url)):
+        return sa.URL.create("sqlite", database=_absolute(os.fsdecode(url)))
     with instead_of(
         sa.exc.ArgumentError,
         sa.exc.NoSuchModuleError,
@@ -199,7 +200,19 @@ def _parse_url(url: str | os.PathLike[str] | sa.URL) -> sa.URL:
     ):
         parsed = sa.make_url(url)
         parsed.get_dialect()
+    if _is_file(parsed) and "uri" not in parsed.query:
+        return parsed.set(database=_absolute(str(parsed.database)))
     return parsed
+
+
+def _is_file(url: sa.URL) -> bool:
+    return url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+
+
+def _absolute(path: str) -> str:
+    """The same file from any folder; a link is followed before `..` goes up, and never `~`."""
+    folder, name = os.path.split(unexpanded(path))
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _configure_sqlite(engine: sa.Engine) -> None:

@@ -20,6 +20,7 @@ from keras_encryip.authority.schema import (
 from keras_encryip.crypto.encoding import canonical_json
 from keras_encryip.errors import LedgerError, SignatureError, instead_of
 from keras_encryip.formats.lock import Lock
+from keras_encryip.formats.text import check_name
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import Codebook, ModelMetadata
 from keras_encryip.labels.live_labels import LiveLabel, live_commitment, live_labels
@@ -99,7 +100,7 @@ class ModelStore:
         Raises:
             LedgerError: there is none.
         """
-        m = models_table.c
+        name, m = check_name(name, "model"), models_table.c
         with self._ledger.reading() as connection:
             row = connection.execute(
                 sa.select(models_table).where(m.name == name).order_by(m.model_id.desc()).limit(1)

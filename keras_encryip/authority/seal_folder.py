@@ -2,7 +2,7 @@
 
 import os
 
-from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.authority import Authority, check_authority
 from keras_encryip.authority.event_log import append_event
 from keras_encryip.authority.schema import revoked_users
 from keras_encryip.errors import ArgumentError
@@ -38,10 +38,7 @@ def seal_folder(
     Example:
     >>> seal_folder(authority, folder / "digits" / "1", folder / "digits.sealed", model="digits")
     """
-    if not isinstance(authority, Authority):
-        raise ArgumentError(
-            f"`authority` must be an Authority. Received: {type(authority).__name__}"
-        )
+    check_authority(authority)
     authority.model_store.model_named(model)
     index = list_folder(directory, model)
     if os.path.lexists(path):

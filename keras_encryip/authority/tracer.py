@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.authority import Authority, check_authority
 from keras_encryip.authority.earlier_evidence import EarlierEvidence
 from keras_encryip.authority.trace_answers import trace_service, trace_table
 from keras_encryip.authority.trace_keys import trace_bundle, trace_combined_key, trace_key
@@ -43,11 +43,7 @@ class Tracer:
     """
 
     def __init__(self, authority: Authority) -> None:
-        if not isinstance(authority, Authority):
-            raise ArgumentError(
-                f"`authority` must be an Authority. Received: {type(authority).__name__}"
-            )
-        self._authority = authority
+        self._authority = check_authority(authority)
 
     # --- keys --------------------------------------------------------------------
 
@@ -160,6 +156,11 @@ class Tracer:
         >>> print(report.verdict, report.guilty[0].subject)
         guilty alice
         """
+        if decoder is not None and not isinstance(decoder, Decoder):
+            raise ArgumentError(
+                "`decoder` must be a Decoder, from `Decoder.open(model, bundle, passphrase)`. "
+                f"Received: {type(decoder).__name__}"
+            )
         return trace_service(
             self._authority,
             self._record(model),

@@ -21,6 +21,7 @@ from keras_encryip.crypto.slots import commitment
 from keras_encryip.errors import LedgerError
 from keras_encryip.formats.key_bundle import ANY_MODEL
 from keras_encryip.formats.key_pair import X25519PublicKey
+from keras_encryip.formats.text import check_name
 from keras_encryip.tracing.events import (
     BUNDLE_WRITTEN,
     KEY_ISSUED,
@@ -120,6 +121,7 @@ class UserStore:
         Raises:
             LedgerError: there is no such user, or the key was revoked or never written.
         """
+        subject = check_name(subject, "recipient")
         with self._ledger.reading() as connection:
             user = _find(connection, subject)
         if user is None or user.status != ACTIVE:

@@ -109,7 +109,10 @@ def write_evidence(
 def _checked_target(report: TraceReport, directory: str | PathLike[str]) -> Path:
     """Refuse reports that are no evidence, and folders that exist."""
     if not isinstance(report, TraceReport):
-        raise ArgumentError(f"`report` must be a TraceReport. Received: {type(report).__name__}")
+        raise ArgumentError(
+            "`report` must be a TraceReport, from a method of `Tracer`. "
+            f"Received: {type(report).__name__}"
+        )
     if not report.guilty:
         raise ArgumentError("An inconclusive report accuses nobody: there is no evidence to write.")
     if not report.exhibits:

@@ -15,14 +15,15 @@ from keras_encryip.cli.shared import (
     hexadecimal,
     open_decoder,
     print_facts,
+    say,
 )
 from keras_encryip.client.unlock_key import unlock_key, write_key_file
-from keras_encryip.errors import ArgumentError, FormatError
+from keras_encryip.errors import ArgumentError, FormatError, printable
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import write_key_pair
 from keras_encryip.formats.lock import is_locked, read_lock
 from keras_encryip.formats.manifest import verify_export
-from keras_encryip.formats.responses import parse_response, printable, read_outputs
+from keras_encryip.formats.responses import parse_response, read_outputs
 from keras_encryip.formats.sealed_folder import unseal_folder
 from keras_encryip.formats.version_folder import read_codebook
 from keras_encryip.tracing.verify_evidence import verify_evidence
@@ -48,12 +49,10 @@ def verify_evidence_command(
     verified = verify_evidence(directory, issuer=expected)
     for subject, p_value in verified.p_values.items():
         name = printable(subject, 256)
-        typer.echo(
-            f"guilty: {name}, {verified.kind}, p = {p_value:.1e} among {verified.tests:,} tested"
-        )
-    typer.echo(f"committed since {verified.committed}; signed by {verified.issuer}")
+        say(f"guilty: {name}, {verified.kind}, p = {p_value:.1e} among {verified.tests:,} tested")
+    say(f"committed since {verified.committed}; signed by {verified.issuer}")
     if expected is None:
-        typer.echo("Nobody was named who must have signed: pass --bundle or --issuer.")
+        say("Nobody was named who must have signed: pass --bundle or --issuer.")
 
 
 def inspect(
@@ -94,9 +93,9 @@ def verify(
         if bundle
         else "signed by the key it names itself; pass --bundle to check whose that is"
     )
-    typer.echo(f"{directory}: {len(manifest.files)} files, whole and unchanged, {trust}.")
+    say(f"{directory}: {len(manifest.files)} files, whole and unchanged, {trust}.")
     if manifest.warning:
-        typer.echo(manifest.warning)
+        say(manifest.warning)
 
 
 def key_new(
@@ -109,8 +108,8 @@ def key_new(
     passphrase = ask_passphrase(bundle_passphrase_file, "new private key", "BUNDLE", new=True)
     private, public = f"{name}.private.pem", f"{name}.public.pem"
     key = write_key_pair(private, public, passphrase)
-    typer.echo(f"Wrote {private}: keep it. Send {public} to the owner, and tell them by another")
-    typer.echo(f"way, e.g. by telephone, its fingerprint: {key.fingerprint}")
+    say(f"Wrote {private}: keep it. Send {public} to the owner, and tell them by another")
+    say(f"way, e.g. by telephone, its fingerprint: {key.fingerprint}")
 
 
 def unseal(
@@ -124,7 +123,7 @@ def unseal(
     key_bundle = KeyBundle.read(bundle)
     opening = ask_opening(key_bundle, private_key, bundle_passphrase_file)
     unseal_folder(file, directory, key_bundle, *opening)
-    typer.echo(f"Opened {directory}, signed by the issuer of your key bundle.")
+    say(f"Opened {directory}, signed by the issuer of your key bundle.")
 
 
 def unlock(
@@ -148,7 +147,7 @@ def unlock(
         sys.stdout.buffer.flush()
         return
     write_key_file(out, key, outside=directory)
-    typer.echo(f"Wrote {out}. The model looks for its key at {printable(lock.key_file, 4096)}.")
+    say(f"Wrote {out}. The model looks for its key at {lock.key_file}.")
 
 
 def decode(
@@ -170,9 +169,9 @@ def decode(
         classes = decoder.decrypt(answers)
     elif what is What.probabilities:
         for row in decoder.probabilities(answers).reshape(-1, len(decoder.class_names)):
-            typer.echo(",".join(f"{value:.6g}" for value in row))
+            say(",".join(f"{value:.6g}" for value in row))
         return
     else:
         classes = decoder.labels(answers).reshape(-1)
     for label in classes:
-        typer.echo(decoder.class_names[label] if what is What.names else str(label))
+        say(decoder.class_names[label] if what is What.names else str(label))

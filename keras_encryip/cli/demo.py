@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 
 import keras_encryip as ke
 from keras_encryip.errors import ArgumentError
+from keras_encryip.formats.text import as_shown
 from keras_encryip.formats.version_folder import read_codebook
 
 EPOCHS = 6
@@ -80,7 +81,8 @@ def run_demo(directory: Path, console: Console) -> None:
         raise
     console.rule("Try next")
     hints = _NEXT.format(directory=directory, passphrase=PASSPHRASE)
-    console.print(hints, soft_wrap=True, highlight=False)
+    for hint in hints.splitlines():
+        console.print(as_shown(hint), soft_wrap=True, highlight=False)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class _Demo:
         ke.export_saved_model(self.model, self.version.with_name("1"))
         self.authority.revoke("carol")
         ke.export_saved_model(self.model, self.version)
-        self.console.print(f"Key bundles and two versions of the model are in {folder}/.")
+        self.console.print(as_shown(f"Key bundles and two versions of the model are in {folder}/."))
 
     def serve_and_decode(self) -> None:
         self.console.rule("4. A host runs the SavedModel; applications decode without TensorFlow")
@@ -148,7 +150,7 @@ class _Demo:
         twin_accuracy = self.twin.evaluate(x, y, verbose=0)[1]
         table.add_row("nobody protected it: the twin", f"{twin_accuracy:.3f}", "as many epochs")
         for user in ("alice", "bob", "carol", "mallory"):
-            table.add_row(*_application(self.directory, user, y))
+            table.add_row(*map(as_shown, _application(self.directory, user, y)))
         foreign = _forced(self.version, self.directory / "mallory.keybundle", confused)
         outsider = confused.argmax(-1) % len(NAMES)
         for who, labels in (

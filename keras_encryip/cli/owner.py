@@ -14,15 +14,17 @@ from keras_encryip.cli.shared import (
     AuthorityPassphraseFile,
     BundlePassphraseFile,
     ask_passphrase,
+    lines_of,
     opened_authority,
     print_facts,
-    read_text,
+    say,
 )
 from keras_encryip.crypto.slots import DEFAULT_SLOTS
 from keras_encryip.errors import ArgumentError, instead_of
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PublicKey
 from keras_encryip.formats.manifest import verify_export
+from keras_encryip.formats.text import as_shown, check_name, is_file_name
 
 authority_app = typer.Typer(help="The owner's secrets and ledger.", no_args_is_help=True)
 key_app = typer.Typer(help="Users' keys.", no_args_is_help=True)
@@ -54,7 +56,7 @@ def authority_create(
     with ke.Authority.create(
         authority, passphrase, threshold=threshold, slots=slots, name=name
     ) as owner:
-        typer.echo(f"Created {authority}, public key {owner.public_key.digest.hex()[:16]}.")
+        say(f"Created {authority}, public key {owner.public_key.digest.hex()[:16]}.")
 
 
 @authority_app.command("info")
@@ -88,7 +90,8 @@ def authority_info(
         table = Table("", "when (UTC)", "what", "details")
         for event in owner.events():
             details = ", ".join(f"{k}={v}" for k, v in event.details.items())
-            table.add_row(str(event.number), event.at, event.kind, details)
+            row = (event.number, event.at, event.kind, details)
+            table.add_row(*map(as_shown, row))
         Console().print(table)
 
 
@@ -122,7 +125,7 @@ def key_issue(
     bundle_passphrase_file: BundlePassphraseFile = None,
 ) -> None:
     """Issue a key and write its bundle."""
-    path = out or Path(f"{subject}.keybundle")
+    path = out or _default_path(subject)
     recipient = passphrase = None
     with opened_authority(authority, authority_passphrase_file) as owner:
         if public_key is not None:
@@ -139,11 +142,21 @@ def key_issue(
             models=model,
         )
         issuer = owner.issuer.hex()
-    typer.echo(f"Wrote {path}, key {user.key_id}, valid to {user.not_after}.")
+    say(f"Wrote {path}, key {user.key_id}, valid to {user.not_after}.")
     if recipient is not None:
-        typer.echo(f"Before you send it, ask {subject}, e.g. by telephone, for the fingerprint of")
-        typer.echo(f"their public key. It must be {recipient.fingerprint}. Tell them your issuer:")
-        typer.echo(issuer)
+        say(f"Before you send it, ask {subject}, e.g. by telephone, for the fingerprint of")
+        say(f"their public key. It must be {recipient.fingerprint}. Tell them your issuer:")
+        say(issuer)
+
+
+def _default_path(subject: str) -> Path:
+    """In the current folder, whatever the name is."""
+    name = f"{check_name(subject, 'subject')}.keybundle"
+    if not is_file_name(name):
+        raise ArgumentError(
+            f"{subject!r} makes no plain file name: say with --out where the key bundle goes."
+        )
+    return Path(name)
 
 
 @key_app.command("revoke")
@@ -155,7 +168,7 @@ def key_revoke(
     """Shut a user out of every later export."""
     with opened_authority(authority, authority_passphrase_file) as owner:
         user = owner.revoke(subject)
-    typer.echo(f"Revoked {subject} ({user.key_id}). Export again, or rotate, to shut the key out.")
+    say(f"Revoked {subject} ({user.key_id}). Export again, or rotate, to shut the key out.")
 
 
 @key_app.command("list")
@@ -166,7 +179,7 @@ def key_list(
     with opened_authority(authority, authority_passphrase_file) as owner:
         table = Table("subject", "key", "status", "roles", "models", "issued", "expires")
         for user in owner.users():
-            table.add_row(
+            row = (
                 user.subject,
                 user.key_id,
                 user.status,
@@ -175,6 +188,7 @@ def key_list(
                 user.issued_at[:10],
                 user.not_after[:10],
             )
+            table.add_row(*map(as_shown, row))
     Console().print(table)
 
 
@@ -194,13 +208,11 @@ def key_enroll(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Draw keys for many users at once; `issue` writes a user's bundle when it is wanted."""
-    names = [
-        line.strip()
-        for line in read_text(subjects, "list of names", max_bytes=1 << 28).splitlines()
-    ]
+    lines = lines_of(subjects, "list of names", max_bytes=1 << 28)
+    names = [line.strip(" \t") for line in lines]
     with opened_authority(authority, authority_passphrase_file) as owner:
         users = owner.enroll(name for name in names if name)
-    typer.echo(f"Enrolled {len(users)} users.")
+    say(f"Enrolled {len(users)} users.")
 
 
 class Weights(StrEnum):
@@ -247,7 +259,9 @@ def export(
             ValueError,
             OSError,
             TypeError,
-            raises=lambda error: ArgumentError(f"Cannot load {str(model)!r}: {error}"),
+            raises=lambda error: ArgumentError(
+                f"Cannot load {str(model)!r}: {' '.join(str(error).split())}"
+            ),
         ):
             loaded = keras.models.load_model(model)
         if not isinstance(loaded, ke.ProtectedModel):
@@ -261,9 +275,9 @@ def export(
             weights=weights.value,
             key_file=key_file,
         )
-    typer.echo(f"Exported {directory}.")
+    say(f"Exported {directory}.")
     if warning := verify_export(directory).warning:
-        typer.echo(warning, err=True)
+        say(warning, err=True)
 
 
 def rotate(
@@ -275,9 +289,9 @@ def rotate(
     """Give an exported folder a new version, reordered, that shuts out who was revoked."""
     with opened_authority(authority, authority_passphrase_file) as owner:
         ke.rotate_codebook(source, directory, authority=owner)
-    typer.echo(f"Rotated {source} to {directory}.")
+    say(f"Rotated {source} to {directory}.")
     if warning := verify_export(directory).warning:
-        typer.echo(warning, err=True)
+        say(warning, err=True)
 
 
 def seal(
@@ -290,4 +304,4 @@ def seal(
     """Seal a folder into one file for all users but the revoked ones."""
     with opened_authority(authority, authority_passphrase_file) as owner:
         ke.seal_folder(owner, directory, file, model=model)
-    typer.echo(f"Sealed {directory} as {file}.")
+    say(f"Sealed {directory} as {file}.")

@@ -10,11 +10,11 @@ import typer
 
 import keras_encryip as ke
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.errors import ArgumentError
+from keras_encryip.errors import ArgumentError, printable
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey, is_encrypted, read_private_pem
-from keras_encryip.formats.responses import printable
+from keras_encryip.formats.text import read_lines
 
 _MAX_SHOWN = 1 << 16
 
@@ -41,11 +41,10 @@ PrivateKeyFile = Annotated[
 ]
 
 
-def read_text(path: Path, what: str, *, max_bytes: int = 4096) -> str:
+def lines_of(path: Path, what: str, *, max_bytes: int = 4096) -> list[str]:
+    """The lines of a text file, as any editor wrote it."""
     data = read_bounded(path, what=what, max_bytes=max_bytes)
-    with contextlib.suppress(UnicodeDecodeError):
-        return data.decode("utf-8")
-    raise ArgumentError(f"The {what} {str(path)!r} is not UTF-8 text.")
+    return read_lines(data, what=f"{what} {str(path)!r}")
 
 
 def hexadecimal(text: str, length: int, what: str) -> bytes:
@@ -70,7 +69,7 @@ def opened_authority(
 def ask_passphrase(file: Path | None, what: str, variable: str, *, new: bool = False) -> str:
     """From a file's first line, else `ENCRYIP_…_PASSPHRASE`, else a prompt."""
     if file is not None:
-        return read_text(file, "passphrase file").split("\n")[0].rstrip("\r")
+        return lines_of(file, "passphrase file")[0]
     given = os.environ.get(f"ENCRYIP_{variable}_PASSPHRASE")
     if given is not None:
         return given
@@ -114,8 +113,13 @@ def check_suits(bundle: KeyBundle, private_key: Path | None) -> None:
         )
 
 
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line; text out of files cannot look like another one."""
+    typer.echo(printable(line), err=err)
+
+
 def print_facts(facts: dict[str, object]) -> None:
-    """A line each; text out of files cannot look like another line."""
+    """A line each."""
     for name, value in facts.items():
         shown = ", ".join(value) if isinstance(value, list) else str(value)
-        typer.echo(f"{name:16} {printable(shown, _MAX_SHOWN)}")
+        say(f"{name:16} {printable(shown, _MAX_SHOWN)}")

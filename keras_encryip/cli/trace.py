@@ -1,5 +1,6 @@
 """`encryip trace`: who leaked."""
 
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,9 @@ from keras_encryip.cli.shared import (
     PrivateKeyFile,
     ask_opening,
     hexadecimal,
+    lines_of,
     open_decoder,
     opened_authority,
-    read_text,
 )
 from keras_encryip.crypto.locked_weights import KEY_BYTES
 from keras_encryip.errors import ArgumentError
@@ -74,7 +75,7 @@ def trace_key(
             if model is None:
                 raise ArgumentError("A decode table belongs to a model: name it with --model.")
             report = tracer.table(read_outputs(leaked), model=model)
-        elif read_bounded(leaked, what="key", max_bytes=1 << 20).startswith(b"-----"):
+        elif _is_armoured(leaked):
             bundle = KeyBundle.read(leaked)
             passphrase = key = None
             if opened or bundle_passphrase_file or private_key:
@@ -151,7 +152,13 @@ def _finish_trace(
         tracer.evidence(report, evidence)
 
 
+def _is_armoured(path: Path) -> bool:
+    """Whether it looks like a key bundle, be it one that an editor changed."""
+    data = read_bounded(path, what="key", max_bytes=1 << 20)
+    return data.removeprefix(BOM_UTF8).startswith(b"-----")
+
+
 def _read_key(path: Path) -> bytes:
     if len(data := read_bounded(path, what="key", max_bytes=4096)) == KEY_BYTES:
         return data
-    return hexadecimal(read_text(path, "key").strip(), 64, str(path))
+    return hexadecimal("".join(lines_of(path, "key")), 64, str(path))

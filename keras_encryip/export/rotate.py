@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from keras_encryip.authority.authority import Authority
+from keras_encryip.authority.authority import Authority, check_authority
 from keras_encryip.errors import ArgumentError, ExportError
 from keras_encryip.export.checkpoints import (
     GRAPH,
@@ -68,11 +68,7 @@ def rotate_codebook(
             raise ArgumentError(
                 f"`{name}` must be the path of a version folder. Received: {type(path).__name__}"
             )
-    if not isinstance(authority, Authority):
-        raise ArgumentError(
-            "`authority` must be the Authority that exported `source`. "
-            f"Received: {type(authority).__name__}"
-        )
+    check_authority(authority)
     old, target = Path(source), Path(directory)
     if target.resolve().is_relative_to(old.resolve()):
         raise ArgumentError(

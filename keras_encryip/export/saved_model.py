@@ -172,7 +172,8 @@ def _check_arguments(model: Any, responses: Any, weights: Any, key_file: Any) ->
     """What can be said before the model is looked at."""
     if not isinstance(model, ProtectedModel):
         raise ArgumentError(
-            "`model` must be a ProtectedModel: only `protect(...)` makes an export safe. "
+            "`model` must be a ProtectedModel, from `protect(...)` or, if it was saved, "
+            "`keras.models.load_model(path)` and `unlock(authority=...)`. "
             f"Received: {type(model).__name__}"
         )
     if responses not in (CONFUSED, ENCRYPTED):

@@ -168,7 +168,7 @@ def _by_draft(
     path: str | os.PathLike[str], write: Callable[[Path], None], *, what: str = ""
 ) -> None:
     """Let `write` make a draft beside the path and give it that name; a draft that stays goes."""
-    target = Path(path)
+    target = Path(unexpanded(os.fspath(path)))
     draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     name = f"the {what} {os.fspath(path)!r}" if what else repr(os.fspath(path))
     try:
@@ -183,6 +183,20 @@ def _by_draft(
                 shutil.rmtree(draft, ignore_errors=True)
             else:
                 draft.unlink()
+
+
+def unexpanded(path: str) -> str:
+    """The path itself, but for `~`, which would make a folder of that name.
+
+    Raises:
+        ArgumentError: it begins with a home folder that a shell would put in.
+    """
+    if os.path.expanduser(path) != path:
+        raise ArgumentError(
+            f"The `~` of {path!r} is your shell's to expand: pass `os.path.expanduser(path)`, or "
+            "the full path of a file of that name."
+        )
+    return path
 
 
 def _create(draft: Path, mode: int) -> None:

@@ -1,7 +1,6 @@
 """What a sealed folder holds: the list of its files, and which paths are safe on any system."""
 
 import os
-import re
 import stat
 import unicodedata
 from pathlib import Path
@@ -11,18 +10,13 @@ import msgspec
 
 from keras_encryip.crypto.encoding import canonical_json
 from keras_encryip.errors import ArgumentError, FormatError, instead_of, reason
+from keras_encryip.formats.text import is_file_name
 
 MAX_FILES: Final = 10_000
 MAX_DEPTH: Final = 32
 """Folders in folders; of different ones, at most as many as files."""
 
 MAX_INDEX_BYTES: Final = 16 << 20
-
-_ODD: Final = frozenset('\\:*?"<>|')
-"""Characters that mean something in a path on some system."""
-
-_DEVICE: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-"""Names that are no files on Windows."""
 
 _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 
@@ -100,7 +94,7 @@ def check_index(index: Index) -> None:
     folders: dict[str, str] = {}
     for name in [*(entry.path for entry in index.files), *index.folders]:
         parts = name.split("/")
-        if not all(map(_is_plain, parts)):
+        if not all(map(is_file_name, parts)):
             raise FormatError(f"The path {name!r} is not plain and relative")
         if len(parts) > MAX_DEPTH:
             raise FormatError(f"The path {name!r} is deeper than {MAX_DEPTH}")
@@ -116,12 +110,6 @@ def check_index(index: Index) -> None:
     both = places & folders.keys()
     if both:
         raise FormatError(f"The path {min(both)!r} is both an entry and a folder of one")
-
-
-def _is_plain(part: str) -> bool:
-    """Whether a name is one on any system: no separator, device or control character."""
-    odd = any(c in _ODD or unicodedata.category(c) in ("Cc", "Cs") for c in part)
-    return bool(part) and part[-1] not in ". " and not odd and not _DEVICE.fullmatch(part)
 
 
 def _folded(name: str) -> str:

@@ -159,7 +159,8 @@ class KeyBundle(Secret):
         if not data.startswith(_BEGIN) or not data.endswith(_END):
             raise FormatError(
                 "This is not a whole key bundle: its first line must be "
-                f"{_BEGIN.decode().strip()!r} and its last {_END.decode().strip()!r}."
+                f"{_BEGIN.decode().strip()!r} and its last {_END.decode().strip()!r}, as it "
+                "was issued: without a byte order mark, and with LF as line end."
             )
         text = data.removeprefix(_BEGIN).removesuffix(_END)
         if old := _OLD.search(text[-_TAIL:]):
@@ -204,6 +205,11 @@ class KeyBundle(Secret):
         return keys
 
     def _open(self, passphrase: str | None, private_key: X25519PrivateKey | None) -> bytes:
+        if private_key is not None and not isinstance(private_key, X25519PrivateKey):
+            raise ArgumentError(
+                "`private_key` must be an X25519PrivateKey, from `X25519PrivateKey.read(path, "
+                f"passphrase)`. Received: {type(private_key).__name__}"
+            )
         name = f"key bundle {self.header.key_id} (subject {self.header.subject!r})"
         header = canonical_json(self.header)
         if isinstance(self._body, PassphraseBody):
@@ -215,7 +221,7 @@ class KeyBundle(Secret):
             with instead_of(SignatureError, raises=lambda _: PassphraseError(message)):
                 return self._body.open(passphrase, header)
         recipient = self._body.public_key
-        if not isinstance(private_key, X25519PrivateKey) or passphrase is not None:
+        if private_key is None or passphrase is not None:
             raise ArgumentError(
                 f"The private key of {recipient.fingerprint!r} opens {name}: "
                 "pass `private_key`, an `X25519PrivateKey`, and nothing else."
@@ -331,7 +337,10 @@ def make_bundle(
     elif isinstance(public_key, X25519PublicKey) and passphrase is None:
         body = PublicKeyBody.seal(secret, public_key, context)
     else:
-        raise ArgumentError("Pass either `passphrase` or `public_key`, an `X25519PublicKey`.")
+        raise ArgumentError(
+            "Pass either `passphrase` or `public_key`, an `X25519PublicKey`, from "
+            "`X25519PublicKey.read(path)`."
+        )
     signed = _Signed(msgspec.to_builtins(body), header)
     signature = signing_key.sign(_DOMAIN, canonical_json(signed))
     data = _BEGIN + canonical_json(_File(signed, encode_base64(signature))) + _END

@@ -30,6 +30,7 @@ from keras_encryip.errors import (
     instead_of,
 )
 from keras_encryip.formats.atomic_files import read_bounded, write_new_file
+from keras_encryip.formats.text import without_mark
 
 KEY_BYTES: Final = 32
 MAX_PEM_BYTES: Final = 8 << 10
@@ -87,7 +88,7 @@ class X25519PublicKey:
         Raises:
             FormatError: as `from_pem`, or the file cannot be read.
         """
-        return cls.from_pem(read_bounded(path, what="public key", max_bytes=MAX_PEM_BYTES))
+        return cls.from_pem(_read_pem(path, "public key"))
 
     @classmethod
     def from_pem(cls, data: bytes) -> "X25519PublicKey":
@@ -258,7 +259,13 @@ def write_key_pair(
 
 def read_private_pem(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a private key's file, at most 8 KiB."""
-    return read_bounded(path, what="private key", max_bytes=MAX_PEM_BYTES)
+    return _read_pem(path, "private key")
+
+
+def _read_pem(path: str | os.PathLike[str], what: str) -> bytes:
+    """A file that went through mail and editors: the byte order mark of one goes."""
+    data = read_bounded(path, what=what, max_bytes=MAX_PEM_BYTES)
+    return without_mark(data, what=f"{what} {os.fspath(path)!r}")
 
 
 def is_encrypted(data: bytes) -> bool:

@@ -19,6 +19,7 @@ from keras_encryip.crypto.encoding import (
 from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, verify
 from keras_encryip.errors import ExportError, ForeignKeyError
 from keras_encryip.formats.atomic_files import open_file, read_bounded
+from keras_encryip.formats.text import has_hidden
 from keras_encryip.formats.version_folder import ASSETS, read_codebook
 from keras_encryip.labels.codebook import Codebook
 
@@ -152,6 +153,8 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise ExportError(f"{str(folder)!r} has a link or special file: {name!r}.")
+        if has_hidden(name):
+            raise ExportError(f"{str(folder)!r} has a name with hidden characters: {name!r}.")
         if path.is_file() and path != manifest:
             yield name, path
 

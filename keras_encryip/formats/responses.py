@@ -20,9 +20,11 @@ from keras_encryip.errors import (
     FormatError,
     SignatureError,
     instead_of,
+    printable,
     reason,
 )
 from keras_encryip.formats.atomic_files import read_bounded
+from keras_encryip.formats.text import without_mark
 
 MAX_RESPONSE_BYTES: Final = 1 << 30
 
@@ -61,7 +63,8 @@ def read_outputs(path: str | os.PathLike[str]) -> np.ndarray:
     with instead_of(*DAMAGED, raises=lambda error: unreadable(reason(error))):
         if name.endswith(".npy"):
             return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
-        return np.loadtxt(io.BytesIO(data), delimiter=",", ndmin=2, dtype=np.float64)
+        text = io.BytesIO(without_mark(data, what=f"file {name!r}"))
+        return np.loadtxt(text, delimiter=",", ndmin=2, dtype=np.float64)
 
 
 def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
@@ -236,12 +239,6 @@ def retry_after(header: str) -> float | None:
             moment = moment.replace(tzinfo=UTC)
         return max(0.0, (moment - datetime.now(UTC)).total_seconds())
     return None
-
-
-def printable(text: str, length: int) -> str:
-    """At most `length` characters, none of which can play tricks on a terminal."""
-    text = "".join(c if c.isprintable() else " " for c in text[: length + 1])
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def open_responses(

@@ -74,7 +74,8 @@ def graft(classifier: keras.Model) -> Graft:
     """
     if not isinstance(classifier, keras.Model):
         raise ArgumentError(
-            f"`classifier` must be a keras.Model. Received: {type(classifier).__name__}"
+            "`classifier` must be a keras.Model, e.g. from `keras.models.load_model(path)`. "
+            f"Received: {type(classifier).__name__}"
         )
     _check_outputs(classifier)
     if isinstance(classifier, keras.Sequential) and not classifier.built:

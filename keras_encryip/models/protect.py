@@ -7,6 +7,7 @@ import keras
 import msgspec
 
 from keras_encryip.client.checks import check_count
+from keras_encryip.crypto.encoding import canonical_json
 from keras_encryip.errors import ArgumentError, instead_of
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.codebook import ModelMetadata
@@ -218,12 +219,12 @@ def _metadata(
         )
     metadata = ModelMetadata(model=name, class_names=names, notes=notes)
     with instead_of(
-        msgspec.ValidationError,
+        msgspec.DecodeError,
         raises=lambda error: ArgumentError(
             f"`name`, `class_names` or `notes` cannot be kept: {error}"
         ),
     ):
-        return msgspec.convert(msgspec.to_builtins(metadata), ModelMetadata)
+        return msgspec.json.decode(canonical_json(metadata), type=ModelMetadata)
 
 
 def _teacher(teacher: keras.Model | bool | None, parts: Graft) -> Teacher | None:

@@ -194,4 +194,7 @@ def check_owner(authority: Any) -> ModelOwner:
     """Refuse what cannot keep the records of protected models."""
     if isinstance(authority, ModelOwner):
         return authority
-    raise ArgumentError(f"`authority` must be an Authority. Received: {type(authority).__name__}")
+    raise ArgumentError(
+        "`authority` must be an Authority, from `Authority.open(path, passphrase)`. "
+        f"Received: {type(authority).__name__}"
+    )

@@ -41,7 +41,8 @@ def as_teacher(model: Any, num_classes: int) -> Teacher:
     """
     if not isinstance(model, keras.Model):
         raise ArgumentError(
-            "`teacher` must be True, False or a trained keras.Model. "
+            "`teacher` must be True, False or a trained keras.Model, e.g. from "
+            "`keras.models.load_model(path)`. "
             f"Received: {type(model).__name__}"
         )
     return teacher_of(graft(model), num_classes)

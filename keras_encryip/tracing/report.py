@@ -2,19 +2,19 @@
 
 import io
 import warnings
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
 import numpy as np
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.table import Column, Table
 
 from keras_encryip.crypto.secret import Secret
-from keras_encryip.errors import ArgumentError, FormatError, instead_of
+from keras_encryip.errors import ArgumentError, FormatError, instead_of, printable
 from keras_encryip.formats.atomic_files import read_bounded, write_new_file
+from keras_encryip.formats.text import as_shown, without_mark
 from keras_encryip.tracing.events import now_text
 from keras_encryip.tracing.statistics import SIGNIFICANCE, proves_guilt
 
@@ -164,18 +164,20 @@ class TraceReport(Secret):
             "user",
             "key",
             "status",
-            findings.score_name,
+            Column(as_shown(findings.score_name)),
             "p-value",
             "",
-            title=Text(self._title()),
-            caption=f"{findings.tested:,} users tested; {self._bound()}: corrected p-value at most "
-            f"{findings.significance:g}",
+            title=as_shown(self._title()),
+            caption=as_shown(
+                f"{findings.tested:,} users tested; {self._bound()}: corrected p-value at most "
+                f"{findings.significance:g}"
+            ),
         )
         for suspect in findings.suspects[: max(MAX_SHOWN, len(self.guilty))]:
             table.add_row(
-                Text(suspect.subject),
-                suspect.key_id,
-                suspect.status,
+                as_shown(suspect.subject),
+                as_shown(suspect.key_id),
+                as_shown(suspect.status),
                 f"{suspect.score:g}",
                 f"{suspect.p_value:.1e}",
                 GUILTY if suspect.guilty else IDENTIFIED if suspect.identified else "",
@@ -189,7 +191,7 @@ class TraceReport(Secret):
         console.print(self.table())
         for name, value in self._findings.evidence.items():
             if isinstance(value, (str, int, float)):
-                console.print(f"{name:24} {value}", highlight=False, markup=False)
+                console.print(as_shown(f"{printable(name):24} {value}"))
         return file.getvalue()
 
     def to_bytes(self) -> bytes:
@@ -219,7 +221,8 @@ class TraceReport(Secret):
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Self:
         """Read a report that was saved as JSON."""
-        return cls.from_bytes(read_bounded(path, what="trace report", max_bytes=MAX_REPORT_BYTES))
+        data = read_bounded(path, what="trace report", max_bytes=MAX_REPORT_BYTES)
+        return cls.from_bytes(without_mark(data, what=f"trace report {fspath(path)!r}"))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the report: `.json`, or a picture (`.png`; needs matplotlib).
@@ -264,7 +267,7 @@ class TraceReport(Secret):
         )
         for rank, suspect in zip(ranks, guilty[:MAX_SHOWN], strict=False):
             axes.annotate(
-                suspect.subject[:40],
+                printable(suspect.subject, 40),
                 (rank, suspect.score),
                 (8, 0),
                 textcoords="offset points",
@@ -273,9 +276,9 @@ class TraceReport(Secret):
         axes.set(
             xscale="log" if findings.scores else "linear",
             xlabel=f"users by score (best {len(findings.scores):,} of {findings.tested:,})",
-            ylabel=findings.score_name,
+            ylabel=printable(findings.score_name, 100),
         )
-        title = f"{self._title()[:100]}, p = {self.p_value:.1e}"
+        title = f"{printable(self._title(), 100)}, p = {self.p_value:.1e}"
         axes.set_title(title, fontsize="medium", parse_math=False)
         axes.legend()
         return figure

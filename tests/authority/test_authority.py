@@ -122,7 +122,7 @@ def test_a_plain_path_is_taken(
             assert again.users() == authority.users()
         with pytest.raises(LedgerError, match="exists already"):
             create(kind(place))
-    with pytest.raises(LedgerError, match="There is no authority at 'none'"):
+    with pytest.raises(LedgerError, match=r"There is no authority at '.*/none'"):
         Authority.open(kind("none"), "any")
 
 
@@ -227,8 +227,9 @@ def test_users_are_listed_in_the_order_of_issue_with_keys_of_their_own(
         ({"days": "365"}, "`days` must be in 0"),
         ({"models": "digits"}, "`models` must be a list of model names"),
         ({"models": []}, "`models` must be a list of model names"),
-        ({"models": [""]}, "fields are not valid"),
-        ({"models": ["x" * 257]}, "fields are not valid"),
+        ({"models": [""]}, "`models` must be a string of 1 … 256"),
+        ({"models": ["x" * 257]}, "`models` must be a string of 1 … 256"),
+        ({"models": [f"m{i}" for i in range(65)]}, "fields are not valid"),
         ({"passphrase": ""}, "`passphrase` must be a string"),
         ({"scrypt_log2_n": 13}, r"scrypt cost 2\^13 is outside"),
     ],
@@ -527,9 +528,7 @@ def test_a_recipient_has_an_active_key(authority: Authority, issue: Any) -> None
 
 def test_an_authority_shows_public_facts_only(authority: Authority) -> None:
     public = authority.public_key.digest.hex()[:16]
-    assert re.fullmatch(
-        rf"<Authority sqlite:///.*acme\.authority public={public}>", repr(authority)
-    )
+    assert re.fullmatch(rf"<Authority /.*acme\.authority public={public}>", repr(authority))
     assert not hasattr(authority, "__dict__")
 
 

@@ -188,7 +188,7 @@ def test_a_service_of_confused_labels_is_ours_and_names_nobody(shop: Path, serve
     ("content", "message"),
     [
         (b"abc", "must be 128 hexadecimal digits"),
-        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"\xfe\xfe", "is not UTF-8 text"),
         (b"-----BEGIN", "not a whole key bundle"),
     ],
     ids=["hex", "bytes", "bundle"],

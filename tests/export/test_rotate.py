@@ -338,7 +338,7 @@ def state(field: Field) -> tuple[list[Any], int]:
     ("arguments", "message"),
     [
         ({"directory": None}, r"`directory` must be the path of a .* folder\. Received: NoneType"),
-        ({"authority": None}, "`authority` must be the Authority that exported `source`"),
+        ({"authority": None}, r"`authority` must be an Authority, from `Authority\.open"),
     ],
 )
 def test_a_folder_needs_both(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from keras_encryip.crypto.encoding import canonical_json
-from keras_encryip.errors import ArgumentError
+from keras_encryip.errors import ArgumentError, FormatError
 from keras_encryip.formats import folder_index
-from keras_encryip.formats.folder_index import list_folder
+from keras_encryip.formats.folder_index import Entry, Index, check_index, list_folder
 
 
 @pytest.fixture
@@ -52,6 +52,18 @@ def not_utf8(folder: Path) -> None:
     Path(os.fsdecode(bytes(folder) + b"/\xff")).touch()
 
 
+def right_to_left(folder: Path) -> None:
+    (folder / "gpj.\u202eexe").touch()
+
+
+def unseen(folder: Path) -> None:
+    (folder / "assets\u200b").mkdir()
+
+
+def device(folder: Path) -> None:
+    (folder / "COM¹.txt").touch()
+
+
 def cases_differ(folder: Path) -> None:
     (folder / "SAVED_MODEL.pb").touch()
 
@@ -67,6 +79,9 @@ def deep(folder: Path) -> None:
         (folder_linked, "cannot be sealed: It has a link or special file: 'link'"),
         (piped, "cannot be sealed: It has a link or special file: 'pipe'"),
         (odd, "cannot be sealed: The path 'what[?]' is not plain"),
+        (right_to_left, r"cannot be sealed: The path 'gpj\.\\u202eexe' is not plain"),
+        (unseen, r"cannot be sealed: The path 'assets\\u200b' is not plain"),
+        (device, "cannot be sealed: The path 'COM¹.txt' is not plain"),
         (not_utf8, "cannot be sealed: The path .* is not plain"),
         (cases_differ, "cannot be sealed: .* differs in case only"),
         (deep, "cannot be sealed: .* is deeper than 32"),
@@ -78,6 +93,16 @@ def test_folders_that_cannot_be_opened_everywhere(
     change(folder)
     with pytest.raises(ArgumentError, match=message):
         list_folder(folder, "digits")
+
+
+@pytest.mark.parametrize("name", ["a\u202eb", "a/b\u200b", "\u2028", "a\u0085", "COM²", "Nul .x"])
+def test_a_hostile_list_is_not_read(name: str) -> None:
+    for index in (
+        Index(files=[Entry(name, 1)], folders=[], model="m"),
+        Index(files=[], folders=[name], model="m"),
+    ):
+        with pytest.raises(FormatError, match="is not plain and relative"):
+            check_index(index)
 
 
 def test_no_folder(tmp_path: Path) -> None:

@@ -42,6 +42,15 @@ def folder(world: Any, tmp_path: Path) -> Path:
     return made
 
 
+@pytest.mark.parametrize("name", ["gpj.\u202eexe", "a\u200b", "a\nb", "\u2028", "folder\u200f/x"])
+def test_names_that_nobody_sees_whole(folder: Path, world: Any, name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).touch()
+    for use in (verify_export, lambda folder: sign(folder, world)):
+        with pytest.raises(ExportError, match=r"has a name with hidden characters: '.*\\"):
+            use(folder)
+
+
 def test_whole_folder(folder: Path, world: Any) -> None:
     issuer = world.authority.signing_key.public_bytes()
     manifest = verify_export(folder, issuer=issuer)

@@ -175,3 +175,10 @@ def test_files_that_hold_no_outputs(
     ) as caught:
         read_outputs(path)
     assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_json_from_any_shell(encoding: str) -> None:
+    """PowerShell's `>` writes UTF-16; JSON says by itself what it is."""
+    body = '{"predictions": [[0.5, 0.25, 0.25]]}'.encode(encoding)
+    assert parse_response(body).tolist() == [[0.5, 0.25, 0.25]]  # type: ignore[union-attr]

@@ -211,6 +211,7 @@ def test_refuses_what_the_classifier_cannot_have(
         ({"notes": "n" * 65537}, r"cannot be kept: .*length <= 65536 - at `\$.notes`"),
         ({"class_names": ["a"] * 4}, "one name per class.*5 outputs. Received: 4 names"),
         ({"class_names": ["a"] * 6}, "one name per class.*5 outputs. Received: 6 names"),
+        ({"class_names": ["a\ud800"] * 5}, "`class_names` or `notes` cannot be kept"),
         ({"class_names": ["n" * 257] * 5}, r"cannot be kept: .*at `\$.class_names\[0\]`"),
         ({"homophones": 0}, "`homophones` must be a positive integer. Received: homophones=0"),
         ({"homophones": 2.5}, "`homophones` must be a positive integer. .*=2.5"),
@@ -236,7 +237,10 @@ def test_refuses_what_the_classifier_cannot_have(
         ({"temperature": 0}, "`temperature` must be a positive number. .*=0"),
         ({"temperature": float("inf")}, "`temperature` must be a positive number. .*=inf"),
         ({"teacher": "me"}, "`teacher` must be True, False or a trained keras.Model. .*str"),
-        ({"authority": "acme"}, "`authority` must be an Authority. Received: str"),
+        (
+            {"authority": "acme"},
+            "`authority` must be an Authority, from `Authority.open.*Received: str",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )

@@ -173,7 +173,7 @@ def test_unlock_needs_one_key(shipped: Any, locked: ke.ProtectedModel) -> None:
     stay_locked(locked, ArgumentError, message)
     stay_locked(locked, ArgumentError, message, authority=shipped.authority, bundle=bundle)
     stay_locked(locked, ArgumentError, "pass `passphrase` and nothing else", bundle=bundle)
-    message = "`authority` must be an Authority. Received: str"
+    message = r"`authority` must be an Authority, from `Authority.open.*Received: str"
     stay_locked(locked, ArgumentError, message, authority="acme")
 
 

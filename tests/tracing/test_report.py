@@ -337,3 +337,47 @@ def test_reports_of_release_0_3_say_who_reads_them() -> None:
         del suspect["identified"]
     with pytest.raises(FormatError, match=r"version 1, which release 0\.3 of keras_encryip reads"):
         TraceReport.from_bytes(json.dumps(content).encode())
+
+
+def test_a_report_from_elsewhere_plays_no_tricks() -> None:
+    """Whatever a saved report says, its table stands as it is, and on its lines."""
+    odd = "[/x][red] :x:\x1b[2J\u202e"
+    shown = r"[/x][red] :x:\x1b[2J\u202e"
+    suspect = Suspect(odd, odd, odd, 1.0, 0.5)
+    findings = Findings.now(
+        evidence={odd: odd, "of": f"a\nguilty {odd}"},
+        kind=odd,
+        model="m",
+        score_name=odd,
+        scores=[1.0],
+        suspects=[suspect],
+        tested=1,
+        tests=1,
+        threshold=None,
+    )
+    report = TraceReport.from_bytes(TraceReport(findings).to_bytes())
+    text = str(report)
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert f"{shown:24} {shown}" in text
+    assert rf"{'of':24} a\nguilty {shown}" in text
+    assert report._picture().startswith(b"\x89PNG")
+
+
+def test_a_report_that_an_editor_saved_is_read(tmp_path: Path) -> None:
+    findings = Findings.now(
+        evidence={},
+        kind="key",
+        model="",
+        score_name="bits",
+        scores=[],
+        suspects=[],
+        tested=1,
+        tests=1,
+        threshold=None,
+    )
+    data = TraceReport(findings).to_bytes()
+    (tmp_path / "r.json").write_bytes(b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n"))
+    assert TraceReport.read(tmp_path / "r.json").to_bytes() == data
+    (tmp_path / "u.json").write_bytes(data.decode().encode("utf-16"))
+    with pytest.raises(FormatError, match=r"trace report '.*u\.json' is UTF-16 text: save it as"):
+        TraceReport.read(tmp_path / "u.json")

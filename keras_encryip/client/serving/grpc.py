@@ -14,9 +14,9 @@ from keras_encryip.client.serving.failures import (
     too_late,
     untrusted,
 )
-from keras_encryip.errors import EncryipError, ServiceError, instead_of
+from keras_encryip.errors import EncryipError, ServiceError, instead_of, printable
 from keras_encryip.formats.atomic_files import read_bounded
-from keras_encryip.formats.responses import OUTPUTS, printable
+from keras_encryip.formats.responses import OUTPUTS
 
 _MAX_PEM_BYTES: Final = 1 << 20
 _UNTRUSTED: Final = ("SSL_ERROR_SSL", "Verification Check failed")

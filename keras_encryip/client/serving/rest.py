@@ -19,8 +19,15 @@ from keras_encryip.client.serving.failures import (
     too_late,
     untrusted,
 )
-from keras_encryip.errors import EncryipError, FormatError, ServiceError, instead_of, reason
-from keras_encryip.formats.responses import error_text, parse_response, printable, retry_after
+from keras_encryip.errors import (
+    EncryipError,
+    FormatError,
+    ServiceError,
+    instead_of,
+    printable,
+    reason,
+)
+from keras_encryip.formats.responses import error_text, parse_response, retry_after
 
 _PASSING: Final = (429, 502, 503, 504)
 _DETAIL_BYTES: Final = 1 << 16
@@ -81,7 +88,7 @@ class RestConnection:
         # Unasked compression would let a short answer grow large.
         fixed = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         headers = {**fixed, **(headers or {})}
-        self._options = {"verify": tls or True, "timeout": timeout, "headers": headers}
+        self._options: dict[str, Any] = {"verify": tls or True, "timeout": timeout, "headers": headers}
         self._http = self._connected()
 
     def post(self, body: bytes, limit: int) -> Answer:

@@ -8,8 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.errors import FormatError, ServiceError
-from keras_encryip.formats.responses import printable
+from keras_encryip.errors import FormatError, ServiceError, printable
 from keras_encryip.tracing.service.transcript import MISSING, REFUSED
 
 _SHOWN_NAMES: Final = 3

@@ -15,8 +15,7 @@ import numpy as np
 from keras_encryip.client.checks import check_count, check_inputs, check_seconds
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.client.serving.failures import retry_delay
-from keras_encryip.errors import ArgumentError, ServiceError
-from keras_encryip.formats.responses import printable
+from keras_encryip.errors import ArgumentError, ServiceError, printable
 from keras_encryip.tracing.service.answers import Reader, example_of
 from keras_encryip.tracing.service.served import Served, StatusError
 from keras_encryip.tracing.service.transcript import MISSING, REFUSED, Transcript

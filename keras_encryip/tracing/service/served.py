@@ -8,8 +8,8 @@ import numpy as np
 
 from keras_encryip.client.serving.failures import UntrustedError
 from keras_encryip.client.serving.rest import RestConnection
-from keras_encryip.errors import ArgumentError, ServiceError, instead_of
-from keras_encryip.formats.responses import parse_response, printable
+from keras_encryip.errors import ArgumentError, ServiceError, instead_of, printable
+from keras_encryip.formats.responses import parse_response
 
 TIMEOUT_S: Final = 30.0
 """For a whole exchange."""

@@ -328,7 +328,7 @@ def test_an_answer_that_breaks_off(
         (Reply(b"<html>nginx</html>", 404), r"HTTP 404: <html>nginx</html>\. Check `model`, `ver"),
         (
             Reply({"error": "bad shape\x1b[2J"}, 400),
-            r"HTTP 400: bad shape \[2J\. Check names, shape",
+            r"HTTP 400: bad shape\\x1b\[2J\. Check names, shape",
         ),
         (Reply({"error": "x" * 9999}, 400), r"HTTP 400: x{199}…\. Check names"),
         (Reply(b"", 401), r"HTTP 401: Unauthorized\. Give credentials as `headers`"),
@@ -338,7 +338,7 @@ def test_an_answer_that_breaks_off(
         (Reply(b"", 204), r"HTTP 204: No Content\.$"),
         (Reply(b"hello"), r"does not answer like TF Serving: The response is not a JSON object"),
         (Reply(b"\x1f\x8b", headers={"Content-Encoding": "gzip"}), r"does not answer like TF Serv"),
-        (Reply({"error": "no\x07 gpu"}), r"The model server reported an error: no  gpu$"),
+        (Reply({"error": "no\x07 gpu"}), r"The model server reported an error: no\\x07 gpu$"),
         (Reply({"outputs": {"scores": [[1]]}}), r"must hold the output `confused`"),
         (Reply({"outputs": [[0.5] * N] * 4}), r"gave 4 answers to 5 inputs"),
         (Reply({"outputs": [[0.5] * 10] * 5}), r"shape \(5, 10\).*has 112 outputs.*with `version`"),
@@ -403,10 +403,10 @@ def test_answers_that_are_none_over_grpc(
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("NOT_FOUND", r"NOT_FOUND: it  \[2J is so\. Check `model` and `version`\.$"),
-        ("INVALID_ARGUMENT", r"INVALID_ARGUMENT: it  \[2J is so\. Check names, shapes"),
-        ("UNAUTHENTICATED", r"UNAUTHENTICATED: it  \[2J is so\. Give credentials"),
-        ("INTERNAL", r"^The model server at grpc://127.* answered INTERNAL: it  \[2J is so\.$"),
+        ("NOT_FOUND", r"NOT_FOUND: it \\x1b\[2J is so\. Check `model` and `version`\.$"),
+        ("INVALID_ARGUMENT", r"INVALID_ARGUMENT: it \\x1b\[2J is so\. Check names, shapes"),
+        ("UNAUTHENTICATED", r"UNAUTHENTICATED: it \\x1b\[2J is so\. Give credentials"),
+        ("INTERNAL", r"^The model server at grpc://127.* answered INTERNAL: it \\x1b\[2J is so\.$"),
     ],
 )
 def test_refusals_over_grpc(rpc: Rpc, ask: Any, naps: list[float], code: str, message: str) -> None:
