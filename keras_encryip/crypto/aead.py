@@ -9,7 +9,13 @@ from Crypto.Protocol.KDF import scrypt
 from Crypto.Random import get_random_bytes
 
 from keras_encryip.crypto.polynomial import RandomBytes
-from keras_encryip.errors import ArgumentError, FormatError, SignatureError, instead_of
+from keras_encryip.errors import (
+    ArgumentError,
+    FormatError,
+    PassphraseError,
+    SignatureError,
+    instead_of,
+)
 
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
@@ -85,6 +91,14 @@ def passphrase_key(passphrase: str, salt: bytes, log2_n: int) -> bytes:
         )
     if len(salt) != SALT_BYTES:
         raise FormatError(f"A scrypt salt has {SALT_BYTES} bytes.")
-    key = scrypt(password, salt, KEY_BYTES, 1 << log2_n, 8, 1)
+    needed = 1 << log2_n - 10
+    with instead_of(
+        *(MemoryError, ValueError, OSError),
+        raises=lambda _: PassphraseError(
+            f"Trying a passphrase needs {needed} MiB of memory here (scrypt, N = 2^{log2_n}), and "
+            "the system gives less. Free some, or raise this process's limit."
+        ),
+    ):
+        key = scrypt(password, salt, KEY_BYTES, 1 << log2_n, 8, 1)
     assert isinstance(key, bytes)  # a tuple only for num_keys > 1
     return key

@@ -23,8 +23,13 @@ from keras_encryip.export.checks import EXACT, Answers, difference, probes
 from keras_encryip.export.saved_model import complete_version
 from keras_encryip.formats.atomic_files import make_new_folder, read_bounded
 from keras_encryip.formats.lock import is_locked, read_lock
-from keras_encryip.formats.manifest import FILE_NAME, MAX_MANIFEST_BYTES, verify_export
-from keras_encryip.formats.version_folder import ASSETS, read_codebook
+from keras_encryip.formats.manifest import (
+    FILE_NAME,
+    MAX_MANIFEST_BYTES,
+    is_beside,
+    verify_export,
+)
+from keras_encryip.formats.version_folder import ASSETS, WARMUP, read_codebook
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.codebook_mark import CodebookMark
 from keras_encryip.tracing.checkpoint import Checkpoint
@@ -75,7 +80,8 @@ def rotate_codebook(
             f"`directory` must not be inside of what is rotated. Received: directory={directory!r}"
         )
     keys, exports, store = authority.keys, authority.export_store, authority.model_store
-    verify_export(old, issuer=keys.issuer)
+    manifest = verify_export(old, issuer=keys.issuer)
+    warmed = any(entry.path == WARMUP.as_posix() for entry in manifest.files)
     signed = read_bounded(old / ASSETS / FILE_NAME, what="manifest", max_bytes=MAX_MANIFEST_BYTES)
     before = read_codebook(old)
     exports.exported(signed)  # refused before anything is drawn
@@ -92,6 +98,9 @@ def rotate_codebook(
             lock, key = store.make_lock(after, old_lock.key_file)
             opening = [old_lock.content_key(keys.run_master), key]
         _copy_rest(old, draft)
+        if warmed:
+            (draft / WARMUP).parent.mkdir()
+            shutil.copyfile(old / WARMUP, draft / WARMUP)
         if not swap_constants(graph, _swaps(before, after, response_keys, locked=bool(lock))):
             raise ExportError(
                 f"The graph of {str(old)!r} is not one that `export_saved_model` wrote."
@@ -106,8 +115,8 @@ def rotate_codebook(
         ]
         _check_rotated(answers[0], answers[1], moved)
         verify_export(old, issuer=keys.issuer)  # what was copied is still what was verified
-        manifest = complete_version(draft, after, keys, hosted=hosted, lock=lock)
-        exports.add_reordered_export(after, manifest, folder=target.name, source=signed, lock=lock)
+        written = complete_version(draft, after, keys, hosted=hosted, lock=lock)
+        exports.add_reordered_export(after, written, folder=target.name, source=signed, lock=lock)
 
     make_new_folder(target, fill, mode=0o700 if hosted and old_lock is None else 0o777)
 
@@ -121,10 +130,16 @@ def _answers_encrypted(graph: Any) -> bool:
 
 def _copy_rest(old: Path, draft: Path) -> None:
     for path in old.iterdir():
-        if path.is_dir() and path.name not in _WRITTEN_ANEW:
-            shutil.copytree(path, draft / path.name)
-        elif path.name not in _WRITTEN_ANEW:
+        if path.name in _WRITTEN_ANEW or is_beside(path.name):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, draft / path.name, ignore=_beside)
+        else:
             shutil.copyfile(path, draft / path.name)
+
+
+def _beside(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if is_beside(name)]
 
 
 def _swaps(before: Codebook, after: Codebook, keys: list[bytes | None], *, locked: bool) -> Swaps:

@@ -24,6 +24,7 @@ from keras_encryip.export.checks import (
     check_written,
 )
 from keras_encryip.export.locked_folder import check_key_file, lock_folder, warn_of_readable
+from keras_encryip.export.warmup import check_warmup, write_warmup
 from keras_encryip.export.weight_lock import KEY_BYTES, UNLOCK, WeightLock, lookup_tables
 from keras_encryip.export.xchacha20 import encrypt
 from keras_encryip.formats.atomic_files import make_new_folder, sync_tree, write_new_file
@@ -64,6 +65,7 @@ def export_saved_model(
     responses: str = CONFUSED,
     weights: str = PLAIN,
     key_file: str | PathLike[str] | None = None,
+    warmup: Any = None,
 ) -> None:
     """Export a protected model for TF Serving and other runtimes (docs/consumers.md).
 
@@ -100,6 +102,9 @@ def export_saved_model(
             `run` but the revoked ones can derive from its `lock.json`.
         key_file: of a locked export, where the host will have the key: an absolute path, by
             default `/run/secrets/encryip/NAME.key`.
+        warmup: inputs `[n, ...]`, or a dictionary of them by name, that TF Serving asks the model
+            for when it loads it, so that the first answer to others is as quick as the next. Not
+            for locked exports that are opened by the signature: theirs fails.
 
     What is about to be released is committed to in the authority's event log: digests of
     the codebook, the manifest, the trace inputs, the public key and the mark.
@@ -117,6 +122,8 @@ def export_saved_model(
     'encryip-manifest'
     """
     _check_arguments(model, responses, weights, key_file)
+    if responses == ENCRYPTED or weights == LOCKED:
+        _check_determinism()
     unlocked = model._unlocked()
     owner, record = _owner(model, unlocked)
     name = record.metadata.model
@@ -128,6 +135,7 @@ def export_saved_model(
     check_spread(model, record.assignment)
     hosted = responses == ENCRYPTED
     signature = _input_signature(model)
+    warming = None if warmup is None else check_warmup(warmup, signature)
     codebook_id = Codebook.from_bytes(model.codebook.encode("ascii")).codebook_id
 
     def fill(draft: Path) -> None:
@@ -158,6 +166,8 @@ def export_saved_model(
                 advance(1)
                 check_written(model, written, by_name=isinstance(signature, dict))
                 advance(1)
+        if warming is not None:
+            write_warmup(draft, name, warming)
         manifest = complete_version(draft, codebook, owner.keys, hosted=hosted, lock=lock)
         owner.export_store.add_export(
             codebook, manifest, folder=target.name, recipient=marked, kernels=originals, lock=lock
@@ -188,6 +198,19 @@ def _check_arguments(model: Any, responses: Any, weights: Any, key_file: Any) ->
         )
 
 
+def _check_determinism() -> None:
+    """Nonces and keys of the moment need what deterministic operations refuse."""
+    with instead_of(
+        tf.errors.FailedPreconditionError,
+        raises=lambda _: ExportError(
+            "Encrypted responses and locked exports cannot be made where "
+            "`enable_op_determinism()` was called. Load the model in another process, and export "
+            "it there."
+        ),
+    ):
+        tf.timestamp()
+
+
 def complete_version(
     draft: Path, codebook: Codebook, keys: AuthorityKeys, *, hosted: bool, lock: Lock | None
 ) -> bytes:
@@ -202,7 +225,7 @@ def complete_version(
         The bytes of `manifest.json`.
     """
     assets = draft / ASSETS
-    assets.mkdir(parents=True)
+    assets.mkdir(parents=True, exist_ok=True)
     write_new_file(assets / CODEBOOK, codebook.to_bytes())
     if lock is not None:
         write_new_file(assets / LOCK, lock.to_bytes())

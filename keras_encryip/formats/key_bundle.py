@@ -242,6 +242,8 @@ class KeyBundle(Secret):
             ExpiredKeyError: more than five minutes before `not_before`, which clocks may differ
                 by, or after `not_after`.
         """
+        if now is not None and now.tzinfo is None:
+            raise ArgumentError(f"`now` must have a timezone. Received: now={now}")
         now, name = now or datetime.now(UTC), f"Key bundle {self.header.key_id}"
         if now < self.not_before - LEEWAY:
             why = f"is valid from {self.header.not_before} on; check this machine's clock."

@@ -1,6 +1,7 @@
 """What an exported folder must hold, file by file, signed by the authority."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,13 +21,16 @@ from keras_encryip.crypto.signing import PUBLIC_BYTES, SIGNATURE_BYTES, verify
 from keras_encryip.errors import ExportError, ForeignKeyError
 from keras_encryip.formats.atomic_files import open_file, read_bounded
 from keras_encryip.formats.text import has_hidden
-from keras_encryip.formats.version_folder import ASSETS, read_codebook
+from keras_encryip.formats.version_folder import ASSETS, WARMUP, read_codebook
 from keras_encryip.labels.codebook import Codebook
 
 FORMAT: Final = "encryip-manifest"
 VERSION: Final = 1
 FILE_NAME: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 8 << 20
+_BESIDE: Final = re.compile(
+    r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini|\.directory|\.nfs[0-9a-f]{8,}", re.IGNORECASE
+)
 _DOMAIN: Final = "manifest v1"
 _CHUNK: Final = 1 << 20
 
@@ -104,7 +108,8 @@ def make_manifest(
 def verify_export(directory: str | os.PathLike[str], *, issuer: bytes | None = None) -> Manifest:
     """Check an exported folder: signature, every file's digest, nothing missing, nothing extra.
 
-    Needs no key and no TensorFlow.
+    Needs no key and no TensorFlow. What file systems and desktops put beside (`.DS_Store`,
+    `Thumbs.db`, `.nfs…`) is passed over, and so are a host's own warm-up requests.
 
     Args:
         directory: a TF Serving version folder.
@@ -134,7 +139,7 @@ def verify_export(directory: str | os.PathLike[str], *, issuer: bytes | None = N
     present = dict(_walk(folder))
     for name in sorted(listed.keys() - present.keys()):
         raise ExportError(f"{str(folder)!r} lacks the file {name!r}. Copy the export again.")
-    for name in sorted(present.keys() - listed.keys()):
+    for name in sorted(present.keys() - listed.keys() - {WARMUP.as_posix()}):
         raise ExportError(f"{str(folder)!r} has a file that does not belong to it: {name!r}.")
     for name, entry in listed.items():
         if present[name].stat().st_size != entry.size or _sha256(present[name]) != entry.sha256:
@@ -147,7 +152,7 @@ def verify_export(directory: str | os.PathLike[str], *, issuer: bytes | None = N
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(relative name, path) of every file but the manifest; links are refused."""
+    """(relative name, path) of every file but the manifest and others' own; links are refused."""
     manifest = folder / ASSETS / FILE_NAME
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -155,8 +160,13 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
             raise ExportError(f"{str(folder)!r} has a link or special file: {name!r}.")
         if has_hidden(name):
             raise ExportError(f"{str(folder)!r} has a name with hidden characters: {name!r}.")
-        if path.is_file() and path != manifest:
+        if path.is_file() and path != manifest and not is_beside(path.name):
             yield name, path
+
+
+def is_beside(name: str) -> bool:
+    """Whether a file is one that systems put beside others', and no model server reads."""
+    return _BESIDE.fullmatch(name) is not None
 
 
 def _sha256(path: Path) -> str:

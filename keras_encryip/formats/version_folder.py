@@ -7,6 +7,9 @@ from typing import Final
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.labels.codebook import FILE_NAME, MAX_CODEBOOK_BYTES, Codebook
 
+WARMUP: Final = Path("assets.extra") / "tf_serving_warmup_requests"
+"""Where TF Serving looks for requests to begin with."""
+
 MAX_VERSION: Final = (1 << 63) - 1
 
 ASSETS: Final = Path("assets.extra") / "encryip"

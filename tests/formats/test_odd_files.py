@@ -5,6 +5,8 @@ import io
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -180,3 +182,24 @@ def test_evidence_that_unpacks_to_more_than_it_is() -> None:
     assert len(buffer.getvalue()) < 100_000
     with pytest.raises(EncryipError, match="The weights of the evidence are malformed"):
         evidence_module._arrays(buffer.getvalue())
+
+
+LITTLE = """
+import resource, sys
+from keras_encryip.errors import PassphraseError
+from keras_encryip.crypto.aead import passphrase_key
+here = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (here + (200 << 20), -1))
+passphrase_key("x", bytes(16), 14)
+try:
+    passphrase_key("x", bytes(16), 20)
+except PassphraseError as error:
+    print(error)
+"""
+
+
+def test_a_passphrase_without_the_memory_for_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("Trying a passphrase needs 1024 MiB of memory here")

@@ -88,7 +88,11 @@ class RestConnection:
         # Unasked compression would let a short answer grow large.
         fixed = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         headers = {**fixed, **(headers or {})}
-        self._options: dict[str, Any] = {"verify": tls or True, "timeout": timeout, "headers": headers}
+        self._options: dict[str, Any] = {
+            "verify": tls or True,
+            "timeout": timeout,
+            "headers": headers,
+        }
         self._http = self._connected()
 
     def post(self, body: bytes, limit: int) -> Answer:
