@@ -21,8 +21,9 @@ from keras_encryip.errors import SignatureError
 KEY_BYTES: Final = 32
 TAG_BYTES: Final = 16
 CHECK_BYTES: Final = 16
-CHECKED_BLOCK: Final = (1 << 32) - 1
-"""The block of the key stream that the key check begins: no ciphertext gets that far."""
+CHECKED_BLOCK: Final = (1 << 32) - 2
+"""The block of the key stream that the key check begins: no ciphertext gets that far, and older
+versions of pycryptodome do not reach the last."""
 
 CHUNK_BYTES: Final = 1 << 20
 SEGMENT_BYTES: Final = 32 << 20

@@ -94,6 +94,8 @@ def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
         *(msgspec.MsgspecError, UnicodeError, RecursionError),
         raises=lambda _: FormatError("The response is not a JSON object of finite numbers."),
     ):
+        if isinstance(data, bytes) and (encoding := json.detect_encoding(data)) != "utf-8":
+            data = data.decode(encoding)  # what shells make of a pipe
         response = msgspec.json.decode(data, type=_Response)
     if bytes(response.error):
         raise FormatError(f"The model server reported an error: {_text_of(response.error)[:500]}")

@@ -184,7 +184,7 @@ def test_the_default_cost(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("now", "message"),
     [
-        pytest.param("2024-06-01T11:59:59Z", "is valid from 2024-06-01T12:00:00Z on", id="before"),
+        pytest.param("2024-06-01T11:54:59Z", "is valid from 2024-06-01T12:00:00Z on", id="before"),
         pytest.param("2024-06-01T12:00:00Z", "", id="first second"),
         pytest.param("2024-06-30T12:00:00Z", "", id="last second"),
         pytest.param("2024-06-30T12:00:01Z", "expired on 2024-06-30T12:00:00Z", id="after"),
