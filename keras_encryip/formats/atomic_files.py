@@ -13,6 +13,8 @@ from typing import Final
 
 from keras_encryip.errors import ArgumentError, FormatError, instead_of, reason
 
+_PART: Final = 1 << 20
+
 PIPE_SECONDS: Final = 2.0
 """Whoever writes to a pipe that is read has to be done by then."""
 
@@ -30,8 +32,13 @@ def read_bounded(path: str | os.PathLike[str], *, what: str, max_bytes: int) -> 
     ):
         file = open_file(path, pipes=True)
         with open(file, "rb") as opened:
-            pipe = stat.S_ISFIFO(os.fstat(file).st_mode)
-            data = _read_pipe(file, max_bytes) if pipe else opened.read(max_bytes + 1)
+            status = os.fstat(file)
+            if stat.S_ISFIFO(status.st_mode):
+                data = _read_pipe(file, max_bytes)
+            else:  # room is made for what is asked for
+                data = opened.read(min(status.st_size, max_bytes) + 1)
+                while len(data) <= max_bytes and (part := opened.read(_PART)):  # it grows
+                    data += part
     if len(data) > max_bytes:
         raise FormatError(f"The {what} {name!r} is too large: more than {max_bytes} bytes.")
     return data

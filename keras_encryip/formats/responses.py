@@ -14,6 +14,7 @@ import numpy as np
 from Crypto.Cipher import ChaCha20_Poly1305
 
 from keras_encryip.crypto.encoding import decode_base64
+from keras_encryip.crypto.npy import load_npy
 from keras_encryip.errors import (
     DAMAGED,
     ArgumentError,
@@ -62,7 +63,7 @@ def read_outputs(path: str | os.PathLike[str]) -> np.ndarray:
     data = read_bounded(name, what="model outputs", max_bytes=MAX_RESPONSE_BYTES)
     with instead_of(*DAMAGED, raises=lambda error: unreadable(reason(error))):
         if name.endswith(".npy"):
-            return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+            return load_npy(io.BytesIO(data), len(data))
         text = io.BytesIO(without_mark(data, what=f"file {name!r}"))
         return np.loadtxt(text, delimiter=",", ndmin=2, dtype=np.float64)
 
@@ -144,7 +145,7 @@ class _Response(msgspec.Struct):
 
 def _decoded(text: bytes | bytearray | msgspec.Raw, kind: Any) -> Any:
     with instead_of(
-        msgspec.MsgspecError,
+        *(msgspec.MsgspecError, UnicodeError),
         raises=lambda _: FormatError("The response mixes ciphertexts with something else."),
     ):
         return msgspec.json.decode(text, type=kind)
@@ -152,7 +153,7 @@ def _decoded(text: bytes | bytearray | msgspec.Raw, kind: Any) -> Any:
 
 def _text_of(error: msgspec.Raw) -> str:
     """A JSON string's characters, or another value's text."""
-    with contextlib.suppress(msgspec.MsgspecError):
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
         return msgspec.json.decode(error, type=str)
     return bytes(error).decode("utf-8", "replace")
 

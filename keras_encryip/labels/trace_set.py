@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from Crypto.Hash import SHA256
 
+from keras_encryip.crypto.npy import load_npy
 from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import DAMAGED, FormatError, instead_of
 
@@ -50,7 +51,7 @@ class TraceSet(Secret):
         buffer, message = io.BytesIO(data), "The trace inputs are malformed."
         with instead_of(*DAMAGED, raises=lambda _: FormatError(message)), warnings.catch_warnings():
             warnings.simplefilter("error")
-            inputs, labels = (np.load(buffer, allow_pickle=False) for _ in range(2))
+            inputs, labels = (load_npy(buffer, len(data)) for _ in range(2))
         if buffer.read(1) or not inputs.ndim or labels.ndim != 1 or labels.dtype != np.int32:
             raise FormatError(message)
         return cls(inputs, labels)

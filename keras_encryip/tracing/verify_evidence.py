@@ -6,6 +6,7 @@ docs/tracing.md says what a folder of evidence holds, and what it proves to whom
 import contextlib
 import io
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 
 from keras_encryip.crypto.encoding import canonical_json, decode_base64
+from keras_encryip.crypto.npy import load_npy
 from keras_encryip.crypto.signing import verify
 from keras_encryip.errors import DAMAGED, EvidenceError, FormatError
 from keras_encryip.formats.atomic_files import open_file, read_bounded
@@ -315,17 +317,16 @@ def _parts(path: Path) -> Iterator[bytes]:
 
 def _array(data: bytes) -> np.ndarray:
     with contextlib.suppress(*DAMAGED):
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-        if isinstance(array, np.ndarray):
-            return array
+        return load_npy(io.BytesIO(data), len(data))
     raise FormatError("An array of the evidence is malformed.")
 
 
 def _arrays(data: bytes) -> list[np.ndarray | None]:
     """Arrays `0`, `1`, …; one of size 0 stands for a kernel that was not found."""
-    with contextlib.suppress(*DAMAGED), np.load(io.BytesIO(data), allow_pickle=False) as file:
-        stored = sum(entry.file_size for entry in file.zip.infolist()) <= len(data)
-        if stored:  # nothing unpacks to more than was read
-            arrays = [file[str(i)] for i in range(len(file.files))]
+    with contextlib.suppress(*DAMAGED), zipfile.ZipFile(io.BytesIO(data)) as file:
+        entries = file.infolist()
+        if sum(entry.file_size for entry in entries) <= len(data):  # they are stored as they are
+            parts = [file.read(f"{i}.npy") for i in range(len(entries))]
+            arrays = [load_npy(io.BytesIO(part), len(part)) for part in parts]
             return [array if array.size else None for array in arrays]
     raise FormatError("The weights of the evidence are malformed.")

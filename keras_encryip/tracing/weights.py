@@ -8,13 +8,17 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 from shutil import copyfileobj
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import numpy as np
 
+from keras_encryip.crypto.npy import load_npy
 from keras_encryip.errors import DAMAGED, ArgumentError, FormatError, instead_of
 from keras_encryip.formats.atomic_files import open_file
 from keras_encryip.tracing.checkpoint import Checkpoint
+
+_FREE_BYTES: Final = 256 << 20
+_MOST_PACKED: Final = 4
 
 MAX_BYTES: Final = 1 << 34
 """Of all arrays of a file together."""
@@ -105,6 +109,12 @@ def _as_float(array: np.ndarray) -> np.ndarray:
 
 
 def _check_size(size: int, path: Path) -> None:
+    """Refuse a file that unpacks to many times its size."""
+    if size > max(_FREE_BYTES, _MOST_PACKED * path.stat().st_size):
+        raise FormatError(
+            f"{str(path)!r} unpacks to {size} bytes, more than {_MOST_PACKED} times its size. "
+            "Unpack it yourself, and pass its arrays."
+        )
     if size > MAX_BYTES:
         raise FormatError(f"{str(path)!r} is too large: more than {MAX_BYTES} bytes of weights.")
 
@@ -156,8 +166,9 @@ def _read_file(path: Path) -> Iterator[np.ndarray]:
         if magic.startswith(_HDF5):
             yield from _read_hdf5(file, path)
         elif magic.startswith(_NPY):
-            _check_size(path.stat().st_size, path)
-            yield np.load(file, allow_pickle=False)
+            size = path.stat().st_size
+            _check_size(size, path)
+            yield load_npy(file, size)
         elif magic.startswith(_ZIP):
             yield from _read_zip(file, path)
         else:
@@ -179,7 +190,7 @@ def _read_zip(file: BinaryIO, path: Path) -> Iterator[np.ndarray]:
         for name in sizes:
             if name.endswith(".npy"):
                 with archive.open(name) as packed:
-                    yield np.lib.format.read_array(packed, allow_pickle=False)
+                    yield load_npy(cast(BinaryIO, packed), sizes[name])
 
 
 def _read_hdf5(file: Any, path: Path) -> Iterator[np.ndarray]:
