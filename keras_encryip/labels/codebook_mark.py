@@ -2,7 +2,7 @@
 
 Exported confused labels are multiples of 2⁻²⁴ in their first columns, and the last bits of these
 multiples say whose they are: half of them that there is a mark, half of them the codebook's id.
-That moves a probability by 2⁻²⁴ at most (by 2⁻²¹ if N < 64), and needs no second output. Float32
+That moves a probability by 2⁻²⁴ at most (by 2⁻²⁰ if N < 64), and needs no second output. Float32
 keeps it, and so does JSON; who converts or rounds outputs loses it, and nothing is said then.
 """
 
