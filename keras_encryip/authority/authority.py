@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +29,7 @@ from keras_encryip.errors import (
     SignatureError,
     instead_of,
 )
-from keras_encryip.formats.atomic_files import unexpanded, write_new_file
+from keras_encryip.formats.atomic_files import make_new_file, write_synced
 from keras_encryip.formats.bundle_keys import ROLES, Role
 from keras_encryip.formats.key_bundle import ANY_MODEL, make_bundle
 from keras_encryip.formats.key_pair import X25519PublicKey
@@ -276,24 +276,26 @@ class Authority(Secret):
         """
         subject = check_name(subject, "subject")
         terms = _terms(days, models, roles)
-        if Path(unexpanded(fspath(path))).exists():
-            raise ArgumentError(f"{str(path)!r} exists already, and is never overwritten.")
-        z = self.user_store.pending_z(subject) or random_scalar(get_random_bytes)
-        data = make_bundle(
-            self.keys.user_keys(z, terms.roles),
-            passphrase=passphrase,
-            public_key=public_key,
-            subject=subject,
-            issuer_name=self.name,
-            authority=self.public_key.digest,
-            signing_key=self.keys.signing_key,
-            not_before=terms.issued_at,
-            not_after=terms.not_after,
-            scope=terms.scope,
-            scrypt_log2_n=scrypt_log2_n,
-        )
-        self.user_store.add_pending(subject, z, terms)
-        write_new_file(path, data, mode=0o600)
+
+        def fill(draft: Path) -> None:  # called once there is a draft beside the path
+            z = self.user_store.pending_z(subject) or random_scalar(get_random_bytes)
+            data = make_bundle(
+                self.keys.user_keys(z, terms.roles),
+                passphrase=passphrase,
+                public_key=public_key,
+                subject=subject,
+                issuer_name=self.name,
+                authority=self.public_key.digest,
+                signing_key=self.keys.signing_key,
+                not_before=terms.issued_at,
+                not_after=terms.not_after,
+                scope=terms.scope,
+                scrypt_log2_n=scrypt_log2_n,
+            )
+            self.user_store.add_pending(subject, z, terms)
+            write_synced(draft, data)
+
+        make_new_file(path, fill, mode=0o600)
         return self.user_store.activate(subject, public_key)
 
     def enroll(self, subjects: Iterable[str]) -> list[User]:

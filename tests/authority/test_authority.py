@@ -328,7 +328,7 @@ def pending(
         raise ArgumentError("Cannot write 'alice.keybundle': No space left on device.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(authority_module, "write_new_file", full)
+        patch.setattr(authority_module, "write_synced", full)
         with pytest.raises(ArgumentError, match="No space left"):
             issue(authority, "alice", days=10)
     return authority, authority.users()[0]
