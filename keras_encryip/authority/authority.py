@@ -1,5 +1,6 @@
 """The owner's secrets and ledger: issue keys, revoke them, keep the models' assignments."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from os import PathLike
@@ -88,7 +89,7 @@ class Authority(Secret):
         """Draw new secrets and write the ledger.
 
         Args:
-            url: where: a file's path, or a database URL such as
+            url: where: a file's path, or a sqlite URL such as
                 `"sqlite:///acme.authority"`. Nothing is overwritten.
             passphrase: seals the secrets. There is no way back without it.
             threshold: t, 1 … 64: how many users can be revoked, and how many
@@ -153,6 +154,11 @@ class Authority(Secret):
             PassphraseError: wrong passphrase.
         """
         ledger = Ledger.open(url)
+        with ledger.closed_on_failure():
+            return cls._open(ledger, passphrase, expect_log)
+
+    @classmethod
+    def _open(cls, ledger: Ledger, passphrase: str, expect_log: str | None) -> Self:
         with ledger.reading() as connection:
             row = connection.execute(sa.select(authority_table)).one()
         with instead_of(
@@ -180,8 +186,9 @@ class Authority(Secret):
                 ),
             ),
             ledger.reading() as connection,
+            contextlib.closing(read_events(connection, keys.issuer)) as events,
         ):
-            table = inconsistency(connection, read_events(connection, keys.issuer))
+            table = inconsistency(connection, events)
             if expect_log is not None:
                 check_log(connection, expect_log)
         if table:
@@ -254,7 +261,7 @@ class Authority(Secret):
         """Issue a key and write its bundle, mode 0600.
 
         The key is in the ledger before the bundle exists, so that no key is ever
-        out that cannot be traced. If the process ends in between, the user is
+        out that cannot be traced. If the process ends or writing fails in between, the user is
         listed as pending, and issuing again writes a bundle with the same key.
 
         Args:

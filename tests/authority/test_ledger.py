@@ -60,7 +60,9 @@ def test_a_busy_ledger_says_so_and_works_afterwards(
             lambda: authority.revoke("alice"),
             authority.users,
         ):
-            with pytest.raises(LedgerError, match="is busy: another process is changing it"):
+            with pytest.raises(
+                LedgerError, match="is busy: another process or thread is changing it"
+            ):
                 use()
         assert not (tmp_path / "alice.keybundle").exists()
         other.execute("ROLLBACK")
@@ -211,11 +213,24 @@ def somebody_else() -> Iterator[None]:
         os.seteuid(user)
 
 
-def test_the_databases_driver_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "psycopg2", None)
-    url = "postgresql+psycopg2://owner:hush@host/ledger"
-    with pytest.raises(ArgumentError, match="needs the Python package 'psycopg2'") as caught:
-        Ledger(url)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "postgresql",
+        "postgresql+psycopg2",
+        "mysql",
+        "mssql+pyodbc",
+        "oracle",
+        "sqlite+aiosqlite",
+        "sqlite+pysqlcipher",
+        "nosuchdatabase",
+    ],
+)
+@pytest.mark.parametrize("use", [Authority.create, Authority.open])
+def test_other_databases_are_refused(use: Any, kind: str) -> None:
+    message = rf"^`url` must be a path or a sqlite URL .*\. Received: a URL of '{re.escape(kind)}'$"
+    with pytest.raises(ArgumentError, match=message) as caught:
+        use(f"{kind}://owner:hush@host/ledger", PASSPHRASE)
     assert "hush" not in str(caught.value)
 
 
