@@ -27,6 +27,7 @@ from keras_encryip.formats.atomic_files import make_new_file, unexpanded
 _BUSY_SECONDS: Final = 10
 _URL: Final = re.compile(r"[A-Za-z][\w+.-]+://")
 """How a URL begins; a single letter is a drive."""
+_NO_URL: Final = (sa.exc.ArgumentError, ValueError)
 _RESTORE: Final = (
     "Restore a full copy, with the file of the same name and '-wal' or '-journal', if there is one"
 )
@@ -43,15 +44,16 @@ class Ledger:
 
     def __init__(self, url: str | os.PathLike[str] | sa.URL) -> None:
         self.url = _parse_url(url)
-        self._engine = sa.create_engine(
-            self.url,
-            hide_parameters=True,
-            poolclass=sa.QueuePool,
-            pool_size=1,
-            max_overflow=0,
-            pool_timeout=_BUSY_SECONDS,
-            connect_args={"check_same_thread": False},
-        )
+        with instead_of(*_NO_URL, raises=lambda _: _refused(url)):
+            self._engine = sa.create_engine(
+                self.url,
+                hide_parameters=True,
+                poolclass=sa.QueuePool,
+                pool_size=1,
+                max_overflow=0,
+                pool_timeout=_BUSY_SECONDS,
+                connect_args={"check_same_thread": False},
+            )
         _configure(self._engine, self.path)
 
     @classmethod
@@ -174,7 +176,7 @@ def raw_rows(
 
 _BUSY: Final = "is busy: another process or thread is changing it. Try again when it has finished"
 _DAMAGED: Final = f"is damaged or only partly copied. {_RESTORE}"
-_FORBIDDEN: Final = "cannot be written: check the permissions of the file and its folder"
+_FORBIDDEN: Final = "cannot be opened for writing: check the permissions of the file and its folder"
 _IN_WORDS: Final = {
     sqlite3.SQLITE_BUSY: _BUSY,
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
@@ -253,17 +255,21 @@ def _parse_url(url: str | os.PathLike[str] | sa.URL) -> sa.URL:
     """What is no URL is a path, with whatever characters a URL would give a meaning."""
     if isinstance(url, os.PathLike) or (isinstance(url, str) and url and not _URL.match(url)):
         return sa.URL.create("sqlite", database=_absolute(os.fsdecode(url)))
-    message = "`url` must be a path or a sqlite URL such as 'sqlite:///acme.authority'."
-    with instead_of(
-        sa.exc.ArgumentError,
-        raises=lambda _: ArgumentError(f"{message} Received: url={url!r}"),
-    ):
+    with instead_of(*_NO_URL, raises=lambda _: _refused(url)):
         parsed = sa.make_url(url)
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
-        raise ArgumentError(f"{message} Received: a URL of {parsed.drivername!r}")
+        raise _refused(url)
     if _is_file(parsed) and "uri" not in parsed.query:
         return parsed.set(database=_absolute(str(parsed.database)))
     return parsed
+
+
+def _refused(url: Any) -> ArgumentError:
+    shown = re.sub("//.*@", "//…@", url) if isinstance(url, str) else url  # it may hold a password
+    return ArgumentError(
+        "`url` must be a path or a sqlite URL such as 'sqlite:///acme.authority': an authority is "
+        f"one SQLite file. Received: url={shown!r}"
+    )
 
 
 def _is_file(url: sa.URL) -> bool:
