@@ -191,8 +191,8 @@ _IN_WORDS: Final = {
         "could not be written: the disk is full. Nothing was changed: free some space and try again"
     ),
     sqlite3.SQLITE_IOERR: (
-        "could not be read or written: disk I/O error. Nothing was changed: check the disk's free "
-        "space, your quota and the disk's connection, and try again"
+        "could not be read or written: disk I/O error. What was in it before is kept: check the "
+        "disk's free space, your quota and the disk's connection, and try again"
     ),
 }
 """SQLite's codes, extended or not, and what to do."""

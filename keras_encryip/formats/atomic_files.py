@@ -195,7 +195,7 @@ def _by_draft(
     ):
         draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
         with contextlib.suppress(OSError):
-            os.lstat(draft)
+            os.lstat(draft)  # a zero byte, or half a character
     try:
         with instead_of(
             OSError, raises=lambda error: ArgumentError(f"Cannot write {name}: {reason(error)}.")

@@ -210,14 +210,14 @@ def test_a_failed_open_lets_go_of_the_file(authority: Authority, file: Path, spo
         "UPDATE events SET kind = 'x' WHERE number = 3",
         "UPDATE users SET subject = 'x' || subject",
         "UPDATE users SET roles = '5'",
-        "DELETE FROM users WHERE user_id > 30000",
+        "DELETE FROM users WHERE user_id > 12000",
     ],
 )
 def test_a_file_that_fails_in_the_middle_of_the_check_is_let_go_of(
     authority: Authority, file: Path, statement: str
 ) -> None:
     """With rows that were not read yet."""
-    authority.enroll(f"user{i}" for i in range(40_000))
+    authority.enroll(f"user{i}" for i in range(15_000))
     authority.close()
     edit(file, statement)
     with pytest.raises(LedgerError, match=r"event log was changed|do not agree") as caught:
@@ -329,7 +329,9 @@ def test_a_write_without_space_changes_nothing_and_says_so(
     before = authority.users()
     with (
         full_disk(authority) if kind == "full" else no_file_longer_than(100_000),
-        pytest.raises(LedgerError, match="Nothing was changed: ") as caught,
+        pytest.raises(
+            LedgerError, match=r"Nothing was changed: |What was in it before is kept: "
+        ) as caught,
     ):
         authority.enroll(many())
     assert "space" in str(caught.value)
