@@ -1,5 +1,6 @@
 """Whether an authority's tables say what its signed event log says."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -62,13 +63,15 @@ def inconsistency(connection: sa.Connection, events: Iterable[Event]) -> str | N
     """
     columns = [users_table.c[name] for name in _COLUMNS]
     in_order = sa.select(*columns).order_by(users_table.c.user_id)
-    users = _Users(chain.from_iterable(raw_rows(connection, in_order, _PART)))
     others = _Others()
-    for event in events:
-        users.follow(event)
-        others.follow(event)
+    with contextlib.closing(raw_rows(connection, in_order, _PART)) as parts:
+        users = _Users(chain.from_iterable(parts))
+        for event in events:
+            users.follow(event)
+            others.follow(event)
+        agree = users.agree()
     wrong = {name for name, rows in _stored(connection) if rows != others.rows[name]}
-    if not users.agree():
+    if not agree:
         wrong.add(users_table.name)
     return next((table.name for table in _CHECKED if table.name in wrong), None)
 

@@ -1,8 +1,9 @@
 """The owner's secrets and ledger: issue keys, revoke them, keep the models' assignments."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +30,7 @@ from keras_encryip.errors import (
     SignatureError,
     instead_of,
 )
-from keras_encryip.formats.atomic_files import unexpanded, write_new_file
+from keras_encryip.formats.atomic_files import make_new_file, write_synced
 from keras_encryip.formats.bundle_keys import ROLES, Role
 from keras_encryip.formats.key_bundle import ANY_MODEL, make_bundle
 from keras_encryip.formats.key_pair import X25519PublicKey
@@ -88,7 +89,7 @@ class Authority(Secret):
         """Draw new secrets and write the ledger.
 
         Args:
-            url: where: a file's path, or a database URL such as
+            url: where: a file's path, or a sqlite URL such as
                 `"sqlite:///acme.authority"`. Nothing is overwritten.
             passphrase: seals the secrets. There is no way back without it.
             threshold: t, 1 … 64: how many users can be revoked, and how many
@@ -153,6 +154,11 @@ class Authority(Secret):
             PassphraseError: wrong passphrase.
         """
         ledger = Ledger.open(url)
+        with ledger.closed_on_failure():
+            return cls._open(ledger, passphrase, expect_log)
+
+    @classmethod
+    def _open(cls, ledger: Ledger, passphrase: str, expect_log: str | None) -> Self:
         with ledger.reading() as connection:
             row = connection.execute(sa.select(authority_table)).one()
         with instead_of(
@@ -180,8 +186,9 @@ class Authority(Secret):
                 ),
             ),
             ledger.reading() as connection,
+            contextlib.closing(read_events(connection, keys.issuer)) as events,
         ):
-            table = inconsistency(connection, read_events(connection, keys.issuer))
+            table = inconsistency(connection, events)
             if expect_log is not None:
                 check_log(connection, expect_log)
         if table:
@@ -254,7 +261,7 @@ class Authority(Secret):
         """Issue a key and write its bundle, mode 0600.
 
         The key is in the ledger before the bundle exists, so that no key is ever
-        out that cannot be traced. If the process ends in between, the user is
+        out that cannot be traced. If the process ends or writing fails in between, the user is
         listed as pending, and issuing again writes a bundle with the same key.
 
         Args:
@@ -276,24 +283,26 @@ class Authority(Secret):
         """
         subject = check_name(subject, "subject")
         terms = _terms(days, models, roles)
-        if Path(unexpanded(fspath(path))).exists():
-            raise ArgumentError(f"{str(path)!r} exists already, and is never overwritten.")
-        z = self.user_store.pending_z(subject) or random_scalar(get_random_bytes)
-        data = make_bundle(
-            self.keys.user_keys(z, terms.roles),
-            passphrase=passphrase,
-            public_key=public_key,
-            subject=subject,
-            issuer_name=self.name,
-            authority=self.public_key.digest,
-            signing_key=self.keys.signing_key,
-            not_before=terms.issued_at,
-            not_after=terms.not_after,
-            scope=terms.scope,
-            scrypt_log2_n=scrypt_log2_n,
-        )
-        self.user_store.add_pending(subject, z, terms)
-        write_new_file(path, data, mode=0o600)
+
+        def fill(draft: Path) -> None:  # called once there is a draft beside the path
+            z = self.user_store.pending_z(subject) or random_scalar(get_random_bytes)
+            data = make_bundle(
+                self.keys.user_keys(z, terms.roles),
+                passphrase=passphrase,
+                public_key=public_key,
+                subject=subject,
+                issuer_name=self.name,
+                authority=self.public_key.digest,
+                signing_key=self.keys.signing_key,
+                not_before=terms.issued_at,
+                not_after=terms.not_after,
+                scope=terms.scope,
+                scrypt_log2_n=scrypt_log2_n,
+            )
+            self.user_store.add_pending(subject, z, terms)
+            write_synced(draft, data)
+
+        make_new_file(path, fill, mode=0o600)
         return self.user_store.activate(subject, public_key)
 
     def enroll(self, subjects: Iterable[str]) -> list[User]:

@@ -1,7 +1,7 @@
 """The append-only event log: a hash chain whose every link is signed."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -40,7 +40,7 @@ def append_event(connection: sa.Connection, keys: AuthorityKeys, kind: str, **de
     )
 
 
-def read_events(connection: sa.Connection, issuer: bytes) -> Iterator[Event]:
+def read_events(connection: sa.Connection, issuer: bytes) -> Generator[Event, None, None]:
     """The whole log in order: the newest event's signature is checked first, then the chain.
 
     Raises:
@@ -58,17 +58,17 @@ def read_events(connection: sa.Connection, issuer: bytes) -> Iterator[Event]:
             ),
         ):
             verify(issuer, EVENT_DOMAIN, newest.digest, newest.signature, what="event log")
-    rows = connection.execute(sa.select(events_table).order_by(e.number))
-    for number, row in enumerate(rows, 1):
-        intact = row.number == number and row.previous == digest
-        try:
-            event = Event(row.number, row.at, row.kind, msgspec.json.decode(row.details))
-            digest = event_digest(event, digest)
-        except (msgspec.DecodeError, ValueError, RecursionError):
-            intact = False
-        if not intact or digest != row.digest:
-            raise LedgerError(f"The event log was changed at event {row.number}.")
-        yield event
+    with connection.execute(sa.select(events_table).order_by(e.number)) as rows:
+        for number, row in enumerate(rows, 1):
+            intact = row.number == number and row.previous == digest
+            try:
+                event = Event(row.number, row.at, row.kind, msgspec.json.decode(row.details))
+                digest = event_digest(event, digest)
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                intact = False
+            if not intact or digest != row.digest:
+                raise LedgerError(f"The event log was changed at event {row.number}.")
+            yield event
 
 
 def log_head(connection: sa.Connection) -> str:

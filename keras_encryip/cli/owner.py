@@ -283,7 +283,7 @@ def export(
 def rotate(
     source: Annotated[Path, typer.Argument(help="An exported version folder, served/digits/1.")],
     directory: Annotated[Path, typer.Argument(help="New version folder, served/digits/2.")],
-    authority: Annotated[str, typer.Option(help="The authority's file, or a database URL.")],
+    authority: Annotated[str, typer.Option(help="The authority's file, or a sqlite URL.")],
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Give an exported folder a new version, reordered, that shuts out who was revoked."""
@@ -297,7 +297,7 @@ def rotate(
 def seal(
     directory: Annotated[Path, typer.Argument(help="Any folder, e.g. served/digits/2.")],
     file: Annotated[Path, typer.Argument(help="New file, e.g. digits.sealed.")],
-    authority: Annotated[str, typer.Option(help="The authority's file, or a database URL.")],
+    authority: Annotated[str, typer.Option(help="The authority's file, or a sqlite URL.")],
     model: Annotated[str, typer.Option(help="Name of the protected model it belongs to.")],
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:

@@ -19,7 +19,7 @@ from keras_encryip.formats.text import read_lines
 _MAX_SHOWN = 1 << 16
 
 AuthorityArgument = Annotated[
-    str, typer.Argument(help="The authority's file, or a database URL.", metavar="AUTHORITY")
+    str, typer.Argument(help="The authority's file, or a sqlite URL.", metavar="AUTHORITY")
 ]
 AuthorityPassphraseFile = Annotated[
     Path | None,

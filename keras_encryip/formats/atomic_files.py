@@ -83,6 +83,8 @@ def make_new_file(
 ) -> None:
     """Make a file that must not exist yet: whole, under its name, or not at all.
 
+    Where the file system has no hard links, the name stands for an empty file for a moment.
+
     Args:
         path: its name, given at the end by an atomic link.
         fill: writes an empty temporary file beside it.
@@ -93,17 +95,27 @@ def make_new_file(
     """
 
     def write(draft: Path) -> None:
+        if os.path.lexists(path):
+            raise _taken(path)
         _create(draft, mode)
         fill(draft)
         with instead_of(FileExistsError, raises=lambda _: _taken(path)):
-            os.link(draft, path)
+            _give_name(draft, path)
 
     _by_draft(path, write)
 
 
+def write_synced(draft: Path, data: bytes) -> None:
+    """Fill a draft, and sync it to disk."""
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_new_file(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644) -> None:
     """`make_new_file` with these bytes, synced to disk before they get their name."""
-    make_new_file(path, lambda draft: _write_synced(draft, data), mode=mode)
+    make_new_file(path, lambda draft: write_synced(draft, data), mode=mode)
 
 
 def replace_file(
@@ -117,7 +129,7 @@ def replace_file(
 
     def write(draft: Path) -> None:
         _create(draft, mode)
-        _write_synced(draft, data)
+        write_synced(draft, data)
         os.replace(draft, path)
 
     _by_draft(path, write, what=what)
@@ -176,8 +188,14 @@ def _by_draft(
 ) -> None:
     """Let `write` make a draft beside the path and give it that name; a draft that stays goes."""
     target = Path(unexpanded(os.fspath(path)))
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     name = f"the {what} {os.fspath(path)!r}" if what else repr(os.fspath(path))
+    with instead_of(
+        ValueError,
+        raises=lambda _: ArgumentError(f"Cannot write {name}: no file can have this name."),
+    ):
+        draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+        with contextlib.suppress(OSError):
+            os.lstat(draft)  # a zero byte, or half a character
     try:
         with instead_of(
             OSError, raises=lambda error: ArgumentError(f"Cannot write {name}: {reason(error)}.")
@@ -210,11 +228,19 @@ def _create(draft: Path, mode: int) -> None:
     os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
 
 
-def _write_synced(draft: Path, data: bytes) -> None:
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _give_name(draft: Path, path: str | os.PathLike[str]) -> None:
+    """Give a finished draft a name that is free; else `FileExistsError`."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # FAT, SMB and some containers refuse hard links
+        _create(Path(path), 0o600)
+        try:
+            os.replace(draft, path)
+        except BaseException:
+            os.unlink(path)
+            raise
 
 
 def _taken(path: str | os.PathLike[str]) -> ArgumentError:

@@ -146,9 +146,9 @@ def test_create_refuses_a_wrong_threshold(create: Any, file: Path, threshold: An
         ({"scrypt_log2_n": 13}, r"scrypt cost 2\^13 is outside"),
         ({"scrypt_log2_n": 21}, r"scrypt cost 2\^21 is outside"),
         ({"name": "x" * 257}, "`name` must be a string of 1 … 256"),
-        ({"url": 3}, "`url` must be a file's path or a database URL"),
-        ({"url": "nosuchdatabase://x"}, "`url` must be a file's path or a database URL"),
-        ({"url": "firebird+nosuchdriver://x"}, "`url` must be a file's path or a database URL"),
+        ({"url": 3}, "`url` must be a path or a sqlite URL"),
+        ({"url": "nosuchdatabase://x"}, "`url` must be a path or a sqlite URL"),
+        ({"url": "firebird+nosuchdriver://x"}, "`url` must be a path or a sqlite URL"),
     ],
     ids=["empty-passphrase", "cheap", "dear", "long-name", "number", "no-dialect", "no-driver"],
 )
@@ -328,7 +328,7 @@ def pending(
         raise ArgumentError("Cannot write 'alice.keybundle': No space left on device.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(authority_module, "write_new_file", full)
+        patch.setattr(authority_module, "write_synced", full)
         with pytest.raises(ArgumentError, match="No space left"):
             issue(authority, "alice", days=10)
     return authority, authority.users()[0]

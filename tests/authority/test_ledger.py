@@ -60,7 +60,9 @@ def test_a_busy_ledger_says_so_and_works_afterwards(
             lambda: authority.revoke("alice"),
             authority.users,
         ):
-            with pytest.raises(LedgerError, match="is busy: another process is changing it"):
+            with pytest.raises(
+                LedgerError, match="is busy: another process or thread is changing it"
+            ):
                 use()
         assert not (tmp_path / "alice.keybundle").exists()
         other.execute("ROLLBACK")
@@ -188,7 +190,7 @@ def test_what_is_read_only_says_what_to_check(
         folder.chmod(folder_mode)
         with (
             somebody_else(),
-            pytest.raises(LedgerError, match="cannot be written: check the permissions"),
+            pytest.raises(LedgerError, match="cannot be opened for writing: check the permissions"),
             Authority.open(f"sqlite:///{file}", PASSPHRASE) as other,
         ):
             other.enroll(["alice"])
@@ -211,12 +213,71 @@ def somebody_else() -> Iterator[None]:
         os.seteuid(user)
 
 
-def test_the_databases_driver_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "psycopg2", None)
-    url = "postgresql+psycopg2://owner:hush@host/ledger"
-    with pytest.raises(ArgumentError, match="needs the Python package 'psycopg2'") as caught:
-        Ledger(url)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "postgresql",
+        "postgresql+psycopg2",
+        "mysql",
+        "mssql+pyodbc",
+        "oracle",
+        "sqlite+aiosqlite",
+        "sqlite+pysqlcipher",
+        "nosuchdatabase",
+    ],
+)
+@pytest.mark.parametrize("use", [Authority.create, Authority.open])
+def test_other_databases_are_refused(use: Any, kind: str) -> None:
+    message = rf"^`url` must be a path or a sqlite URL .*\. Received: url='{re.escape(kind)}://…@"
+    with pytest.raises(ArgumentError, match=message) as caught:
+        use(f"{kind}://owner:hush@host/ledger", PASSPHRASE)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("use", [Authority.create, Authority.open])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://acme.authority",
+        "sqlite://folder/acme.authority",
+        "sqlite://owner:hush@/acme.authority",
+        "sqlite://host:port/acme.authority",
+        "sqlite:///acme.authority?timeout=soon",
+        "postgresql://owner:hu/s@h@host:port/ledger",
+    ],
+)
+def test_what_is_no_sqlite_url_is_refused(
+    use: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match=r"^`url` must be a path or a sqlite URL") as caught:
+        use(url, PASSPHRASE)
+    assert "hu" not in str(caught.value)
+    assert caught.value.__context__ is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file_mode", "folder_mode"), [(0, 0o755), (0o666, 0o700)], ids=["file", "folder"]
+)
+def test_what_may_not_be_read_is_left_alone(
+    authority: Authority, file_mode: int, folder_mode: int
+) -> None:
+    folder = Path(tempfile.mkdtemp())
+    try:
+        file = folder / "acme.authority"
+        shutil.copy(str(authority.ledger.path), file)
+        file.chmod(file_mode)
+        folder.chmod(folder_mode)
+        with (
+            somebody_else(),
+            pytest.raises(LedgerError, match=r"check the permissions|Permission denied"),
+        ):
+            Authority.open(file, PASSPHRASE)
+        assert [path.name for path in folder.iterdir()] == [file.name]
+    finally:
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
 
 
 # --- secrets -----------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_a_relative_path_stays_where_it_was(here: Path, tmp_path: Path) -> None:
 )
 def test_other_addresses_are_refused_before_anything_is_written(url: str, here: Path) -> None:
     for use in Authority.create, Authority.open:
-        with pytest.raises(ArgumentError, match=r"^`url` must be a file's path or a database URL"):
+        with pytest.raises(ArgumentError, match=r"^`url` must be a path or a sqlite URL"):
             use(url, PASSPHRASE)
     assert os.listdir(here) == []
 
@@ -125,7 +125,7 @@ def test_other_addresses_are_refused_before_anything_is_written(url: str, here: 
 @pytest.mark.parametrize("wrong", [None, 7, b"a.authority", "", ["a"]])
 def test_what_is_neither_path_nor_url(wrong: Any, here: Path) -> None:
     for use in Authority.create, Authority.open:
-        with pytest.raises(ArgumentError, match=r"^`url` must be a file's path or a database URL"):
+        with pytest.raises(ArgumentError, match=r"^`url` must be a path or a sqlite URL"):
             use(wrong, PASSPHRASE)
     assert os.listdir(here) == []
 

@@ -3,12 +3,14 @@
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from keras_encryip.errors import ArgumentError, FormatError
 from keras_encryip.formats.atomic_files import (
+    make_new_file,
     make_new_folder,
     read_bounded,
     replace_file,
@@ -129,7 +131,6 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         ("open", errno.EROFS, "Read-only file system"),
         ("fsync", errno.ENOSPC, "No space left on device"),
         ("fsync", errno.EIO, "Input/output error"),
-        ("link", errno.EPERM, "Operation not permitted"),
     ],
 )
 def test_a_failure_leaves_nothing_behind(
@@ -173,6 +174,109 @@ def test_two_writers_do_not_overwrite_each_other(
         write_new_file(path, b"new")
     assert path.read_bytes() == OLD
     assert names(tmp_path) == ["new"]
+
+
+REFUSALS = [
+    errno.EPERM,
+    errno.ENOTSUP,
+    errno.EXDEV,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EACCES,
+    errno.EMLINK,
+    errno.EINVAL,
+]
+
+
+def refuse_links(patch: pytest.MonkeyPatch, code: int = errno.EPERM) -> None:
+    """As file systems without hard links do it."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    patch.setattr(os, "link", refuse)
+
+
+@pytest.mark.parametrize("code", REFUSALS, ids=errno.errorcode.get)
+def test_a_file_system_without_hard_links_takes_new_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    refuse_links(monkeypatch, code)
+    path = tmp_path / "new"
+    write_new_file(path, b"bytes", mode=0o600)
+    assert path.read_bytes() == b"bytes"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert names(tmp_path) == ["new"]
+    with pytest.raises(ArgumentError, match="it exists already, and is never overwritten"):
+        write_new_file(path, b"other")
+    assert path.read_bytes() == b"bytes"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
+def test_without_hard_links_what_appears_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = tmp_path / "new"
+
+    def fill(draft: Path) -> None:
+        draft.write_bytes(b"new")
+        if kind == "file":
+            path.write_bytes(OLD)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(tmp_path / "target")
+
+    refuse_links(monkeypatch)
+    with pytest.raises(
+        ArgumentError, match="it exists already, and is never overwritten"
+    ) as caught:
+        make_new_file(path, fill)
+    assert caught.value.__context__ is None
+    assert names(tmp_path) == ["new"]
+    assert kind != "file" or path.read_bytes() == OLD
+    assert kind != "folder" or path.is_dir()
+    assert kind != "dangling link" or path.is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), ArgumentError, "'.*new': No space left"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+    ],
+)
+def test_without_hard_links_a_failure_leaves_nothing_behind(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    raised: type[BaseException],
+    message: str,
+) -> None:
+    def fail(draft: Path, path: Path) -> None:
+        assert draft.read_bytes() == b"bytes", "whole before it has its name"
+        assert path.read_bytes() == b"", "never half of it"
+        raise error
+
+    refuse_links(monkeypatch)
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(raised, match=message):
+        write_new_file(tmp_path / "new", b"bytes")
+    assert names(tmp_path) == []
+
+
+def test_a_taken_name_is_refused_before_work_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    path.write_bytes(OLD)
+    with pytest.raises(ArgumentError, match="it exists already, and is never overwritten"):
+        make_new_file(path, lambda _: pytest.fail("filled"))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\0b/c", "\ud800", "/", "."])
+@pytest.mark.parametrize("write", [write_new_file, replace_file])
+def test_what_is_no_files_name_is_refused(write: Callable[..., None], name: str) -> None:
+    with pytest.raises(ArgumentError, match=r"Cannot write .*: (no file can have this|it exists)"):
+        write(name, b"bytes")
 
 
 # --- replacing -----------------------------------------------------------------
