@@ -43,6 +43,7 @@ LIBRARIES = {
 WHEN_NEEDED = {
     "client/serving/rest.py": {"httpx"},
     "client/serving/grpc.py": {"grpc", "tensorflow_serving"},
+    "export/warmup.py": {"tensorflow_serving"},
     "tracing/weights.py": {"tensorflow", "h5py"},
     "tracing/checkpoint.py": {"tensorflow"},
     "tracing/report.py": {"matplotlib"},

@@ -4,8 +4,10 @@ from typing import Annotated
 
 import typer
 
-from keras_encryip import __version__
-from keras_encryip.cli import client, owner, trace
+import keras_encryip as ke
+import keras_encryip.cli.client as client
+import keras_encryip.cli.owner as owner
+import keras_encryip.cli.trace as trace
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,7 +17,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"keras_encryip {__version__}")
+        typer.echo(f"keras_encryip {ke.__version__}")
         raise typer.Exit
 
 

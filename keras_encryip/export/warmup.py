@@ -29,7 +29,7 @@ def check_warmup(warmup: Any, signature: Any) -> dict[str, np.ndarray]:
             f"`warmup` must have the model's inputs: {', '.join(map(repr, specs))}. "
             f"Received: {', '.join(map(repr, given))}"
         )
-    found = {}
+    arrays = {}
     for name, spec in specs.items():
         with instead_of(
             Exception,
@@ -41,10 +41,10 @@ def check_warmup(warmup: Any, signature: Any) -> dict[str, np.ndarray]:
                 f"`warmup` must hold inputs {name!r} of shape {spec.shape}. "
                 f"Received: shape {array.shape}"
             )
-        found[name] = array
-    if len({len(array) for array in found.values()}) > 1:
+        arrays[name] = array
+    if len({len(array) for array in arrays.values()}) > 1:
         raise ArgumentError("`warmup` must hold arrays of equal length.")
-    return found
+    return arrays
 
 
 def write_warmup(folder: Path, model: str, inputs: dict[str, np.ndarray]) -> None:

@@ -54,12 +54,12 @@ class CodebookMark:
             (_DOMAIN, self._constant),
             (_DOMAIN + codebook_id, self.columns - self._constant),
         )
-        found = [
+        residues = [
             int.from_bytes(sha256(seed).digest()) >> 256 - bits * (i + 1) & self.modulus - 1
             for seed, count in parts
             for i in range(count)
         ]
-        self.residues = np.array(found, np.float32)
+        self.residues = np.array(residues, np.float32)
 
     def put(self, outputs: np.ndarray) -> np.ndarray:
         """Marked outputs, float32 `[..., N]`: what the exported graph does."""
