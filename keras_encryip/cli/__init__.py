@@ -13,8 +13,14 @@ _INTERRUPTED = 130  # as shells say
 
 def main() -> None:
     """Entry point of the `encryip` command."""
+    interrupted: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        interrupted.append(number)
+        sys.exit(_INTERRUPTED)
+
     # Before anything is imported, which takes seconds: Ctrl-C ends quietly wherever it falls.
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(_INTERRUPTED))
+    signal.signal(signal.SIGINT, interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names may have letters that the terminal's or the pipe's encoding has not.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -27,6 +33,8 @@ def main() -> None:
 
         app()
     except EncryipError as error:
+        if interrupted:
+            sys.exit(_INTERRUPTED)
         typer.echo(f"Error: {error}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
@@ -39,3 +47,7 @@ def main() -> None:
             err=True,
         )
         sys.exit(1)
+    except BaseException:
+        if interrupted:  # what a library made of the interruption
+            sys.exit(_INTERRUPTED)
+        raise

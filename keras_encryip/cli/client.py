@@ -157,6 +157,9 @@ def decode(
         str, typer.Argument(help="A .npy or .csv file; - for TF Serving's JSON on stdin.")
     ] = "-",
     what: Annotated[What, typer.Option(help="What to print, one prediction a line.")] = What.names,
+    quantised: Annotated[
+        bool, typer.Option("--quantised", help="The outputs' runtime rounds to a few bits.")
+    ] = False,
     bundle_passphrase_file: BundlePassphraseFile = None,
     private_key: PrivateKeyFile = None,
 ) -> None:
@@ -168,10 +171,11 @@ def decode(
             raise ArgumentError("Label ciphertexts hold one label each, and no probabilities.")
         classes = decoder.decrypt(answers)
     elif what is What.probabilities:
-        for row in decoder.probabilities(answers).reshape(-1, len(decoder.class_names)):
+        rows = decoder.probabilities(answers, quantised=quantised)
+        for row in rows.reshape(-1, len(decoder.class_names)):
             say(",".join(f"{value:.6g}" for value in row))
         return
     else:
-        classes = decoder.labels(answers).reshape(-1)
+        classes = decoder.labels(answers, quantised=quantised).reshape(-1)
     for label in classes:
         say(decoder.class_names[label] if what is What.names else str(label))

@@ -24,7 +24,12 @@ def load_npy(file: BinaryIO, size: int) -> np.ndarray:
     with warnings.catch_warnings():  # about headers that Python 2 wrote
         warnings.simplefilter("ignore")
         version = npy.read_magic(file)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        first = version == (1, 0)
+        header, length = file.tell(), int.from_bytes(file.read(2 if first else 4), "little")
+        if length > size:
+            raise ValueError("Its header is longer than the file.")
+        file.seek(header)
+        read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
         shape, _, dtype = read(file)
         if dtype.hasobject:
             raise ValueError("It holds pickled objects.")

@@ -153,8 +153,11 @@ def make_new_folder(
     def write(draft: Path) -> None:
         if os.path.exists(path):
             raise _taken(path)
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        draft.mkdir(mode)
+        try:
+            draft.mkdir(mode)
+        except FileNotFoundError:
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            draft.mkdir(mode)
         fill(draft)
         for folder in (draft, *(inner for inner in draft.rglob("*") if inner.is_dir())):
             sync_folder(folder)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ _CHUNK_BYTES: Final = 1 << 20
 _LEAST_OBJECT_BYTES: Final = 128
 _FREE_BYTES: Final = 1 << 20
 _MAX_AXES: Final = 32
+_NO_NUMBER: Final = re.compile(rb"(?<=[\[,:\s])(NaN|-?Infinity)(?=[\],}\s])")
 _NO_STRUCTURE: Final = bytes(sorted({*range(256)} - {*b"[],"}))
 
 EXTRA_WORDS: Final = NONCE_WORDS + TAG_WORDS
@@ -93,11 +95,11 @@ def parse_response(data: bytes | str) -> np.ndarray | list[bytes]:
         raise FormatError(f"The response is too large: more than {MAX_RESPONSE_BYTES} bytes.")
     with instead_of(
         *(msgspec.MsgspecError, UnicodeError, RecursionError),
-        raises=lambda _: FormatError("The response is not a JSON object of finite numbers."),
+        raises=lambda _: FormatError("The response is not a JSON object."),
     ):
         if isinstance(data, bytes) and (encoding := json.detect_encoding(data)) != "utf-8":
             data = data.decode(encoding)  # what shells make of a pipe
-        response = msgspec.json.decode(data, type=_Response)
+        response = _parts(data)
     if bytes(response.error):
         raise FormatError(f"The model server reported an error: {_text_of(response.error)[:500]}")
     rows = bytes(response.predictions) or bytes(response.outputs)
@@ -143,6 +145,17 @@ class _Response(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw()
 
 
+def _parts(data: bytes | str) -> _Response:
+    """Of a response; TF Serving writes NaN and Infinity, which are not JSON, for such numbers."""
+    try:
+        return msgspec.json.decode(data, type=_Response)
+    except msgspec.DecodeError:
+        data = data.encode() if isinstance(data, str) else data
+        if b"NaN" not in data and b"Infinity" not in data:
+            raise
+        return msgspec.json.decode(_NO_NUMBER.sub(b"null", data), type=_Response)
+
+
 def _decoded(text: bytes | bytearray | msgspec.Raw, kind: Any) -> Any:
     with instead_of(
         *(msgspec.MsgspecError, UnicodeError),
@@ -175,9 +188,9 @@ def _table(text: bytes) -> np.ndarray:
     shape = _shape(text.translate(None, _NO_STRUCTURE))
     if shape is None:
         raise FormatError(message)
-    whole = not any(sign in text for sign in (b".", b"e", b"E"))  # integers
+    whole = not any(sign in text for sign in (b".", b"e", b"E", b"n"))  # integers
     numbers = text.translate(None, b"[]")
-    kind: Any = list[int] if whole else list[float]
+    kind: Any = list[int] if whole else list[float | None]  # null becomes NaN
     table = np.empty(math.prod(shape), np.int32 if whole else np.float32)
     filled = start = 0
     with instead_of(msgspec.MsgspecError, OverflowError, raises=lambda _: FormatError(message)):

@@ -292,7 +292,7 @@ def test_the_model_with_its_trace_labels_cut_out(world: World) -> None:
     def service(batch: np.ndarray) -> Any:
         rows = confused(batch)
         rows[:, trace] = 0
-        return decoder.labels(rows)
+        return decoder.labels(rows, quantised=True)
 
     report = world.trace(service)
     assert (report.verdict, report.evidence["this is the model"]) == ("inconclusive", "yes")

@@ -258,7 +258,6 @@ def test_the_key_of_a_mark_is_nowhere(house: House) -> None:
 
 REFUSED = {
     "nobody": "'nobody' is not a user. Issue a key first",
-    "": "'' is not a user",
     "Alice": "'Alice' is not a user",
     "pat": "'pat' is pending",
     "mallory": "'mallory' is revoked",

@@ -1,6 +1,7 @@
 """Chances of coincidences: against SciPy, and against numbers worked out by hand."""
 
 import math
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -62,7 +63,14 @@ def test_extremes_neither_overflow_nor_lose_digits() -> None:
 
 @pytest.mark.parametrize(
     ("p_value", "tests", "expected"),
-    [(0.25, 1, 0.25), (0.25, 3, 0.75), (0.25, 4, 1), (0.25, 5, 1), (0, 10**9, 0), (0.25, 0, 0.25)],
+    [
+        (0.25, 1, 0.25),
+        (0.25, 3, 0.75),
+        (0.25, 4, 1),
+        (0.25, 5, 1),
+        (0, 10**9, sys.float_info.min * 10**9),  # nothing is impossible
+        (0.25, 0, 0.25),
+    ],
 )
 def test_corrected(p_value: float, tests: int, expected: float) -> None:
     assert corrected(p_value, tests) == expected

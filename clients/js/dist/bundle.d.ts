@@ -52,7 +52,7 @@ export declare class KeyBundle {
      * changed since the keys were sealed.
      */
     unlock(secret: string | X25519PrivateKey, options?: WorkOptions): Promise<BundleKeys>;
-    /** Refuse a bundle outside its dates. Advisory: the holder's clock decides. */
+    /** Refuse a bundle outside its dates, five minutes for clocks left. Advisory: the holder's clock decides. */
     checkDates(now?: Date): void;
     /** Whether the bundle's scope names this model. */
     allows(model: string): boolean;

@@ -4728,6 +4728,7 @@ async function decryptLabels(ciphertexts, key, authority) {
 // src/bundle.ts
 var MAX_BUNDLE_BYTES = 196608;
 var ANY_MODEL = "*";
+var LEEWAY_MS = 5 * 60 * 1e3;
 var BEGIN = "-----BEGIN ENCRYIP KEY BUNDLE-----\n";
 var END = "\n-----END ENCRYIP KEY BUNDLE-----\n";
 var VERSION2 = 3;
@@ -4840,10 +4841,10 @@ var KeyBundle = class _KeyBundle {
     }
     return keys;
   }
-  /** Refuse a bundle outside its dates. Advisory: the holder's clock decides. */
+  /** Refuse a bundle outside its dates, five minutes for clocks left. Advisory: the holder's clock decides. */
   checkDates(now = /* @__PURE__ */ new Date()) {
     const { key_id, not_before, not_after } = this.header;
-    if (now < this.notBefore) {
+    if (now.getTime() < this.notBefore.getTime() - LEEWAY_MS) {
       throw new ExpiredKeyError(
         `Key bundle ${key_id} is valid from ${not_before} on; check this machine's clock.`
       );

@@ -152,20 +152,23 @@ class RestConnection:
             status, words = response.status_code, response.reason_phrase
             wanted = retry_after(response.headers.get("Retry-After", ""))
             if 200 <= status < 300:
-                return Answer(status, self._read(response, limit), words, wanted)
+                data = self._read(response, limit)
+                if len(data) > limit:
+                    raise FormatError(f"The response is too large: more than {limit} bytes.")
+                return Answer(status, data, words, wanted)
             heard.append(Answer(status, b"", error_text(b"", words), wanted))
-            with contextlib.suppress(self._httpx.TransportError, FormatError):
+            with contextlib.suppress(self._httpx.TransportError):
                 words = error_text(self._read(response, _DETAIL_BYTES), words)
             return Answer(status, b"", words, wanted)
 
     @staticmethod
     def _read(response: Any, limit: int) -> bytes:
-        """The body, of at most `limit` bytes."""
+        """The body, or more than `limit` bytes of it."""
         body = bytearray()
         for chunk in response.iter_raw():
             body += chunk
             if len(body) > limit:
-                raise FormatError(f"The response is too large: more than {limit} bytes.")
+                break
         return bytes(body)
 
     def _late(self) -> LateError:
