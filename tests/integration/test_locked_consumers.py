@@ -50,6 +50,7 @@ def locked(served: Served) -> Any:
     with ke.Authority.open(served.folder / "acme.authority", PASSPHRASE) as authority:
         model = served.model.unlock(authority=authority)
         ke.export_saved_model(model, folder, weights="locked", key_file=key_file)
+        ke.export_saved_model(model, folder.with_name("plain"))  # under the same codebook
     return folder, key_file, unlock_key(folder, served.folder / "alice.keybundle", PASSPHRASE)
 
 
@@ -66,7 +67,7 @@ def test_c(ask: Any, served: Served, locked: Any, tmp_path: Path, rows: int) -> 
         assert wrong.returncode != 0
         assert "not the key of this version" in wrong.stderr
         key_file.write_bytes(key)
-        for name, model in (("plain", served.ordinary), ("open", folder)):
+        for name, model in (("plain", folder.with_name("plain")), ("open", folder)):
             asked = ask(model, "serving_default", rows, name)
             assert asked.returncode == 0, asked.stderr
     finally:
