@@ -67,7 +67,7 @@ def test_slots_that_were_not_shown_still_convict(world: World) -> None:
     world.evidence(world.trace(world.table("alice")), "case-1")
     report = world.tracer.key(None, keys)
     assert [s.subject for s in report.guilty] == ["alice"]
-    assert report.guilty[0].score < whole.guilty[0].score
+    assert report.guilty[0].score < 0.97 * whole.guilty[0].score
     found = verify_evidence(world.evidence(report, "case-2"))
     assert found.p_values["alice"] <= 1e-6
     shown = set(events(world)[0]["slots"]) | set(events(world)[1]["slots"])  # type: ignore[call-overload]

@@ -147,18 +147,25 @@ def test_probe_sees_each_part_of_a_large_input(shared_authority: ke.Authority) -
 
 
 def test_teacher_is_the_classifier_as_it_was(shared_authority: ke.Authority) -> None:
-    """Shared layers move in `fit`; what is distilled must not move with them."""
+    """Shared layers move in `fit`; what is distilled must not move with them.
+
+    Without trace labels: on 36 samples, what teaches them at the end moves outputs by 0.2.
+    """
     classifier = flat(layers.Dense(K, activation="softmax"))
     randomise(classifier)
-    options = {**OPTIONS, "teacher": True, "teacher_weight": 1.0, "confusion_weight": 0.0}
+    options = {
+        **OPTIONS,
+        "teacher": True,
+        "teacher_weight": 1.0,
+        "confusion_weight": 0.0,
+        "trace_labels": 0,
+    }
     before = class_probabilities(classifier, IMAGES)
     wrong = (before.argmax(1) + 1) % K
     model = ke.protect(classifier, shared_authority, name="taught", **options)
     model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
     model.fit(IMAGES, wrong, epochs=15, batch_size=4, verbose=0)
-    apart = np.abs(decoded(model, IMAGES) - before)
-    assert apart.mean() < 0.05
-    assert apart.max() < 0.4  # of a single one, in a short training
+    np.testing.assert_allclose(decoded(model, IMAGES), before, atol=0.1)
 
 
 # --- refused ---------------------------------------------------------------------
