@@ -74,6 +74,23 @@ def test_decode_file(workplace: Path, name: str) -> None:
     assert ok(encryip(*command, workplace / name)).split() == ["eel", "cat", "dog"]
 
 
+def test_decode_what_few_bits_leave(workplace: Path) -> None:
+    """Sums of 0.9: refused, with the way out, and read by who knows; a CSV's header is not."""
+    command = ("decode", workplace / "codebook.json", workplace / "alice.keybundle")
+    rounded, headed = workplace / "rounded.csv", workplace / "headed.csv"
+    rows = np.load(workplace / "confused.npy")
+    np.savetxt(rounded, rows * 0.9, delimiter=",")
+    headed.write_text(",".join(map(str, range(12))) + "\n" + ",".join(map(str, rows[0])) + "\n")
+    for path in (rounded, headed):
+        refused = encryip(*command, path)
+        assert refused.returncode == 1
+        assert "`quantised=True`" in refused.stderr
+        assert refused.stdout == ""
+    assert ok(encryip(*command, rounded, "--quantised")).split() == ["eel", "cat", "dog"]
+    found = ok(encryip(*command, rounded, "--quantised", "--what", "probabilities"))
+    assert found.splitlines()[0] == "0.225,0,0.675"
+
+
 @pytest.mark.parametrize("name", ["response.json", "named.json", "encrypted.json"])
 def test_decode_serving_json_on_stdin(workplace: Path, name: str) -> None:
     command = ("decode", workplace / "codebook.json", workplace / "alice.keybundle")
