@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from keras_encryip.errors import ArgumentError
+from keras_encryip.errors import ArgumentError, printable
 from keras_encryip.export.checkpoints import (
     GRAPH,
     constants,
@@ -84,10 +84,11 @@ def warn_of_readable(draft: Path, name: str, codebook: Codebook) -> None:
             continue
         readable.append(f"the constant {node.name!r} of {GRAPH}, {value.dtype} {list(value.shape)}")
     if readable:
+        named = printable(", ".join(sorted({*readable})))
         warnings.warn(
-            f"Whoever has the locked export of model {name!r} reads without a key: "
-            f"{', '.join(sorted({*readable}))}. Variables and vocabularies are locked, and nothing "
-            "else: keep what must not be read in variables.",
+            f"Whoever has the locked export of model {name!r} reads without a key: {named}. "
+            "Variables and vocabularies are locked, and nothing else: keep what must not be read "
+            "in variables.",
             stacklevel=5,
         )
 

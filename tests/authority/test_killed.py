@@ -121,7 +121,10 @@ def test_the_owners_side_does_without_tensorflow(victims: Victims) -> None:
     assert victims.run("import") == [""]
 
 
-def test_killed_at_random_moments(victims: Victims, authority_file: Path) -> None:
+def test_killed_at_random_moments(
+    victims: Victims, authority_file: Path, record_property: Any
+) -> None:
+    record_property("cases", KILLS)
     folder = authority_file.parent
     chance = random.Random(0)
     names: set[str] = set()
@@ -154,7 +157,9 @@ def test_killed_at_random_moments(victims: Victims, authority_file: Path) -> Non
 
 
 @pytest.mark.parametrize("task", ["issue", "revoke"])
-def test_killed_at_every_step(victims: Victims, authority_file: Path, task: str) -> None:
+def test_killed_at_every_step(
+    victims: Victims, authority_file: Path, task: str, record_property: Any
+) -> None:
     """Between any two changes of the disk, the ledger is as before, or as after."""
     original, folder = authority_file.read_bytes(), authority_file.parent
     subject = {"issue": "carol", "revoke": "alice"}[task]
@@ -179,6 +184,7 @@ def test_killed_at_every_step(victims: Victims, authority_file: Path, task: str)
         if words != ["open"]:
             assert words == ["open", f"done {step - 1}"]
             break
+    record_property("cases", len(seen) - 1)
     order_of = {
         "issue": ["unknown", "pending", "active"],
         "revoke": ["active", "revoked"],
@@ -188,7 +194,7 @@ def test_killed_at_every_step(victims: Victims, authority_file: Path, task: str)
     assert len(tried) == (2 if task == "issue" else 0), "pending before and after the bundle"
 
 
-def test_killed_while_creating(victims: Victims, tmp_path: Path) -> None:
+def test_killed_while_creating(victims: Victims, tmp_path: Path, record_property: Any) -> None:
     """The file is there and whole, or is not there."""
     there: list[bool] = []
     for step in range(1, 200):
@@ -206,6 +212,7 @@ def test_killed_while_creating(victims: Victims, tmp_path: Path) -> None:
         if words:
             assert words == [f"done {step - 1}"]
             break
+    record_property("cases", len(there) - 1)
     assert there == sorted(there), "it came and went"
     assert there[0] is False
     assert there[-1] is True

@@ -72,10 +72,12 @@ def test_another_file_is_refused(file: Path, content: bytes) -> None:
         Authority.open(f"sqlite:///{file}", PASSPHRASE)
 
 
-def test_a_half_copied_file_never_opens(used: None, file: Path) -> None:
+def test_a_half_copied_file_never_opens(used: None, file: Path, record_property: Any) -> None:
     data = file.read_bytes()
     steps = len(data) // 24
-    for length in [*range(0, len(data), steps), *range(4096, len(data), 4096), len(data) - 1]:
+    lengths = [*range(0, len(data), steps), *range(4096, len(data), 4096), len(data) - 1]
+    record_property("cases", len(lengths))
+    for length in lengths:
         file.write_bytes(data[:length])
         with pytest.raises(LedgerError, match=r"damaged|not a whole authority"):
             Authority.open(f"sqlite:///{file}", PASSPHRASE)
@@ -83,7 +85,9 @@ def test_a_half_copied_file_never_opens(used: None, file: Path) -> None:
     Authority.open(f"sqlite:///{file}", PASSPHRASE).close()
 
 
-def test_flipped_bits_are_refused_or_change_nothing(used: None, file: Path) -> None:
+def test_flipped_bits_are_refused_or_change_nothing(
+    used: None, file: Path, record_property: Any
+) -> None:
     """Header, schema, tables and indexes: one bit in every few used bytes, at random."""
 
     def state(authority: Authority) -> Any:
@@ -94,6 +98,7 @@ def test_flipped_bits_are_refused_or_change_nothing(used: None, file: Path) -> N
     data = file.read_bytes()
     chance = random.Random(1)
     places = [*range(0, 100, 2), *chance.sample([i for i, byte in enumerate(data) if byte], 110)]
+    record_property("cases", len(places))
     refused = 0
     for place in places:
         changed = bytearray(data)

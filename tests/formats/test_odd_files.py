@@ -159,10 +159,12 @@ def mutants(seed: bytes, count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("kind", SEEDS)
-def test_mutants_of_array_files(tmp_path: Path, kind: str) -> None:
+def test_mutants_of_array_files(tmp_path: Path, kind: str, record_property: Any) -> None:
     path = tmp_path / "found.npy"
     start = time.monotonic()
-    for data in mutants(SEEDS[kind], 400):
+    changed = mutants(SEEDS[kind], 400)
+    record_property("cases", len(changed))
+    for data in changed:
         path.write_bytes(data)
         for read in (
             read_outputs,

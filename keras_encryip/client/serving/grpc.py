@@ -14,11 +14,13 @@ from keras_encryip.client.serving.failures import (
     too_late,
     untrusted,
 )
+from keras_encryip.client.serving.wire import takes_too_much
 from keras_encryip.errors import EncryipError, ServiceError, instead_of, printable
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.formats.responses import OUTPUTS
 
 _MAX_PEM_BYTES: Final = 1 << 20
+_PREDICT: Final = "/tensorflow.serving.PredictionService/Predict"
 _UNTRUSTED: Final = ("SSL_ERROR_SSL", "Verification Check failed")
 _HINTS: Final = {
     "INVALID_ARGUMENT": " Check names, shapes and types of the inputs.",
@@ -47,8 +49,9 @@ class GrpcTransport:
     ) -> None:
         with instead_of(ModuleNotFoundError, raises=lambda _: missing("tensorflow-serving-api")):
             import grpc
-            from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
-        self._grpc, self._messages = grpc, predict_pb2
+            from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+            from tensorflow_serving.apis import predict_pb2
+        self._grpc, self._messages, self._undecodable = grpc, predict_pb2, DecodeError
         self._url = address.geturl()
         self._model, self._version = model, version
         self._timeout = timeout
@@ -67,7 +70,9 @@ class GrpcTransport:
             self._channel = grpc.secure_channel(address.netloc, credentials, options)
         else:
             self._channel = grpc.insecure_channel(address.netloc, options)
-        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._predict = self._channel.unary_unary(
+            _PREDICT, request_serializer=predict_pb2.PredictRequest.SerializeToString
+        )
 
     def ask(self, inputs: dict[str, np.ndarray], signature: str) -> np.ndarray | list[bytes]:
         request = self._messages.PredictRequest()
@@ -78,7 +83,12 @@ class GrpcTransport:
         for name, array in inputs.items():
             _fill(request.inputs[name], array)
         with instead_of(self._grpc.RpcError, raises=self._problem):
-            response = self._stub.Predict(request, timeout=self._timeout, metadata=self._metadata)
+            answer = self._predict(request, timeout=self._timeout, metadata=self._metadata)
+        # Its bytes first: what the server lists in two bytes may take a hundred as an object.
+        if takes_too_much(answer):
+            raise _no_answer()
+        with instead_of(self._undecodable, raises=lambda _: _no_answer()):
+            response = self._messages.PredictResponse.FromString(answer)
         return self._parse(response)
 
     def close(self) -> None:
@@ -118,6 +128,12 @@ class GrpcTransport:
                 f"tensor of the size it says, of at most {self._limit} bytes."
             )
         return array
+
+
+def _no_answer() -> ServiceError:
+    return ServiceError(
+        "The model server's answer is no PredictResponse of numbers or ciphertexts."
+    )
 
 
 def _type(tensor: Any, dtype: np.dtype[Any]) -> int:
