@@ -18,6 +18,8 @@ import pytest
 import keras_encryip as ke
 from tests.serving.scripted import Reply, Server
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

@@ -10,6 +10,8 @@ import pytest
 
 import keras_encryip
 
+pytestmark = pytest.mark.long
+
 CLASSES = (
     "ConfusedLabelCrossentropy",
     "ConfusedLabels",

@@ -17,7 +17,7 @@ from benchmarks.attacks import probing, reading, unlabelled
 from benchmarks.attacks import training as lessons
 from benchmarks.trainings import copy_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:.shuffle=True. was passed")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:.shuffle=True. was passed")]
 
 SIZE = sizes.QUICK[0]
 WITH_MODEL = {

@@ -12,6 +12,8 @@ from benchmarks.coalitions import detection, innocents, tables
 from benchmarks.coalitions.strategies import NOTHING, STRATEGIES, draw, serve
 from keras_encryip.tracing.statistics import innocent_tail
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def random() -> np.random.Generator:

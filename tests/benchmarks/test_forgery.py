@@ -18,6 +18,8 @@ from benchmarks.trainings import Trained, Trainings
 from keras_encryip.crypto.polynomial import ORDER
 from keras_encryip.errors import ArgumentError
 
+pytestmark = pytest.mark.long
+
 EXPECTED = "EvidenceError: The evidence was signed by another authority than expected."
 
 

@@ -16,6 +16,8 @@ from benchmarks.report.found import GONE, Results, Suite
 from benchmarks.sizes import QUICK
 from keras_encryip.errors import ArgumentError
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -20,6 +20,8 @@ from benchmarks.report.verdicts import Verdict
 from benchmarks.report.weaknesses import findings
 from benchmarks.sizes import NIGHTLY, QUICK, Size
 
+pytestmark = pytest.mark.long
+
 Cells = dict[str, dict[str, Any]]
 Files = dict[str, Cells]
 """Suite → key → cell, of one data set."""

@@ -124,6 +124,7 @@ def test_a_sealed_bundle_names_its_user_and_convicts_nobody(
     assert not (tmp_path / "case").exists()
 
 
+@pytest.mark.long
 def test_a_bundle_is_opened_with_what_leaked_beside_it(shop: Path, tmp_path: Path) -> None:
     (tmp_path / "right").write_text("user\n")
     (tmp_path / "wrong").write_text("guess\n")

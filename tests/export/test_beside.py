@@ -67,6 +67,7 @@ def requests(folder: Path) -> list[Any]:
     return [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"responses": "encrypted"}, {"weights": "locked"}])
 def test_warm_up(shipped: Any, own: Any, digits: Any, tmp_path: Path, options: Any) -> None:
     model = shipped.copy(unlock=False).unlock(authority=own)
@@ -111,6 +112,7 @@ def test_warm_up_of_something_else(shipped: Any, tmp_path: Path, warmup: Any, me
     assert not (tmp_path / "1").exists()
 
 
+@pytest.mark.long
 def test_an_encrypted_export_is_the_owners_from_the_first_byte(
     shipped: Any, own: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,6 +262,7 @@ def test_outputs_for_every_position_are_averaged() -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.long
 def test_readme_s_five_epochs_on_digits(
     digits: Any, authority: ke.Authority, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_who_owns_labels_learns_nothing(hosted: Hosted, digits: Any) -> None:
     assert control.score(confused[1000:], digits.y[1000:1400]) > 0.8
 
 
+@pytest.mark.long
 def test_the_host_process_needs_no_package(hosted: Hosted, digits: Any, tmp_path: Path) -> None:
     """A process with TensorFlow alone serves it; two starts do not repeat a nonce."""
     code = """
@@ -113,6 +114,7 @@ def test_over_json(hosted: Hosted, digits: Any) -> None:
         assert decoder.names(read) == decoder.names(found)
 
 
+@pytest.mark.long
 def test_revoked_users_of_other_versions_and_tampering(
     hosted: Hosted, digits: Any, tmp_path: Path
 ) -> None:
@@ -181,6 +183,7 @@ def test_unknown_responses(hosted: Hosted, tmp_path: Path) -> None:
     assert not (tmp_path / "4").exists()
 
 
+@pytest.mark.long
 def test_command_line(hosted: Hosted, digits: Any, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 

@@ -127,6 +127,7 @@ def in_plain_session(folder: Path, x: np.ndarray) -> np.ndarray:
         return np.asarray(session.run(asked.outputs["confused"].name, feed))
 
 
+@pytest.mark.long
 def test_the_key_file_in_a_process_without_this_package(
     house: House, locked: Path, plain: Path, digits: Any, tmp_path: Path
 ) -> None:
@@ -156,6 +157,7 @@ assert not [name for name in sys.modules if name.startswith("keras_encryip")]
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), expected)
 
 
+@pytest.mark.long
 def test_encrypted_responses(house: House, digits: Any) -> None:
     folder = house.lock("hosted", responses="encrypted")
     loaded = house.open(folder)
@@ -281,6 +283,7 @@ def test_plain_folders_need_no_key(house: House, plain: Path) -> None:
         house.key(plain)
 
 
+@pytest.mark.long
 def test_rotation_shuts_out_a_revoked_host(shipped: Any, digits: Any, tmp_path: Path) -> None:
     house = House(shipped, tmp_path)
     with house.authority:
@@ -297,6 +300,7 @@ def test_rotation_shuts_out_a_revoked_host(shipped: Any, digits: Any, tmp_path: 
         assert read_lock(second).key_file == house.key_file
 
 
+@pytest.mark.long
 def test_tracing_a_customers_copy(house: House, locked: Path, tmp_path: Path) -> None:
     """From the key file alone, from a locked folder, and from what a host made of it."""
     alice = house.lock("for alice", recipient="alice")
@@ -381,6 +385,7 @@ def words_model(authority: ke.Authority, *more: Any) -> Any:
     return model, vectorize, x
 
 
+@pytest.mark.long
 def test_vocabularies_are_locked(authority: ke.Authority, tmp_path: Path) -> None:
     model, vectorize, x = words_model(authority)
     ke.export_saved_model(model, tmp_path / "plain")
@@ -411,6 +416,7 @@ class Constant(layers.Layer):
         return inputs @ tf.constant(table)
 
 
+@pytest.mark.long
 def test_what_stays_readable_is_named(authority: ke.Authority, tmp_path: Path) -> None:
     model, _, _ = words_model(authority, Constant())
     with warnings.catch_warnings(record=True) as caught:

@@ -253,6 +253,7 @@ def labels_per_position() -> tuple[Any, dict[str, np.ndarray], np.ndarray]:
     return keras.Model(inputs, keras.layers.Dense(3)(hidden)), {"inputs": x}, x.argmax(-1) // 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("responses", ["confused", "encrypted"])
 @pytest.mark.parametrize("make", [two_inputs, labels_per_position])
 def test_models_of_other_forms(
@@ -281,6 +282,7 @@ def test_models_of_other_forms(
 # --- tracing ---------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_who_leaks_the_new_version_is_traced(field: Field, tmp_path: Path) -> None:
     path = field.version("digits", 2)
     decoder = field.decoder(LEAKER, path)
@@ -307,6 +309,7 @@ def test_who_leaks_the_new_version_is_traced(field: Field, tmp_path: Path) -> No
 # --- command line ----------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "warning"), [("digits", ""), ("hosted", WARNING + "\n")])
 def test_the_command(field: Field, digits: Any, tmp_path: Path, name: str, warning: str) -> None:
     shutil.copy(field.folder / "a.authority", tmp_path)

@@ -333,6 +333,7 @@ def test_many_at_once_and_requests_meanwhile(tmp_path: Path) -> None:
     assert "locked" in answers
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_variables_larger_than_a_segment(
     tmp_path: Path, pieces: int, monkeypatch: pytest.MonkeyPatch
@@ -372,6 +373,7 @@ def sessions_answer(folder: Path) -> np.ndarray:
         return np.asarray(session.run(signature.outputs["found"].name, feed))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["saved_model.load", "session"])
 def test_the_key_file(tmp_path: Path, how: str) -> None:
     key_file = tmp_path / "keys" / "digits.key"

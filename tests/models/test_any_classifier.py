@@ -290,6 +290,7 @@ FITTING = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FITTING)
 def test_defaults_fit(name: str, shared_authority: ke.Authority) -> None:
     """`protect` with its defaults chooses what `fit` can do, for any inputs and labels."""

@@ -64,6 +64,7 @@ def binary_settings() -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("column", [False, True], ids=["labels-n", "labels-n-1"])
 @pytest.mark.parametrize("name", BINARY)
 def test_binary(name: str, column: bool, shared_authority: ke.Authority) -> None:
@@ -117,6 +118,7 @@ def test_one_class_per_place(name: str, shared_authority: ke.Authority) -> None:
     assert model.predict(case.x, verbose=0).shape == (*y.shape, model.num_labels)
 
 
+@pytest.mark.long
 def test_segmentation_learns(shared_authority: ke.Authority) -> None:
     """Bright or dark: the label of each pixel, by the defaults of `protect`."""
     keras.utils.set_random_seed(0)
@@ -132,6 +134,7 @@ def test_segmentation_learns(shared_authority: ke.Authority) -> None:
 # --- images of several sizes --------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras's, of generators
 @pytest.mark.parametrize("kind", ["functional", "subclass"])
 def test_images_of_several_sizes(kind: str, shared_authority: ke.Authority) -> None:

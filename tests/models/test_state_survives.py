@@ -108,6 +108,7 @@ def arrived(journeys: dict[str, dict[str, Any]], name: str) -> tuple[Any, Any]:
     return seen, seen["reloaded"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", JOURNEYS)
 def test_answers_survive(name: str, journeys: dict[str, Any]) -> None:
     """Equal before `protect`, and after training equal in another process and in its export."""
@@ -120,6 +121,7 @@ def test_answers_survive(name: str, journeys: dict[str, Any]) -> None:
     np.testing.assert_allclose(found["exported"], seen["decoded"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", JOURNEYS)
 def test_frozen_stays_frozen_in_another_process(name: str, journeys: dict[str, Any]) -> None:
     seen, found = arrived(journeys, name)
@@ -129,6 +131,7 @@ def test_frozen_stays_frozen_in_another_process(name: str, journeys: dict[str, A
     assert len(found["trainable"]) == trainable
 
 
+@pytest.mark.long
 def test_seeds_survive(journeys: dict[str, Any]) -> None:
     """Keras starts a loaded model's seeds anew: their draws are equal in any process."""
     seen, found = arrived(journeys, "seeds")
@@ -150,6 +153,7 @@ def test_draws_are_the_layers_own(shared_authority: ke.Authority) -> None:
     np.testing.assert_allclose(in_training(model, IMAGES), first, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["attribute-not-in-config", "subclass-attribute-set"])
 def test_what_only_the_object_knows(name: str, authority: ke.Authority, tmp_path: Path) -> None:
     """Plain Keras cannot save these. They train and export all the same."""

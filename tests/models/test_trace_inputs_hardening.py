@@ -287,6 +287,7 @@ def sets_of(model: Any) -> list[bytes]:
     return [traces.digest for traces in models.trace_sets_of(record)]
 
 
+@pytest.mark.long
 def test_export_hardens_once_for_each_weights(trained: Any, digits: Any, tmp_path: Path) -> None:
     plain = traces_of(trained)
     weights = trained.get_weights()

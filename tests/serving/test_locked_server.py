@@ -122,6 +122,7 @@ def test_grpc(place: Place, server: Running, digits: Any) -> None:
     np.testing.assert_array_equal(answer, place.expected(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", SERVERS)
 def test_a_version_with_another_key_leaves_the_one_before(
     place: Place, digits: Any, tmp_path: Path, kind: str

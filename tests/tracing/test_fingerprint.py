@@ -348,6 +348,7 @@ def test_tiny_kernels(shape: tuple[int, ...]) -> None:
             assert abs(z) <= NOISE_TABLE.max() * math.sqrt(kernel.size)
 
 
+@pytest.mark.long
 def test_fine_tuning(digits: Any) -> None:
     """The classifier of a traitor, trained further: as a user would, and much too hard."""
     import keras
