@@ -5,10 +5,20 @@ labels and with n labelled samples per class. What needs no model is measured be
 same samples.
 """
 
+import tempfile
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
+
+import keras_encryip as ke
+from keras_encryip.client import unlock_key
+from keras_encryip.tracing.checkpoint import Checkpoint
+
 from .attacks import (
+    UNLABELLED,
     Outsider,
     probe_others,
     unlabelled_attacks,
@@ -16,6 +26,7 @@ from .attacks import (
     without_model,
 )
 from .cells import Cells
+from .data import Data
 from .sizes import Size
 from .training import accuracy, augments
 from .trainings import MAIN, Protected, Trainings, Way
@@ -32,6 +43,8 @@ GRID = {
     "random homophones": Way({"strategy": "random"}),
 }
 """The trade-off curve: attacked with the first two n only."""
+
+LOCKED = "locked export"
 
 
 def settings(size: Size) -> dict[str, Any]:
@@ -56,6 +69,8 @@ def run(trainings: Trainings, cells: Cells, grid: bool) -> None:
             f"{prefix}, no model, n = {n}",
             lambda n=n: without_model(data, n, seed, augment, size.steps),
         )
+    if not grid:
+        run_locked(trainings, cells, data)
     for name, way in ways.items():
         keys = [f"{prefix}, {name}, {part}" for part in ("model", "no labels")]
         keys += [f"{prefix}, {name}, n = {n}" for n in samples]
@@ -70,6 +85,50 @@ def run(trainings: Trainings, cells: Cells, grid: bool) -> None:
                 key,
                 lambda o=outsider, n=n: with_model(o, data, n, seed, augment, size.steps),
             )
+
+
+def as_stored(made: Protected, data: Data) -> Outsider:
+    """Who has the folder of a locked export, and takes what its variables hold for weights.
+
+    Random bits are floats of any size: they are cut to -1 … 1, or no layer would be finite.
+    """
+    model = made.model
+    with tempfile.TemporaryDirectory() as place:
+        folder, bundle = Path(place) / "1", Path(place) / "host.keybundle"
+        ke.export_saved_model(model, folder, weights="locked")
+        made.authority.issue("host", bundle, passphrase="p", roles=("run",))
+        checkpoint = Checkpoint(folder)
+        stored = {}
+        for name, value in checkpoint.unlocked([unlock_key(folder, bundle, "p")]).items():
+            noise = np.nan_to_num(checkpoint.read(name), posinf=1, neginf=-1)
+            stored[value.tobytes(), value.shape] = noise.clip(-1, 1)
+
+    def held(variable: keras.Variable) -> np.ndarray:
+        value = keras.ops.convert_to_numpy(variable)
+        found = stored[value.tobytes(), value.shape]
+        return np.abs(found) if variable.name == "moving_variance" else found
+
+    backbone = keras.models.clone_model(model.backbone)
+    there = {(layer.name, v.name): v for layer in backbone.layers for v in layer.variables}
+    for layer in model.backbone.layers:
+        for variable in layer.weights:
+            there[layer.name, variable.name].assign(held(variable))
+    head = model.confused_labels
+    kernel, bias = held(head.kernel), held(head.bias)
+    return Outsider(backbone, kernel, bias, data.x[:UNLABELLED], data.x_test)
+
+
+def run_locked(trainings: Trainings, cells: Cells, data: Data) -> None:
+    """The same attacks on the folder of a locked export of the defaults."""
+    size, seed = trainings.size, trainings.seed
+    keys = {n: f"seed {seed}, {LOCKED}, n = {n}" for n in size.labelled[:2]}
+    if all(key in cells for key in keys.values()):
+        return
+    made = trainings.main("defaults")
+    cells.get(f"seed {seed}, {LOCKED}, model", lambda: about(made, trainings))
+    stored = as_stored(made, data)
+    for n, key in keys.items():
+        cells.get(key, lambda n=n: with_model(stored, data, n, seed, augments(data), size.steps))
 
 
 def run_probes(trainings: Trainings, cells: Cells) -> None:

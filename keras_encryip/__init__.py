@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from keras_encryip.tracing.report import TraceReport as TraceReport
     from keras_encryip.tracing.verify_evidence import verify_evidence as verify_evidence
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOMES: Final = {
     "Authority": "authority.authority",

@@ -15,6 +15,7 @@ from . import probing, reading, training, unlabelled
 from .outsider import NEIGHBOURS, UNLABELLED, Outsider, raw_inputs
 
 __all__ = [
+    "UNLABELLED",
     "Outsider",
     "ladder",
     "probe_others",
