@@ -40,3 +40,21 @@ def test_public_names_are_in_the_reference() -> None:
     reference = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs/reference").iterdir())
     shown = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", reference, re.M)}
     assert {*ke.__all__, *client.__all__, "ServingClient"} == shown
+
+
+def test_prose_has_at_most_100_columns() -> None:
+    """Tables, code and links are as wide as they must be; a program writes the benchmarks."""
+    long = []
+    for page in PAGES:
+        if page.name in {"benchmarks.md", "CHANGELOG.md"}:
+            continue
+        prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for line in prose.splitlines():
+            words = line.lstrip("-* ")
+            if (
+                len(line) > 100
+                and "|" not in line[:1]
+                and " " in re.sub(r"\[.*?\]\(.*?\)", "", words)
+            ):
+                long.append((page.name, line))
+    assert long == []
