@@ -46,7 +46,7 @@ def run_coalitions() -> None:
 def write_report(
     quick: Annotated[bool, typer.Option("--quick", help="Of the quick run.")] = False,
 ) -> None:
-    """Write docs/benchmarks.md and its figures from the results that exist."""
+    """Write docs/evidence/benchmarks.md and its figures from the results that exist."""
     from . import main
 
     typer.echo(main.report("quick" if quick else "nightly"))

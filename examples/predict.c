@@ -4,7 +4,7 @@
 
    INPUT and OUTPUT are tensor names of a signature, DIM... the shape of one input. The number
    of inputs follows from the length of what is read. Strings are written one after the other.
-   docs/consumers.md has the compiler's command and how to find the names. */
+   docs/guides/runtimes.md has the compiler's command and how to find the names. */
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -249,7 +249,7 @@ def _exported(authority: ke.Authority, place: Path) -> tuple[Path, Path]:
 
 
 def table(found: dict[str, Parser]) -> Table:
-    """What docs/reliability.md shows."""
+    """What docs/evidence/reliability.md shows."""
     made = Table(title="changed files", title_justify="left")
     for column in (
         "parser",

@@ -59,14 +59,14 @@ def write(name: str) -> Path:
 
     Args:
         name: `"quick"` → `benchmarks/results/quick/report.md`; `"nightly"` →
-            `docs/benchmarks.md`, figures in `docs/figures/`.
+            `docs/evidence/benchmarks.md`, figures in `docs/figures/`.
 
     Returns:
         The report's path.
     """
     quick = name == "quick"
     folder = RESULTS / "quick" if quick else RESULTS
-    path = folder / "report.md" if quick else DOCS / "benchmarks.md"
+    path = folder / "report.md" if quick else DOCS / "evidence" / "benchmarks.md"
     beside = folder if quick else DOCS / "figures"
     every = [Results.read(folder, size) for size in SIZES[name]]
     shown = set()
@@ -76,8 +76,8 @@ def write(name: str) -> Path:
         else:
             _replace(beside / figure, data)
             shown.add(figure)
-    text = composed(every, quick, shown, "" if quick else "figures/")
-    text = text.replace("{docs}", "../../../docs/" if quick else "")
+    text = composed(every, quick, shown, "" if quick else "../figures/")
+    text = text.replace("{docs}", "../../../docs/evidence/" if quick else "")
     _replace(path, text.encode())
     return path
 

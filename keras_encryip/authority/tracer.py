@@ -29,7 +29,7 @@ from keras_encryip.tracing.weights import read_kernels
 
 
 class Tracer:
-    """Names the users behind what was leaked. docs/tracing.md says what each method proves.
+    """Names the users behind what was leaked. docs/guides/tracing.md says what each method proves.
 
     Args:
         authority: the open authority that protected the model and issued the keys.
@@ -60,7 +60,8 @@ class Tracer:
 
         Args:
             bundle: path of a key bundle, or one already read.
-            passphrase, private_key: what opens it, if that leaked, too.
+            passphrase: opens the bundle, if it leaked, too; or
+            private_key: the one that the bundle was made to.
 
         Returns:
             A report with verdict `"identified"` for a sealed bundle.

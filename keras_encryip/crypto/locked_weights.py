@@ -5,7 +5,7 @@ segments of whole chunks; the last chunk of a segment is filled up with zeros. T
 ciphertext of RFC 8439, section 2.8, without associated data and under a nonce of zeros: a key
 serves one export. Of a boolean, which has no room for more, the lowest bit is encrypted.
 
-`export.unlock_graph` does the same in TensorFlow operations; docs/locked.md has the bytes.
+`export.unlock_graph` does the same in TensorFlow operations; docs/formats/locked.md has the bytes.
 """
 
 from collections.abc import Iterator, Sequence

@@ -50,7 +50,7 @@ def rotate_codebook(
     need the new version's codebook. The mark of a recipient and the trace inputs stay.
 
     What this cannot do: whoever holds the old weights and the old decode table goes on using
-    them, and can match the columns of two versions (docs/serving.md).
+    them, and can match the columns of two versions (docs/guides/host.md).
 
     Args:
         source: a version folder that `export_saved_model` or this function made, such as

@@ -67,7 +67,7 @@ def export_saved_model(
     key_file: str | PathLike[str] | None = None,
     warmup: Any = None,
 ) -> None:
-    """Export a protected model for TF Serving and other runtimes (docs/consumers.md).
+    """Export a protected model for TF Serving and other runtimes (docs/guides/runtimes.md).
 
     Signatures:
         `serving_default`: inputs → `confused`, float32 `[b, N]`. Their last bits tell decoders
@@ -77,9 +77,9 @@ def export_saved_model(
 
     With `responses="encrypted"` there is one signature, `serving_default`: inputs →
     `encrypted`, int32 `[b, N + 10]`, which is noise to whoever has no key: for owners who host
-    the model themselves (docs/serving.md). Only the owner may enter such a folder (mode 0700).
+    the model themselves (docs/guides/host.md). Only the owner may enter such a folder (mode 0700).
 
-    With `weights="locked"` the folder is noise without a host's key (docs/locked.md): every
+    With `weights="locked"` the folder is noise without a host's key (docs/guides/host.md): every
     variable is encrypted, and decrypted in memory on stock runtimes, by the initialiser from the
     key file, or by one more signature, `unlock`: `key_bytes`, string → `unlocked`. Until then all
     others fail. `client.unlock_key` makes the key.
@@ -94,8 +94,8 @@ def export_saved_model(
             appears whole or not at all.
         recipient: subject of an active user. Every kernel of the copy is then marked with
             that user's noise, of 1 % of its standard deviation (less in small kernels), which
-            `Tracer.weights` finds again; docs/tracing.md has what that costs. Give every copy that
-            leaves the house a recipient: the difference to an unmarked copy is the mark.
+            `Tracer.weights` finds again; docs/evidence/tracing.md has what that costs. Give every
+            copy that leaves the house a recipient: the difference to an unmarked copy is the mark.
         responses: `"confused"`, or `"encrypted"` under a key of this export, which all users
             but the revoked ones can derive from its codebook.
         weights: `"plain"`, or `"locked"` under a key of this export, which all users with the role

@@ -7,7 +7,7 @@ Salsa20 nonce*, 2011). Nothing is needed of a runtime but TensorFlow's own kerne
 Secrecy rests on the key alone. A nonce must not repeat under it: within a batch the row's number
 keeps nonces apart; between batches the server's clock in microseconds or 96 bits of its generator
 for each row, either of which is enough. TensorFlow seeds its generator with few bits, and forked
-processes share its state; docs/serving.md has the argument and its limits.
+processes share its state; docs/formats/responses.md has the argument and its limits.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a key bundle seals: one user's keys, by role. docs/key-bundle.md has the bytes."""
+"""What a key bundle seals: one user's keys, by role. docs/formats/key-bundle.md has the bytes."""
 
 from collections.abc import Sequence
 from typing import Final, Literal

@@ -1,4 +1,4 @@
-"""A user's key file. docs/key-bundle.md describes it byte by byte."""
+"""A user's key file. docs/formats/key-bundle.md describes it byte by byte."""
 
 import os
 import re
@@ -266,7 +266,8 @@ class KeyBundle(Secret):
 
         Args:
             ciphertexts: outputs `ciphertext_bytes` of the `encrypted_label` signature.
-            passphrase, private_key: what opens the bundle, as for `unlock`.
+            passphrase: opens the bundle, as for `unlock`; or
+            private_key: the one that the bundle was made to.
 
         Returns:
             int64 `[n]` of class indices.

@@ -1,6 +1,6 @@
 """What a host's key is made from: `lock.json` of a locked export.
 
-docs/locked.md describes the file byte by byte.
+docs/formats/locked.md describes the file byte by byte.
 """
 
 import os

@@ -1,7 +1,7 @@
 """A folder as one sealed file, which any unrevoked key holder can open.
 
-docs/sealed.md describes it byte by byte. The file says in the clear which authority made it and
-holds a KEM header for all users but the revoked ones; the rest, file names included, is one
+docs/formats/sealed.md describes it byte by byte. The file says in the clear which authority made
+it and holds a KEM header for all users but the revoked ones; the rest, file names included, is one
 encrypted stream, at whose end the authority's signature stands. Nothing is compressed.
 """
 
@@ -192,10 +192,13 @@ def read_sealed(
     """Open a sealed file in memory; nothing is written anywhere.
 
     For runtimes that take a model as bytes, such as ONNX Runtime, LiteRT and OpenVINO
-    (docs/locked.md).
+    (docs/guides/host.md).
 
     Args:
-        path, bundle, passphrase, private_key: as for `unseal_folder`.
+        path: of the sealed file.
+        bundle: as for `unseal_folder`.
+        passphrase: as for `unseal_folder`.
+        private_key: as for `unseal_folder`.
         max_bytes: of all files together; more are refused before any is read.
 
     Returns:

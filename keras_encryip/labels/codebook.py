@@ -1,6 +1,6 @@
 """The public table that gives every confused label its ciphertext.
 
-docs/codebook.md describes the file byte by byte.
+docs/formats/codebook.md describes the file byte by byte.
 """
 
 from collections.abc import Iterable

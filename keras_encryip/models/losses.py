@@ -34,7 +34,9 @@ class ConfusedLabelCrossentropy(keras.losses.Loss):
     """`confused_label_crossentropy` as a Keras loss, averaged over the batch.
 
     Args:
-        name, reduction, dtype: as any `keras.losses.Loss`.
+        name: as of any `keras.losses.Loss`.
+        reduction: as of any `keras.losses.Loss`.
+        dtype: as of any `keras.losses.Loss`.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """What a folder of evidence says, apart from its files of exhibits.
 
-docs/tracing.md says what such a folder holds, and what it proves to whom.
+docs/guides/tracing.md says what such a folder holds, and what it proves to whom.
 """
 
 import hashlib

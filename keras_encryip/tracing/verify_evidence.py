@@ -1,6 +1,6 @@
 """A trace that somebody else can check, with no secret and no TensorFlow.
 
-docs/tracing.md says what a folder of evidence holds, and what it proves to whom.
+docs/guides/tracing.md says what a folder of evidence holds, and what it proves to whom.
 """
 
 import contextlib

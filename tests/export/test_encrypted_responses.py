@@ -126,7 +126,7 @@ def test_revoked_users_of_other_versions_and_tampering(
         decoder.probabilities(changed)
     with pytest.raises(ArgumentError, match="must have a last axis of"):
         decoder.probabilities(found[:, :-1])
-    # Rows stand for themselves, as docs/serving.md says: their order is the server's word.
+    # Rows stand for themselves (docs/formats/responses.md): their order is the server's word.
     assert decoder.names(found[::-1]) == decoder.names(found)[::-1]
     ordinary = hosted.decoder(path=hosted.shipped.exported)
     with pytest.raises(SignatureError, match="another model version"):

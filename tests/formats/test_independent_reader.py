@@ -1,7 +1,7 @@
 """A reader written from the pages on the formats alone opens the vectors.
 
 Nothing of the package is imported here: what a port to another language needs must be in
-docs/codebook.md, docs/key-bundle.md and docs/serving.md.
+docs/formats/codebook.md, docs/formats/key-bundle.md and docs/formats/responses.md.
 """
 
 import hashlib

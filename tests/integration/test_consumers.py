@@ -1,4 +1,4 @@
-"""Exported models in runtimes that are not ours: the programs of docs/consumers.md, as printed."""
+"""Exported models in runtimes that are not ours: docs/guides/runtimes.md's programs, as printed."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from keras_encryip.errors import SignatureError
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "consumers.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guides" / "runtimes.md").read_text(encoding="utf-8")
 SOURCE = ROOT / "examples" / "predict.c"
 PASSPHRASE = "correct horse"
 SIZES = (1, 7, 397)

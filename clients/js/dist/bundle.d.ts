@@ -1,4 +1,4 @@
-/** A user's key file: docs/key-bundle.md. */
+/** A user's key file: docs/formats/key-bundle.md. */
 import { type CiphertextSource } from "./ciphertext.js";
 import { type Bytes, type Check, type FileSource } from "./encoding.js";
 import type { X25519PrivateKey, X25519PublicKey } from "./keypair.js";

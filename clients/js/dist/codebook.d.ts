@@ -1,4 +1,4 @@
-/** The public table that gives every confused label its ciphertext: docs/codebook.md, section 5. */
+/** The public table that gives every confused label its ciphertext: docs/formats/codebook.md, section 5. */
 import { type Bytes } from "./encoding.js";
 import { Header, type SharedSecret } from "./kem.js";
 import { type WorkOptions } from "./primitives.js";

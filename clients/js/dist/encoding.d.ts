@@ -3,7 +3,7 @@
  *
  * Files are hostile until proven otherwise, so every reader here bounds the length first, refuses
  * unknown fields and types, and accepts exactly one spelling of each value: what was read is
- * written again and must be equal. docs/codebook.md, section 1.
+ * written again and must be equal. docs/formats/codebook.md, section 1.
  */
 /** Bytes of this page's own memory, which WebCrypto takes. */
 export type Bytes = Uint8Array<ArrayBuffer>;

@@ -1,7 +1,7 @@
-/** Headers, user keys and what these open: docs/codebook.md, section 2. */
+/** Headers, user keys and what these open: docs/formats/codebook.md, section 2. */
 import { type Bytes } from "./encoding.js";
 export declare const SCALAR_BYTES = 32;
-/** Which key a secret gives: docs/codebook.md, section 2. */
+/** Which key a secret gives: docs/formats/codebook.md, section 2. */
 export type Purpose = "label keys v2" | "model metadata v2" | "hosted responses v2";
 export declare function split(data: Bytes, size: number): Bytes[];
 /** Coefficients λ with P(0) = Σ λ_i·P(x_i), for distinct and nonzero x_i. */

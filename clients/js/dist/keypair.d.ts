@@ -1,4 +1,4 @@
-/** A user's own X25519 key pair: docs/key-bundle.md, section 4. */
+/** A user's own X25519 key pair: docs/formats/key-bundle.md, section 4. */
 import { type Bytes, type ByteSource, type FileSource } from "./encoding.js";
 import type { WorkOptions } from "./primitives.js";
 export declare const KEY_BYTES = 32;

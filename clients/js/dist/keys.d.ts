@@ -1,4 +1,4 @@
-/** What a key bundle holds, docs/key-bundle.md; how it reads labels, docs/codebook.md. */
+/** What a key bundle holds, docs/formats/key-bundle.md; how it reads labels, docs/formats/codebook.md. */
 import { type Bytes } from "./encoding.js";
 import { UserKey } from "./kem.js";
 /** What `labelBlocks` gives for each label. */

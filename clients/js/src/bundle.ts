@@ -1,4 +1,4 @@
-/** A user's key file: docs/key-bundle.md. */
+/** A user's key file: docs/formats/key-bundle.md. */
 
 import {
   type Body,

@@ -1,4 +1,4 @@
-/** One prediction as self-contained bytes: docs/codebook.md, section 4. */
+/** One prediction as self-contained bytes: docs/formats/codebook.md, section 4. */
 
 import {
   type Bytes,

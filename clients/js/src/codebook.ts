@@ -1,4 +1,4 @@
-/** The public table that gives every confused label its ciphertext: docs/codebook.md, section 5. */
+/** The public table that gives every confused label its ciphertext: docs/formats/codebook.md, section 5. */
 
 import {
   CODEBOOK_ID_BYTES,

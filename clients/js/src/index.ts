@@ -5,7 +5,7 @@
  *     const answer = parseResponse(await response.text());
  *     if (answer.kind === "outputs") decoder.names(answer.rows); // ["seven", "two", …]
  *
- * docs/javascript.md
+ * docs/guides/javascript.md
  */
 
 export { type BundleHeader, KeyBundle } from "./bundle.js";

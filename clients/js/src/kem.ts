@@ -1,4 +1,4 @@
-/** Headers, user keys and what these open: docs/codebook.md, section 2. */
+/** Headers, user keys and what these open: docs/formats/codebook.md, section 2. */
 
 import { mulAddUnsafe } from "@noble/curves/abstract/curve.js";
 import type { WeierstrassPoint } from "@noble/curves/abstract/weierstrass.js";
@@ -15,7 +15,7 @@ const { Fn } = p256.Point;
 
 type Point = WeierstrassPoint<bigint>;
 
-/** Which key a secret gives: docs/codebook.md, section 2. */
+/** Which key a secret gives: docs/formats/codebook.md, section 2. */
 export type Purpose = "label keys v2" | "model metadata v2" | "hosted responses v2";
 
 /** A scalar in 1 … q−1 from 32 big-endian bytes. */

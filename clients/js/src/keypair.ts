@@ -1,4 +1,4 @@
-/** A user's own X25519 key pair: docs/key-bundle.md, section 4. */
+/** A user's own X25519 key pair: docs/formats/key-bundle.md, section 4. */
 
 import { x25519 } from "@noble/curves/ed25519.js";
 import { sha256 } from "@noble/hashes/sha2.js";

@@ -1,4 +1,4 @@
-/** What a key bundle holds, docs/key-bundle.md; how it reads labels, docs/codebook.md. */
+/** What a key bundle holds, docs/formats/key-bundle.md; how it reads labels, docs/formats/codebook.md. */
 
 import { sha256 } from "@noble/hashes/sha2.js";
 

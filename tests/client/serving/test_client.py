@@ -247,7 +247,7 @@ def test_revocation_in_the_field(kind: str, shipped: Any, digits: Any, tmp_path:
         opened("bob", 2)
 
 
-# --- the calls of docs/serving.md, and what else the server answers -------------------------
+# --- the calls of docs/guides/application.md, and what else the server answers --------------
 
 
 def test_the_documented_python(
@@ -277,7 +277,7 @@ def test_the_documented_python(
 def test_rows_as_of_the_documented_curl(
     running: Running, shipped: Any, decoder: Decoder, digits: Any
 ) -> None:
-    """docs/serving.md: `curl … | encryip decode`."""
+    """docs/guides/application.md: `curl … | encryip decode`."""
     from keras_encryip.formats.responses import parse_response
 
     def post(**request: Any) -> Any:
