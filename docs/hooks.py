@@ -39,6 +39,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         site = PAGES.get(target, target.removeprefix("docs/"))
         if site == target:
             return text
+        site = re.sub(r"\.ipynb$", ".md", site)
         return f"{image}[{text}]({'#'.join([relpath(site, dirname(here) or '.'), *anchor])})"
 
     parts = re.split(r"(^```.*?^```)", markdown, flags=re.M | re.S)
