@@ -66,7 +66,10 @@ if not TYPE_CHECKING:  # type checkers and editors read the imports above: a typ
 
     def __getattr__(name: str) -> object:
         if name in _HOMES:
-            return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+            from keras_encryip.errors import needing
+
+            with needing("owner"):
+                return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

@@ -14,6 +14,7 @@ from keras_encryip.errors import ExportError
 from keras_encryip.export.checkpoints import without_key_file
 from keras_encryip.export.weight_lock import UNLOCK
 from keras_encryip.formats.responses import open_responses
+from keras_encryip.formats.version_folder import number_of
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.ciphertext import ciphertext_label
 from keras_encryip.labels.codebook import Codebook
@@ -50,6 +51,16 @@ _BATCH: Final = 32
 
 
 # --- before ------------------------------------------------------------------------------
+
+
+def warn_of_name(target: Path) -> None:
+    """TF Serving passes over folders whose names are no version numbers."""
+    if number_of(target.absolute().name) is None:
+        warnings.warn(
+            f"TF Serving finds no version in {str(target)!r}: its versions are folders with "
+            f"numbers for names, such as {str(target / '1')!r}. Other runtimes take any name.",
+            stacklevel=3,
+        )
 
 
 def check_spread(model: ProtectedModel, assignment: LabelAssignment) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from keras_encryip.crypto.secret import Secret
-from keras_encryip.errors import ArgumentError, FormatError, instead_of, printable
+from keras_encryip.errors import ArgumentError, FormatError, instead_of, needing, printable
 from keras_encryip.formats.atomic_files import read_bounded, write_new_file
 from keras_encryip.formats.text import as_shown, without_mark
 from keras_encryip.tracing.events import now_text
@@ -229,14 +229,10 @@ class TraceReport(Secret):
 
         Raises:
             ArgumentError: another ending, or the file exists or cannot be written.
+            MissingExtraError: a picture is wanted, and matplotlib is not installed.
         """
-        ending = Path(path).suffix.lower()
-        if ending == ".json":
-            write_new_file(path, self.to_bytes())
-        elif ending == ".png":
-            write_new_file(path, self._picture())
-        else:
-            raise ArgumentError(f"`path` must end in .json or .png. Received: path={str(path)!r}")
+        ending = check_ending(path)
+        write_new_file(path, self.to_bytes() if ending == ".json" else self._picture())
 
     def _picture(self) -> bytes:
         buffer = io.BytesIO()
@@ -247,7 +243,8 @@ class TraceReport(Secret):
 
     def _figure(self) -> Any:
         """Scores by rank with the threshold; the guilty are named."""
-        from matplotlib.figure import Figure
+        with needing("plots"):
+            from matplotlib.figure import Figure
 
         findings = self._findings
         figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -282,3 +279,15 @@ class TraceReport(Secret):
         axes.set_title(title, fontsize="medium", parse_math=False)
         axes.legend()
         return figure
+
+
+def check_ending(path: str | PathLike[str]) -> str:
+    """The ending of a report's file: `".json"` or `".png"`.
+
+    Raises:
+        ArgumentError: another.
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in (".json", ".png"):
+        raise ArgumentError(f"`path` must end in .json or .png. Received: path={str(path)!r}")
+    return ending

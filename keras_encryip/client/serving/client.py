@@ -80,7 +80,7 @@ class ServingClient(Secret):
 
     Raises:
         ArgumentError: an argument is wrong.
-        ServiceError: httpx (REST) or tensorflow-serving-api (gRPC) is not installed.
+        MissingExtraError: httpx (REST) or tensorflow-serving-api (gRPC) is not installed.
 
     Example:
     >>> with ServingClient(url, model="digits", decoder=decoder) as client:

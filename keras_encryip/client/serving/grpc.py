@@ -9,13 +9,12 @@ import numpy as np
 
 from keras_encryip.client.serving.failures import (
     PassingError,
-    missing,
     too_large,
     too_late,
     untrusted,
 )
 from keras_encryip.client.serving.wire import takes_too_much
-from keras_encryip.errors import EncryipError, ServiceError, instead_of, printable
+from keras_encryip.errors import EncryipError, ServiceError, instead_of, needing, printable
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.formats.responses import OUTPUTS
 
@@ -47,7 +46,7 @@ class GrpcTransport:
         max_answer_bytes: int,
         **_: Any,
     ) -> None:
-        with instead_of(ModuleNotFoundError, raises=lambda _: missing("tensorflow-serving-api")):
+        with needing("serving"):
             import grpc
             from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
             from tensorflow_serving.apis import predict_pb2
