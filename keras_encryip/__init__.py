@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from keras_encryip.models.losses import ConfusedLabelCrossentropy as ConfusedLabelCrossentropy
     from keras_encryip.models.protect import protect as protect
     from keras_encryip.models.protected_model import ProtectedModel as ProtectedModel
+    from keras_encryip.models.protection_metrics import ProtectionMetrics as ProtectionMetrics
     from keras_encryip.tracing.report import TraceReport as TraceReport
     from keras_encryip.tracing.verify_evidence import verify_evidence as verify_evidence
 
@@ -47,6 +48,7 @@ _HOMES: Final = {
     "EncryipError": "errors",
     "KeyBundle": "formats.key_bundle",
     "ProtectedModel": "models.protected_model",
+    "ProtectionMetrics": "models.protection_metrics",
     "TraceReport": "tracing.report",
     "Tracer": "authority.tracer",
     "X25519PrivateKey": "formats.key_pair",

@@ -1,11 +1,14 @@
 """A Keras model with a codebook: what unlocks it, and which weights are its own."""
 
+import textwrap
+from collections.abc import Callable
 from os import PathLike
 from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
+from keras.src.utils.io_utils import print_msg
 
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.errors import ArgumentError, LockedModelError, WrongModelError
@@ -14,6 +17,7 @@ from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.model_record import ModelOwner
 from keras_encryip.models.adapt import fit_training_state, needs_data
+from keras_encryip.models.facts import facts
 from keras_encryip.models.secrets import UnlockedSecrets, check_owner
 from keras_encryip.models.step import Running
 from keras_encryip.models.teacher import as_teacher
@@ -115,6 +119,36 @@ class Lockable(keras.Model):
         """Traced train and test functions hold the old secrets as constants."""
         self.train_function = None
         self.test_function = None
+
+    # --- what it is ------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"<ProtectedModel name={self.name}, built={self.built}, {', '.join(facts(self))}>"
+
+    def summary(
+        self,
+        line_length: int | None = None,
+        positions: list[float] | None = None,
+        print_fn: Callable[[str], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.summary`, and how the model is protected.
+
+        That is N and K; and the homophones per class, their strategy and T, if its owner unlocked
+        it. `print_fn` is called once more.
+
+        Example:
+        >>> import keras_encryip as ke
+        >>> model = ke.protect(classifier, authority, name="digits", homophones=4, trace_labels=16)
+        >>> model.lock().summary()
+        Model: "digits"
+        ...
+         Protected as "digits": 56 confused labels for 10 classes, locked
+        """
+        super().summary(line_length, positions, print_fn, **kwargs)
+        block = f'Protected as "{self.name}": {", ".join(facts(self))}'
+        indent: dict[str, Any] = {"initial_indent": " ", "subsequent_indent": " "}
+        (print_fn or print_msg)(textwrap.fill(block, line_length or 80, **indent))
 
     # --- weights ---------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 """The Keras model that answers in confused labels."""
 
 import inspect
-import math
 import sys
 import warnings
 from typing import Any, Self
@@ -13,16 +12,22 @@ from keras_encryip.client.checks import check_count
 from keras_encryip.errors import ArgumentError, FormatError
 from keras_encryip.models.adapt import fit_training_state
 from keras_encryip.models.backbone import features_shape, freeze, frozen
-from keras_encryip.models.conventions import check_compiled, ignored_class, of_one_output
+from keras_encryip.models.conventions import (
+    check_compiled,
+    check_settings,
+    ignored_class,
+    of_one_output,
+)
 from keras_encryip.models.data import (
     batches,
     check_labels,
     check_same_kind,
     class_indices,
     single_labels,
+    with_one_label,
 )
 from keras_encryip.models.head import ConfusedLabels
-from keras_encryip.models.homophones import AUTOMATIC, STRATEGIES
+from keras_encryip.models.homophones import AUTOMATIC
 from keras_encryip.models.lockable import Lockable
 from keras_encryip.models.own_steps import with_own_steps
 from keras_encryip.models.secrets import UnlockedSecrets
@@ -37,9 +42,9 @@ from keras_encryip.models.step import (
     scores_of,
     shown,
     with_mask,
-    with_terms,
 )
 from keras_encryip.models.teach_traces import teach_traces
+from keras_encryip.models.terms import TERMS, TermMetrics, with_terms
 
 
 @keras.saving.register_keras_serializable(package="keras_encryip")
@@ -51,9 +56,11 @@ class ProtectedModel(Lockable):
     the model, `predict`, and everything saved or exported give confused labels
     `(batch, N)`.
 
-    The training loss is `(1−κ)·your loss + κ·distillation + confusion_weight · cross-entropy
-    of the target confused label`, κ = 0 without a teacher. `val_loss` and `evaluate` report your
-    loss alone. When `fit` ends, the head learns the trace labels.
+    `loss` and `val_loss` are your own loss, with penalties, as of a plain classifier. Training
+    follows the gradient of `(1−κ)·loss + κ·teacher_loss + confusion_weight·confusion_loss`, κ = 0
+    without a teacher; penalties count in full. The logs and the history of training show
+    `teacher_loss` (the distillation) and `confusion_loss` (the cross-entropy of the target
+    confused label), each if there is one. When `fit` ends, the head learns the trace labels.
 
     Args:
         backbone: inputs → features.
@@ -117,7 +124,7 @@ class ProtectedModel(Lockable):
         **kwargs: Any,
     ) -> None:
         keras.Model.__init__(self, **kwargs)
-        _check_settings(strategy, confusion_weight, teacher_weight, temperature)
+        check_settings(strategy, confusion_weight, teacher_weight, temperature)
         self.backbone = backbone
         self.num_classes = num_classes
         self.num_labels = num_labels
@@ -136,6 +143,7 @@ class ProtectedModel(Lockable):
         self._seed_generator = keras.random.SeedGenerator()
         self._secrets: UnlockedSecrets | None = None
         self._running = Running()
+        self._terms = TermMetrics()
 
     # --- the model -------------------------------------------------------------
 
@@ -163,14 +171,14 @@ class ProtectedModel(Lockable):
     def train_step(self, data: Any) -> Any:
         """As `keras.Model.train_step`, or that of the classifier's class; the model decodes."""
         with running(self._running, training=True) as step:
-            logs = super().train_step(_with_one_label(data))
+            logs = super().train_step(with_one_label(data))
         check_taught(self, step)
-        return logs
+        return {**logs, **self._terms.results(step.terms)}
 
     def test_step(self, data: Any) -> Any:
         """As `keras.Model.test_step`, or that of the classifier's class; the model decodes."""
         with running(self._running, training=False):
-            return super().test_step(_with_one_label(data))
+            return super().test_step(with_one_label(data))
 
     def compute_loss(
         self,
@@ -180,7 +188,7 @@ class ProtectedModel(Lockable):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """The user's loss of decoded probabilities; in training, with terms of ours.
+        """The user's loss of decoded probabilities; in training, its gradient is that of all terms.
 
         Outside of a training step, `y_pred` are the confused labels that the model gave for `x`.
         """
@@ -204,6 +212,20 @@ class ProtectedModel(Lockable):
         if "training" in names or any(p.kind is p.VAR_KEYWORD for p in parameters):
             given["training"] = training
         return method(**given)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """As `keras.Model.get_metrics_result`; after training, with `confusion_loss` and
+        `teacher_loss`."""
+        shown_apart = self._terms.seen() if self._running.step is None else []
+        return {**super().get_metrics_result(), **self._terms.results(shown_apart)}
+
+    def reset_metrics(self) -> None:
+        super().reset_metrics()
+        self._terms.reset()
+
+    def _flatten_metrics_in_order(self, logs: dict[str, Any]) -> Any:
+        """What `train_on_batch` returns without `return_dict`: as many numbers as for any model."""
+        return super()._flatten_metrics_in_order({n: v for n, v in logs.items() if n not in TERMS})
 
     @property
     def ignored_class(self) -> int | None:
@@ -363,36 +385,3 @@ class ProtectedModel(Lockable):
             config.pop("backbone"), custom_objects=custom_objects
         )
         return with_own_steps(cls, backbone)(backbone, **config)
-
-
-def _with_one_label(data: Any) -> Any:
-    """A batch whose labels are not in a dictionary of one output."""
-    if not isinstance(data, (tuple, list)):
-        return data
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if not isinstance(y, (dict, list, tuple)):
-        return data
-    return keras.utils.pack_x_y_sample_weight(x, single_labels(y), sample_weight)
-
-
-def _check_settings(
-    strategy: str, confusion_weight: float, teacher_weight: float, temperature: float
-) -> None:
-    known = (AUTOMATIC, *STRATEGIES)
-    if strategy not in known:
-        raise ArgumentError(
-            f"`strategy` must be {' or '.join(map(repr, known))}. Received: strategy={strategy!r}"
-        )
-    if not 0 <= confusion_weight < math.inf:
-        raise ArgumentError(
-            "`confusion_weight` must be a number, not negative. "
-            f"Received: confusion_weight={confusion_weight}"
-        )
-    if not 0 <= teacher_weight <= 1:
-        raise ArgumentError(
-            f"`teacher_weight` must be in 0 … 1. Received: teacher_weight={teacher_weight}"
-        )
-    if not 0 < temperature < math.inf:
-        raise ArgumentError(
-            f"`temperature` must be a positive number. Received: temperature={temperature}"
-        )
