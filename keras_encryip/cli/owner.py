@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_encryip as ke
+from keras_encryip.cli.quiet import quiet_tensorflow
 from keras_encryip.cli.shared import (
     AsJson,
     AuthorityArgument,
@@ -26,6 +27,7 @@ from keras_encryip.cli.shared import (
 )
 from keras_encryip.crypto.slots import DEFAULT_SLOTS
 from keras_encryip.errors import ArgumentError, instead_of, needing
+from keras_encryip.formats.atomic_files import make_new_folder
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PublicKey
 from keras_encryip.formats.manifest import verify_export
@@ -41,10 +43,20 @@ def demo(
         Path, typer.Option(help="New folder for everything the demo makes.")
     ] = Path("encryip-demo"),
 ) -> None:
-    """Protect, train, export, issue keys and decode, on embedded data."""
-    with needing("owner,plots"):
-        from keras_encryip.cli.demo import run_demo
-    run_demo(directory, Console())
+    """Protect, train, export, issue keys, decode, steal and trace, on embedded data."""
+    console = Console()
+
+    def fill(draft: Path) -> None:
+        with (
+            console.status("loading TensorFlow"),
+            quiet_tensorflow(),
+            needing("owner,plots"),
+        ):
+            from keras_encryip.cli.demo import run_demo
+
+        run_demo(draft, directory, console)
+
+    make_new_folder(directory, fill)
 
 
 @authority_app.command("create")
