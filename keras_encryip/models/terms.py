@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_encryip.models.data import class_indices
@@ -38,7 +39,9 @@ class TermMetrics:
         return {name: self._means[name].result() for name in names}
 
     def seen(self) -> list[str]:
-        """The terms that there was a batch of since the last reset."""
+        """The terms that there was a batch of since the last reset. In graph, that is not known."""
+        if not tf.executing_eagerly():
+            return []
         return [name for name, mean in self._means.items() if ops.convert_to_numpy(mean.count) > 0]
 
     def reset(self) -> None:
@@ -95,7 +98,6 @@ def with_gradient_of(total: Any, loss: Any) -> Any:
     """The value of one scalar, with the gradient of another; not a number where that one is none.
 
     Example:
-    >>> import tensorflow as tf
     >>> x = tf.Variable(3.0)
     >>> with tf.GradientTape() as tape:
     ...     loss = with_gradient_of(total=x**2, loss=5 * x)
