@@ -258,8 +258,8 @@ def test_the_documented_python(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
-    section = text.split("## The client")[1].split("## Encrypted responses")[0]
+    page = Path(__file__).parents[3] / "docs" / "guides" / "application.md"
+    section = page.read_text(encoding="utf-8").split("## The client")[1]
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(blocks) == 2
     (tmp_path / "served").symlink_to(shipped.folder)
