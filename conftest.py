@@ -79,6 +79,12 @@ class Shipped:
         model = keras.models.load_model(self.saved)
         return model.unlock(authority=self.authority) if unlock else model
 
+    def own_authority(self, folder: Path) -> ke.Authority:
+        """A copy of the authority, open: for exports with a codebook of their own, for instance."""
+        file = folder / "own.authority"
+        shutil.copy(self.url.removeprefix("sqlite:///"), file)
+        return ke.Authority.open(file, self.passphrase)
+
 
 @pytest.fixture(scope="session")
 def digits() -> Digits:

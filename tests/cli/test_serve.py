@@ -363,9 +363,8 @@ def test_the_command(shipped: Any, digits: Any, tmp_path: Path) -> None:
 
 def test_encrypted_responses_of_a_single_version(shipped: Any, digits: Any, tmp_path: Path) -> None:
     """A version's folder is a model of its parent's name."""
-    folder, own = tmp_path / "hosted" / "7", tmp_path / "own.authority"
-    shutil.copy(shipped.url.removeprefix("sqlite:///"), own)  # every such export has a codebook
-    with ke.Authority.open(own, shipped.passphrase) as authority:
+    folder = tmp_path / "hosted" / "7"
+    with shipped.own_authority(tmp_path) as authority:
         model = shipped.copy(unlock=False).unlock(authority=authority)
         ke.export_saved_model(model, folder, responses="encrypted")
     decoder = ke.Decoder.open(folder, shipped.bundles["alice"], shipped.passphrase)

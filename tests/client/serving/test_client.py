@@ -86,7 +86,9 @@ def encrypted(
     request: pytest.FixtureRequest, shipped: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     base_path = tmp_path_factory.mktemp("hosted") / "digits"
-    ke.export_saved_model(shipped.copy(), base_path / "1", responses="encrypted")
+    with shipped.own_authority(base_path.parent) as authority:
+        model = shipped.copy(unlock=False).unlock(authority=authority)
+        ke.export_saved_model(model, base_path / "1", responses="encrypted")
     with run_server(request.param, base_path) as found:
         yield found
 
