@@ -116,11 +116,6 @@ class Head:
         return self.bias is not None if self.kernel is not None else _inner(self.layer).use_bias
 
     @property
-    def looks_trained(self) -> bool:
-        """A fresh `Dense` has a zero bias; training moves it."""
-        return self.bias is not None and bool(np.any(self.bias))
-
-    @property
     def trainable(self) -> bool:
         """Whether the classifier's owner lets it learn."""
         return bool(getattr(self.layer, "trainable", True))
