@@ -15,6 +15,14 @@ class EncryipError(Exception):
     """Root of every error raised on purpose by `keras_encryip`.
 
     Its text is one line that a terminal or log shows as it is, whatever a file had in its names.
+
+    Example:
+    >>> from keras_encryip.client import Decoder
+    >>> try:
+    ...     decoder = Decoder.open(folder / "digits" / "1", folder / "alice.keybundle", "…")
+    ... except EncryipError as error:
+    ...     print(error)
+    The passphrase does not open key bundle ... (subject 'alice'), or its body was changed.
     """
 
     def __str__(self) -> str:

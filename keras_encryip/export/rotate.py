@@ -66,6 +66,8 @@ def rotate_codebook(
     Example:
     >>> rotate_codebook(folder / "digits" / "1", folder / "digits" / "5", authority=authority)
     >>> decoder = Decoder.open(folder / "digits" / "5", folder / "alice.keybundle", "correct horse")
+    >>> decoder.version, decoder.model
+    (5, 'digits')
     """
     for name, path in (("source", source), ("directory", directory)):
         if not isinstance(path, str | PathLike):

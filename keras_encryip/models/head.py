@@ -54,7 +54,21 @@ class ConfusedLabels(keras.layers.Dense):
         self.num_labels = num_labels
 
     def logits(self, features: Any) -> Any:
-        """The scores before the softmax, for a numerically safe cross-entropy."""
+        """The scores before the softmax, for a numerically safe cross-entropy.
+
+        Args:
+            features: `[batch, ..., features]`, of any floating dtype; the layer must be built.
+
+        Returns:
+            `[batch, ..., num_labels]`, of the layer's dtype, which is float32 by default.
+
+        Example:
+        >>> head = ConfusedLabels(44)
+        >>> features = np.ones((2, 16), "float32")
+        >>> outputs = head(features)
+        >>> np.allclose(keras.ops.softmax(head.logits(features)), outputs, atol=1e-6)
+        True
+        """
         features = ops.cast(features, self.compute_dtype)
         scores = ops.matmul(features, self.kernel)
         return scores if self.bias is None else ops.add(scores, self.bias)

@@ -82,6 +82,9 @@ def protect(
     >>> model = protect(classifier, authority, name="digits", trace_labels=16)
     >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     >>> history = model.fit(x, y, verbose=0)
+    >>> confused = model.predict(x[:5], verbose=0)
+    >>> confused.shape, model.decode(confused).shape  # N = 10·64 homophones + 16 trace labels
+    ((5, 656), (5, 10))
     """
     # Arguments are checked, and the model compared, before the ledger gets a new model.
     check_owner(authority)

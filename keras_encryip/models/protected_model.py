@@ -1,7 +1,6 @@
 """The Keras model that answers in confused labels."""
 
 import inspect
-import sys
 import warnings
 from typing import Any, Self
 
@@ -13,10 +12,7 @@ from keras_encryip.errors import ArgumentError, FormatError
 from keras_encryip.models.adapt import fit_training_state
 from keras_encryip.models.backbone import features_shape, freeze, frozen
 from keras_encryip.models.conventions import (
-    check_compiled,
     check_settings,
-    ignored_class,
-    of_one_output,
 )
 from keras_encryip.models.data import (
     batches,
@@ -84,6 +80,13 @@ class ProtectedModel(Lockable):
     evaluate until `unlock`.
 
     Weights know the codebook that they were trained for: others are refused.
+
+    Example:
+    >>> confused = model.predict(x[:3], verbose=0)
+    >>> confused.shape, model.decode(confused).shape
+    ((3, 104), (3, 10))
+    >>> bool((model.decode(confused).argmax(1) == y[:3]).all())
+    True
     """
 
     ATTRIBUTES = (
@@ -191,6 +194,18 @@ class ProtectedModel(Lockable):
         """The user's loss of decoded probabilities; in training, its gradient is that of all terms.
 
         Outside of a training step, `y_pred` are the confused labels that the model gave for `x`.
+
+        Args:
+            x, y, y_pred, sample_weight: of n samples; `y_pred` is `(n, N)`.
+            training: whether the terms of training count.
+
+        Returns:
+            A scalar.
+
+        Example:
+        >>> confused = model(x[:8], training=False)
+        >>> 0 < float(model.compute_loss(x[:8], y[:8], confused, training=False)) < 0.5
+        True
         """
         secrets, step = self._unlocked(), self._running.step
         if step is None:
@@ -227,27 +242,6 @@ class ProtectedModel(Lockable):
         """What `train_on_batch` returns without `return_dict`: as many numbers as for any model."""
         return super()._flatten_metrics_in_order({n: v for n, v in logs.items() if n not in TERMS})
 
-    @property
-    def ignored_class(self) -> int | None:
-        """The label that the loss ignores, if it ignores one."""
-        return ignored_class(getattr(self, "loss", None))
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """As `keras.Model.compile`, with losses and metrics of probabilities.
-
-        Raises:
-            ArgumentError: one is made for scores, `from_logits=True`.
-        """
-        given, named = of_one_output(args, kwargs, self.output_name)
-        super().compile(*given, **named)
-        check_compiled(self)
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """As `keras.Model.compile_from_config`, which leaves out models with a `compile`."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built and getattr(self, "optimizer", None) is not None:
-            self.optimizer.build(self.trainable_variables)
-
     # --- training --------------------------------------------------------------
 
     def adapt(self, x: Any, y: Any = None) -> None:
@@ -265,6 +259,13 @@ class ProtectedModel(Lockable):
         Raises:
             LockedModelError: the model is not unlocked with its authority.
             ArgumentError: labels out of range, or inputs that cannot be clustered.
+
+        Example:
+        >>> import keras_encryip as ke
+        >>> model = ke.protect(classifier, authority, name="new", homophones=4, trace_labels=16)
+        >>> model.adapt(x, y)
+        >>> sorted(ke.ProtectionMetrics().measure(model))  # on the samples that it kept
+        ['confusion', 'trace_labels_read']
         """
         secrets = self._unlocked()
         secrets.training = fit_training_state(
@@ -291,7 +292,17 @@ class ProtectedModel(Lockable):
             self._secrets.original = None
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`, on decoded probabilities."""
+        """As `keras.Model.fit`, on decoded probabilities. When it ends, it teaches the traces.
+
+        Raises:
+            LockedModelError: the model is not unlocked.
+            ArgumentError: labels out of range, or data that `adapt` cannot take.
+
+        Example:
+        >>> history = model.fit(x[:64], y[:64], epochs=2, batch_size=64, verbose=0).history
+        >>> sorted(history)
+        ['accuracy', 'confusion_loss', 'loss']
+        """
         secrets = self._unlocked()
         y = single_labels(y)
         if isinstance(y, np.ndarray):
@@ -315,7 +326,17 @@ class ProtectedModel(Lockable):
         """Learn the trace labels, as the model is now. `fit` does this when it ends.
 
         Call it after other loops, or after loading the weights of an earlier epoch. Only
-        columns of the head change that trace inputs lie on (`models/teach_traces.py`).
+        columns of the head change that trace inputs lie on (`models/teach_traces.py`). Without
+        trace labels, with a frozen head, or before `adapt`, it does nothing.
+
+        Raises:
+            LockedModelError: the model is not unlocked.
+
+        Example:
+        >>> from keras_encryip import ProtectionMetrics
+        >>> model.teach_traces()
+        >>> ProtectionMetrics().measure(model)["trace_labels_read"]
+        1.0
         """
         state = self._unlocked().training
         if state is None or state.traces is None or state.samples is None:
@@ -323,31 +344,22 @@ class ProtectedModel(Lockable):
         if self.confused_labels.trainable:
             teach_traces(self, state.traces, self._unlocked().assignment(), state.samples)
 
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`: confused labels. `decode` reads them.
-
-        `keras.wrappers.SKLearnClassifier`, which wants classes, gets class probabilities.
-        """
-        confused = super().predict(x, *args, **kwargs)
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        return self.decode(confused) if caller.startswith("keras.src.wrappers") else confused
-
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`, on decoded probabilities."""
-        self._unlocked()
-        return super().evaluate(x, single_labels(y), *args, **kwargs)
-
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.train_on_batch`, on decoded probabilities; call `adapt` first."""
+        """As `keras.Model.train_on_batch`, on decoded probabilities; call `adapt` first.
+
+        Raises:
+            LockedModelError: the model is not unlocked.
+            ArgumentError: `adapt` was not called.
+
+        Example:
+        >>> results = model.train_on_batch(x[:64], y[:64], return_dict=True)
+        >>> sorted(results)
+        ['accuracy', 'confusion_loss', 'loss']
+        """
         if self._unlocked().awaits_adapt():
             raise ArgumentError("Call `adapt(x, y)` on a sample before `train_on_batch`.")
         self._look(x)
         return super().train_on_batch(x, single_labels(y), *args, **kwargs)
-
-    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.test_on_batch`, on decoded probabilities."""
-        self._unlocked()
-        return super().test_on_batch(x, single_labels(y), *args, **kwargs)
 
     # --- saving ----------------------------------------------------------------
 

@@ -59,9 +59,21 @@ class ProtectionMetrics(keras.callbacks.Callback):
     def measure(self, model: ProtectedModel) -> dict[str, float]:
         """The metrics of a model, as it is now, by name.
 
+        Args:
+            model: unlocked with its authority, and trained.
+
+        Returns:
+            `{"confusion": float, "trace_labels_read": float}`, 0 … 1 each, without those that the
+            model has not.
+
         Raises:
             LockedModelError: the model is not unlocked with its authority, or not adapted.
             ArgumentError: it is no protected model, or no samples are known.
+
+        Example:
+        >>> measured = ProtectionMetrics().measure(model)
+        >>> measured["trace_labels_read"], 0 < measured["confusion"] <= 1
+        (1.0, True)
         """
         if not isinstance(model, ProtectedModel):
             raise ArgumentError(
