@@ -79,6 +79,12 @@ class Shipped:
         model = keras.models.load_model(self.saved)
         return model.unlock(authority=self.authority) if unlock else model
 
+    def own_authority(self, folder: Path) -> ke.Authority:
+        """A copy of the authority, open: for exports with a codebook of their own, for instance."""
+        file = folder / "own.authority"
+        shutil.copy(self.url.removeprefix("sqlite:///"), file)
+        return ke.Authority.open(file, self.passphrase)
+
 
 @pytest.fixture(scope="session")
 def digits() -> Digits:
@@ -211,98 +217,26 @@ def by_hand() -> Callable[..., dict[str, float]]:
 
 # --- docstring examples ------------------------------------------------------------
 
-_SERVED = (
-    "keras_encryip.client",
-    "keras_encryip.formats.key_bundle",
-    "keras_encryip.formats.sealed_folder",
-)
 
-
-def _lock(shipped: Shipped, folder: Path) -> None:
-    """A folder `locked/1` with a lock, and no weights."""
-    from keras_encryip.formats.lock import FILE_NAME
-    from keras_encryip.formats.version_folder import ASSETS, read_codebook
-
-    shutil.copytree(shipped.exported / ASSETS, folder / "locked" / "1" / ASSETS)
-    codebook = read_codebook(shipped.exported)
-    lock, _ = shipped.authority.model_store.make_lock(codebook, "/run/secrets/encryip/digits.key")
-    (folder / "locked" / "1" / ASSETS / FILE_NAME).write_bytes(lock.to_bytes())
-
-
-def _sealed(shipped: Shipped, folder: Path) -> dict[str, Any]:
-    ke.seal_folder(shipped.authority, shipped.exported, folder / "digits.sealed", model="digits")
-    return {"bundle": shipped.bundles["alice"], "verify_export": ke.verify_export}
-
-
-def _rotatable(shipped: Shipped, folder: Path) -> dict[str, Any]:
-    """The authority's copy, so that the doctest's codebooks are in nobody's way."""
-    shutil.copytree(shipped.exported, folder / "digits" / "1")
-    shutil.copy(shipped.bundles["alice"], folder)
-    shutil.copy(shipped.url.removeprefix("sqlite:///"), folder / "own.authority")
-    own = ke.Authority.open(f"sqlite:///{folder}/own.authority", shipped.passphrase)
-    return {"authority": own, "Decoder": ke.Decoder}
-
-
-def _asking(shipped: Shipped, digits: Digits, server: Any) -> dict[str, Any]:
-    decoder = ke.Decoder.open(shipped.exported, shipped.bundles["alice"], shipped.passphrase)
-    found = decoder.labels(shipped.model.predict(digits.x_test, verbose=0))
-    right = np.where(found == digits.y_test, found, -1).tolist()
-    images = digits.x_test[[right.index(label) for label in (7, 2, 1)]]
-    return {"url": server.rest_url, "decoder": decoder, "images": images}
+@pytest.fixture
+def own_authority(shipped: Shipped, tmp_path: Path) -> Iterator[ke.Authority]:
+    """A copy of the shipped model's authority, which a test may change."""
+    with shipped.own_authority(tmp_path) as own:
+        yield own
 
 
 @pytest.fixture(autouse=True)
 def docstring_names(
     request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]
 ) -> Iterator[None]:
-    """What docstring examples may use without saying where it comes from.
-
-    `folder` is an empty folder, but for the light client's examples: these find
-    `digits/1` and `alice.keybundle` there, and `confused` with classes 7, 2 and 1.
-    """
+    """What docstring examples may use without saying where it comes from."""
     if not isinstance(request.node, pytest.DoctestItem):
         yield
         return
-    module = request.node.name
-    get = request.getfixturevalue
-    names: dict[str, Any] = {"np": np, "folder": get("tmp_path")}
-    if module.startswith(_SERVED):
-        shipped = get("shipped")
-        shutil.copytree(shipped.exported, names["folder"] / "digits" / "1")
-        shutil.copy(shipped.bundles["alice"], names["folder"])
-        names["confused"] = get("confused")
-        if module.startswith("keras_encryip.client.unlock_key"):
-            _lock(shipped, names["folder"])
-        if module.startswith("keras_encryip.formats.sealed_folder"):
-            names |= _sealed(shipped, names["folder"])
-        if module.startswith("keras_encryip.client.serving"):
-            names |= _asking(shipped, get("digits"), get("model_server"))
-    elif module.startswith("keras_encryip.authority.seal_folder"):
-        shipped = get("shipped")
-        shutil.copytree(shipped.exported, names["folder"] / "digits" / "1")
-        names["authority"] = shipped.authority
-    elif module.startswith("keras_encryip.export.rotate"):
-        names |= _rotatable(get("shipped"), names["folder"])
-    elif module.startswith("keras_encryip.export"):
-        names["model"] = get("shipped").model
-    elif module.startswith(("keras_encryip.authority.tracer", "keras_encryip.tracing.report")):
-        shipped = get("shipped")
-        decoder = ke.Decoder.open(shipped.exported, shipped.bundles["alice"], shipped.passphrase)
-        shutil.copy(shipped.bundles["alice"], names["folder"])
+    from tests.docstring_names import names_for
 
-        def suspicious_service(images: np.ndarray) -> np.ndarray:
-            return decoder.labels(shipped.model.predict(images, verbose=0))
-
-        names |= {"authority": shipped.authority, "suspicious_service": suspicious_service}
-        opened = shipped.bundles["alice"], shipped.passphrase
-        names["report"] = ke.Tracer(shipped.authority).bundle(*opened)
-    elif module.startswith("keras_encryip.models"):
-        digits = get("digits")
-        names |= {"x": digits.x, "y": digits.y, "authority": get("shared_authority")}
-        names["classifier"] = build_classifier()
+    names = names_for(request.node.name, request.getfixturevalue)
     doctest_namespace.update(names)
     yield
-    if module.startswith("keras_encryip.export.rotate"):
-        names["authority"].close()
     for name in names:
         del doctest_namespace[name]

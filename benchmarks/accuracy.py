@@ -132,9 +132,10 @@ def run_seed(name: str, seed: int, epochs: tuple[int, int], options: dict) -> di
     keras.utils.set_random_seed(seed)
     twin = cnn(name, x.shape[1:])
     seconds = train(twin, x, y, first, batch)
-    finetuned = {"finetuned": ke.protect(copy_of(twin), authority, name="finetuned", **options)}
+    taught = {**options, "teacher": True}
+    finetuned = {"finetuned": ke.protect(copy_of(twin), authority, name="finetuned", **taught)}
     if name == "cifar10":
-        light = {**options, "teacher_weight": 0.3}
+        light = {**taught, "teacher_weight": 0.3}
         finetuned["light"] = ke.protect(copy_of(twin), authority, name="light", **light)
     seconds += train(twin, x, y, second, batch)
     results["twin"] = {**report(twin, x_test, y_test), "seconds": seconds}

@@ -37,7 +37,7 @@ GRID = {
     ),
     "confusion 0.1": Way({"confusion_weight": 0.1}),
     "confusion 3": Way({"confusion_weight": 3.0}),
-    "teacher 0.3": Way({"teacher_weight": 0.3}),
+    "teacher 0.3": Way({"teacher": True, "teacher_weight": 0.3}),
     "h = 8": Way({"homophones": 8}),
     "one copy": Way({"copies": 1}),
     "random homophones": Way({"strategy": "random"}),

@@ -3,7 +3,7 @@
     TFDS_DATA_DIR=... python -m benchmarks.price --data mnist cifar10 --seeds 0 1 2
 
 The twin trains both cycles of the nightly size; `scratch` is protected before the first,
-`trained` between the two (its own teacher). All share seed, data, batches and schedule.
+`trained` between the two. All share seed, data, batches and schedule.
 Accuracy is over the whole test set; `user` is what one key reads, the worst of eight.
 `read` counts trace labels that keys decode (median), `ours` the 32 ownership inputs.
 Finished cells are kept in the results file, and are not run again.

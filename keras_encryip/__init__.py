@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from keras_encryip.models.losses import ConfusedLabelCrossentropy as ConfusedLabelCrossentropy
     from keras_encryip.models.protect import protect as protect
     from keras_encryip.models.protected_model import ProtectedModel as ProtectedModel
+    from keras_encryip.models.protection_metrics import ProtectionMetrics as ProtectionMetrics
     from keras_encryip.tracing.report import TraceReport as TraceReport
     from keras_encryip.tracing.verify_evidence import verify_evidence as verify_evidence
 
@@ -47,6 +48,7 @@ _HOMES: Final = {
     "EncryipError": "errors",
     "KeyBundle": "formats.key_bundle",
     "ProtectedModel": "models.protected_model",
+    "ProtectionMetrics": "models.protection_metrics",
     "TraceReport": "tracing.report",
     "Tracer": "authority.tracer",
     "X25519PrivateKey": "formats.key_pair",
@@ -66,7 +68,10 @@ if not TYPE_CHECKING:  # type checkers and editors read the imports above: a typ
 
     def __getattr__(name: str) -> object:
         if name in _HOMES:
-            return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+            from keras_encryip.errors import needing
+
+            with needing("owner"):
+                return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

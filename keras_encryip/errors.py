@@ -15,6 +15,14 @@ class EncryipError(Exception):
     """Root of every error raised on purpose by `keras_encryip`.
 
     Its text is one line that a terminal or log shows as it is, whatever a file had in its names.
+
+    Example:
+    >>> from keras_encryip.client import Decoder
+    >>> try:
+    ...     decoder = Decoder.open(folder / "digits" / "1", folder / "alice.keybundle", "…")
+    ... except EncryipError as error:
+    ...     print(error)
+    The passphrase does not open key bundle ... (subject 'alice'), or its body was changed.
     """
 
     def __str__(self) -> str:
@@ -66,6 +74,10 @@ class LockedModelError(EncryipError):
 
 class BackendError(EncryipError, ImportError):
     """Keras runs on another backend than TensorFlow, on which no model can be protected."""
+
+
+class MissingExtraError(EncryipError, ModuleNotFoundError):
+    """A package is not installed that an extra of this one brings, such as `[owner]`."""
 
 
 class LedgerError(EncryipError):
@@ -128,6 +140,39 @@ class instead_of:
             raise
         finally:
             del replacement  # or its traceback would hold itself until garbage collection
+
+
+class needing(instead_of):
+    """Name the extra that brings what cannot be imported. A module of ours is a fault of ours.
+
+    Args:
+        extra: one or several of pyproject.toml's, such as `"owner,plots"`.
+
+    Example:
+    >>> with needing("plots"):
+    ...     import no_such_package
+    Traceback (most recent call last):
+    keras_encryip.errors.MissingExtraError: The package 'no_such_package' is not installed. \
+Install it with: pip install "keras_encryip[plots]"
+    """
+
+    def __init__(self, extra: str) -> None:
+        super().__init__(ModuleNotFoundError, raises=self._missing)
+        self._extra = extra
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if _package(error) != __package__:
+            super().__exit__(kind, error, traceback)
+
+    def _missing(self, error: ModuleNotFoundError) -> MissingExtraError:
+        return MissingExtraError(
+            f"The package {_package(error)!r} is not installed. "
+            f'Install it with: pip install "keras_encryip[{self._extra}]"'
+        )
+
+
+def _package(error: BaseException | None) -> str:
+    return str(getattr(error, "name", "")).partition(".")[0]
 
 
 def reason(error: BaseException) -> str:

@@ -2,8 +2,8 @@
 
     python -m tests.reliability
 
-Prints the second table of docs/reliability.md; `python -m tests.fuzz` prints the first. A test
-that does many things in a loop (kills, changed files) says how many, and counts as many cases.
+Prints the second table of docs/evidence/reliability.md; `python -m tests.fuzz` prints the first. A
+test that does many things in a loop (kills, changed files) says how many, and counts as many cases.
 The exit code is 1 if a test fails.
 """
 

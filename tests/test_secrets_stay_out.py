@@ -369,7 +369,7 @@ def grafted(
     variables = [variable.numpy() for variable in classifier.variables]
     url = f"sqlite:///{folder}/a.authority"
     with ke.Authority.create(url, "p", scrypt_log2_n=14) as authority:
-        options = {"homophones": 4, "trace_labels": 64}
+        options = {"homophones": 4, "trace_labels": 64, "teacher": True}
         model = ke.protect(classifier, authority, name="digits", **options)
         model.compile(keras.optimizers.Adam(0.01), **compiled)
         model.fit(digits.x, digits.y, epochs=4, verbose=0)

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from keras_encryip.authority.ledger import raw_rows
+from keras_encryip.authority.event_log import check_log, read_events
+from keras_encryip.authority.ledger import Ledger, raw_rows
 from keras_encryip.authority.schema import (
     ACTIVE,
     PENDING,
@@ -21,6 +22,7 @@ from keras_encryip.authority.schema import (
 )
 from keras_encryip.crypto.encoding import canonical_json
 from keras_encryip.crypto.kem import encoded_key_id
+from keras_encryip.errors import LedgerError, instead_of
 from keras_encryip.tracing.events import (
     AUTHORITY_CREATED,
     BUNDLE_WRITTEN,
@@ -49,6 +51,41 @@ _CHECKED: Final = (authority_table, users_table, models_table, codebooks_table, 
 _PART: Final = 10_000
 NO_ROLES: Final = "[]"
 """The roles of a user whose bundle was never asked for."""
+
+
+def check_ledger(ledger: Ledger, issuer: bytes, expect_log: str | None) -> None:
+    """Refuse a ledger whose log is not signed, or not what its tables say.
+
+    Args:
+        ledger: open.
+        issuer: the Ed25519 key (32 bytes) that signs the log.
+        expect_log: an earlier `log_head`, or `None`.
+
+    Raises:
+        LedgerError: they differ, or the log is not the one of `expect_log`.
+        ArgumentError: `expect_log` is no log head.
+    """
+    with (
+        instead_of(
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            raises=lambda _: LedgerError(
+                f"The event log of {ledger.name!r} holds what this release cannot read."
+            ),
+        ),
+        ledger.reading() as connection,
+        contextlib.closing(read_events(connection, issuer)) as events,
+    ):
+        table = inconsistency(connection, events)
+        if expect_log is not None:
+            check_log(connection, expect_log)
+    if table:
+        raise LedgerError(
+            f"The {table} of {ledger.name!r} do not agree with its event log: "
+            "the file was changed by other means, or is damaged."
+        )
 
 
 def inconsistency(connection: sa.Connection, events: Iterable[Event]) -> str | None:

@@ -1,8 +1,6 @@
 """The owner's secrets and ledger: issue keys, revoke them, keep the models' assignments."""
 
-import contextlib
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -10,8 +8,8 @@ from typing import Any, Self
 import sqlalchemy as sa
 from Crypto.Random import get_random_bytes
 
-from keras_encryip.authority.audit import inconsistency
-from keras_encryip.authority.event_log import append_event, check_log, log_head, read_events
+from keras_encryip.authority.audit import check_ledger
+from keras_encryip.authority.event_log import append_event, log_head, read_events
 from keras_encryip.authority.export_store import ExportStore
 from keras_encryip.authority.keys import AuthorityKeys
 from keras_encryip.authority.ledger import Ledger
@@ -23,16 +21,10 @@ from keras_encryip.crypto.kem import PublicKey
 from keras_encryip.crypto.polynomial import random_scalar
 from keras_encryip.crypto.secret import Secret
 from keras_encryip.crypto.slots import DEFAULT_SLOTS, commitment
-from keras_encryip.errors import (
-    ArgumentError,
-    LedgerError,
-    PassphraseError,
-    SignatureError,
-    instead_of,
-)
+from keras_encryip.errors import ArgumentError, PassphraseError, SignatureError, instead_of
 from keras_encryip.formats.atomic_files import make_new_file, write_synced
 from keras_encryip.formats.bundle_keys import ROLES, Role
-from keras_encryip.formats.key_bundle import ANY_MODEL, make_bundle
+from keras_encryip.formats.key_bundle import make_bundle
 from keras_encryip.formats.key_pair import X25519PublicKey
 from keras_encryip.formats.text import check_name
 from keras_encryip.tracing.events import AUTHORITY_CREATED, Event, now_text
@@ -86,7 +78,7 @@ class Authority(Secret):
         name: str | None = None,
         scrypt_log2_n: int = DEFAULT_SCRYPT_LOG2_N,
     ) -> Self:
-        """Draw new secrets and write the ledger.
+        """Draw new secrets and write the ledger. `close` it, or use it in a `with` statement.
 
         Args:
             url: where: a file's path, or a sqlite URL such as
@@ -101,6 +93,12 @@ class Authority(Secret):
 
         Raises:
             LedgerError: the file exists, or cannot be written.
+            ArgumentError: a number is out of range, or the name or passphrase cannot be used.
+
+        Example:
+        >>> with Authority.create(folder / "acme.authority", "…", threshold=8) as authority:
+        ...     authority.name, authority.threshold
+        ('acme', 8)
         """
         keys = AuthorityKeys.generate(threshold, slots)
         salt = get_random_bytes(SALT_BYTES)
@@ -152,6 +150,12 @@ class Authority(Secret):
             LedgerError: missing, busy, damaged or half-copied file, or a changed log; or the log
                 is shorter than `expect_log`, or has another event there.
             PassphraseError: wrong passphrase.
+            ArgumentError: `expect_log` is no log head.
+
+        Example:
+        >>> with Authority.open(folder / "own.authority", "correct horse") as authority:
+        ...     authority.models()
+        ['digits']
         """
         ledger = Ledger.open(url)
         with ledger.closed_on_failure():
@@ -175,31 +179,18 @@ class Authority(Secret):
                 public_key=row.public_key,
                 issuer=row.issuer,
             )
-        with (
-            instead_of(
-                LookupError,
-                TypeError,
-                ValueError,
-                AttributeError,
-                raises=lambda _: LedgerError(
-                    f"The event log of {ledger.name!r} holds what this release cannot read."
-                ),
-            ),
-            ledger.reading() as connection,
-            contextlib.closing(read_events(connection, keys.issuer)) as events,
-        ):
-            table = inconsistency(connection, events)
-            if expect_log is not None:
-                check_log(connection, expect_log)
-        if table:
-            raise LedgerError(
-                f"The {table} of {ledger.name!r} do not agree with its event log: "
-                "the file was changed by other means, or is damaged."
-            )
+        check_ledger(ledger, keys.issuer, expect_log)
         return cls(ledger, row.name, keys)
 
     def close(self) -> None:
-        """Release the file. The object cannot be used afterwards."""
+        """Release the file. Using the object again opens the file again.
+
+        Example:
+        >>> authority = Authority.open(folder / "own.authority", "correct horse")
+        >>> len(authority.users())
+        3
+        >>> authority.close()
+        """
         self.ledger.close()
 
     def __enter__(self) -> Self:
@@ -212,35 +203,74 @@ class Authority(Secret):
 
     @property
     def threshold(self) -> int:
-        """t: how many users can be revoked."""
+        """t, 1 … 64: how many users can be revoked.
+
+        Example:
+        >>> authority.threshold
+        4
+        """
         return self.keys.threshold
 
     @property
     def public_key(self) -> PublicKey:
-        """What readers' keys are points of; its digest names the authority in files."""
+        """What readers' keys are points of; its digest, 32 bytes, names the authority in files.
+
+        Example:
+        >>> authority.public_key.digest == bundle.authority
+        True
+        """
         return self.keys.public_key
 
     @property
     def issuer(self) -> bytes:
-        """The Ed25519 public key (32 bytes) that signs bundles, codebooks and manifests."""
+        """The Ed25519 public key (32 bytes) that signs bundles, codebooks and manifests.
+
+        Example:
+        >>> len(authority.issuer), authority.issuer == bundle.issuer
+        (32, True)
+        """
         return self.keys.issuer
 
     def models(self) -> list[str]:
-        """Names of the protected models, in the order of protection; a name can recur."""
+        """Names of the protected models, in the order of protection; a name can recur.
+
+        Example:
+        >>> authority.models()
+        ['digits']
+        """
         return self.model_store.names()
 
     def users(self) -> list[User]:
-        """All users, in the order of issue."""
+        """All users, in the order of issue.
+
+        Example:
+        >>> [(user.subject, user.status) for user in authority.users()]
+        [('alice', 'active'), ('bob', 'active'), ('carol', 'active')]
+        """
         return self.user_store.all()
 
     def events(self) -> list[Event]:
-        """The event log, its chain and signature checked."""
+        """The event log, oldest first, its chain and signature checked.
+
+        Raises:
+            LedgerError: the log was changed.
+
+        Example:
+        >>> [(event.number, event.kind) for event in authority.events()][:2]
+        [(1, 'authority created'), (2, 'model protected')]
+        """
         with self.ledger.reading() as connection:
             return list(read_events(connection, self.issuer))
 
     @property
     def log_head(self) -> str:
-        """`"N:DIGEST"` of the newest event: keep it elsewhere, for `open(expect_log=...)`."""
+        """`"N:DIGEST"` of the newest event: keep it elsewhere, for `open(expect_log=...)`.
+
+        Example:
+        >>> kept = authority.log_head
+        >>> int(kept.split(":")[0]) == len(authority.events())
+        True
+        """
         with self.ledger.reading() as connection:
             return log_head(connection)
 
@@ -272,17 +302,26 @@ class Authority(Secret):
             passphrase: seals the bundle; give it to the user another way.
             public_key: or the user's own, to whose private key the bundle is sealed.
                 Compare its `fingerprint` with the user's first, e.g. by telephone.
-            days: until the bundle expires (advisory).
+            days: until the bundle expires, above 0, at most 36,525 (advisory).
             models: names of the models it is meant for (advisory); all by default.
             scrypt_log2_n: cost of trying a passphrase, 14 … 20.
+
+        Returns:
+            The user, now active.
 
         Raises:
             LedgerError: the subject has a key already.
             ArgumentError: the path exists or cannot be written, a field is invalid, or not
                 one of passphrase and public key was passed.
+
+        Example:
+        >>> bundle = folder / "dave.keybundle"
+        >>> user = authority.issue("dave", bundle, passphrase="…", days=30, models=["digits"])
+        >>> user.status, user.scope, user.roles
+        ('active', ['digits'], ['read', 'run'])
         """
         subject = check_name(subject, "subject")
-        terms = _terms(days, models, roles)
+        terms = Terms.checked(days, models, roles)
 
         def fill(draft: Path) -> None:  # called once there is a draft beside the path
             z = self.user_store.pending_z(subject) or random_scalar(get_random_bytes)
@@ -315,11 +354,14 @@ class Authority(Secret):
         Args:
             subjects: names, as for `issue`.
 
+        Returns:
+            The `User`s, in the order of `subjects`.
+
         Raises:
             LedgerError: a subject has a key already, or occurs twice.
+            ArgumentError: `subjects` is no list of names.
 
         Example:
-        >>> authority = Authority.create(f"sqlite:///{folder}/many.authority", passphrase="…")
         >>> [user.status for user in authority.enroll(["ann", "ben"])]
         ['pending', 'pending']
         """
@@ -333,8 +375,15 @@ class Authority(Secret):
         Nobody else's key changes. What is exported already stays readable to the
         user: export again (a new codebook is made by itself).
 
+        Returns:
+            The `User`, as listed: `"revoked"`.
+
         Raises:
             LedgerError: unknown or already revoked, or t users are revoked already.
+
+        Example:
+        >>> authority.revoke("bob").status
+        'revoked'
         """
         return self.user_store.revoke(check_name(subject, "subject"))
 
@@ -347,17 +396,3 @@ def check_authority(authority: Any) -> Authority:
         "`authority` must be an Authority, from `Authority.open(path, passphrase)`. "
         f"Received: {type(authority).__name__}"
     )
-
-
-def _terms(days: float, models: list[str] | None, roles: Sequence[str]) -> Terms:
-    if not isinstance(days, (int, float)) or not 0 < days <= 36525:
-        raise ArgumentError(f"`days` must be in 0 … 36525. Received: days={days}")
-    if models is not None and (isinstance(models, str) or not list(models)):
-        raise ArgumentError(
-            f"`models` must be a list of model names, or None for any. Received: models={models!r}"
-        )
-    if isinstance(roles, str) or not set(roles) <= set(ROLES) or not roles:
-        raise ArgumentError(f"`roles` must hold 'read', 'run' or both. Received: roles={roles!r}")
-    now = datetime.now(UTC)
-    names = {check_name(model, "models") for model in models or [ANY_MODEL]}
-    return Terms(now, now + timedelta(days=days), sorted(names), sorted(set(roles)))

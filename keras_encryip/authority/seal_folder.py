@@ -37,6 +37,8 @@ def seal_folder(
 
     Example:
     >>> seal_folder(authority, folder / "digits" / "1", folder / "digits.sealed", model="digits")
+    >>> (folder / "digits.sealed").stat().st_size > 10_000
+    True
     """
     check_authority(authority)
     authority.model_store.model_named(model)

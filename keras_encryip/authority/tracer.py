@@ -70,6 +70,11 @@ class Tracer:
             ForeignKeyError: another authority issued it.
             PassphraseError, KeyRefusedError: it does not open.
             FormatError, SignatureError: malformed, changed or forged.
+
+        Example:
+        >>> report = Tracer(authority).bundle(folder / "alice.keybundle", "correct horse")
+        >>> report.verdict, report.guilty[0].subject
+        ('guilty', 'alice')
         """
         if not isinstance(bundle, KeyBundle):
             bundle = KeyBundle.read(bundle)
@@ -88,6 +93,17 @@ class Tracer:
                 slot keys are known.
             slot_keys: one key of 16 bytes for each of the authority's slots, `[M, 16]`; zeros, -1
                 or `None` where it is unknown.
+
+        Returns:
+            A report of kind `"key"`; its verdict is `"inconclusive"` for keys of nobody.
+
+        Raises:
+            ArgumentError: neither was given, or of another form or number.
+
+        Example:
+        >>> report = Tracer(authority).key(leaked_key)
+        >>> report.verdict, report.guilty[0].subject
+        ('guilty', 'alice')
         """
         return trace_key(self._authority, key, slot_keys)
 
@@ -101,6 +117,17 @@ class Tracer:
         Args:
             weights: t + 1 integers (w_0; w_1 … w_t) with S = w_0·R + Σ w_j·H_j.
             nodes: the t nodes x_j of that header, in its order.
+
+        Returns:
+            A report of kind `"combined key"`.
+
+        Raises:
+            ArgumentError: another number of them, or what are no integers.
+
+        Example:
+        >>> report = Tracer(authority).combined_key(combined_weights, nodes)
+        >>> [suspect.subject for suspect in report.guilty]
+        ['alice']
         """
         return trace_combined_key(self._authority, weights, nodes)
 
@@ -112,6 +139,18 @@ class Tracer:
         Args:
             table: int `[N]`, the class of each confused label; -1 where unknown.
             model: the protected model, or its name (then the newest of that name).
+
+        Returns:
+            A report of kind `"table"`.
+
+        Raises:
+            ArgumentError: another length, or classes that the model does not have.
+            LedgerError: the model is unknown.
+
+        Example:
+        >>> report = Tracer(authority).table(leaked_table, model="digits")
+        >>> report.verdict, report.guilty[0].subject
+        ('guilty', 'alice')
         """
         return trace_table(self._authority, self._record(model), table)
 
@@ -146,7 +185,10 @@ class Tracer:
                 them, so this shows whose model it is, and the decoder's user is no suspect.
             transcript: a file that keeps the answers, so that an interrupted or
                 rate-limited run can go on.
-            batch_size: inputs per request.
+            batch_size: inputs per request, ≥ 1.
+
+        Returns:
+            A report of kind `"service"`.
 
         Raises:
             ServiceError: the service answered nothing that can be read.
@@ -190,9 +232,17 @@ class Tracer:
                 default those of `model`, if it is a model; without any, tracing is blind,
                 and much weaker.
 
+        Returns:
+            A report of kind `"weights"`.
+
         Raises:
             LedgerError: the model was never exported for a recipient.
             ArgumentError, FormatError: weights that cannot be read, or of another model.
+
+        Example:
+        >>> report = Tracer(authority).weights(leaked_kernels, model=model)
+        >>> report.verdict, report.guilty[0].subject, report.guilty[0].score > 10
+        ('guilty', 'alice', True)
         """
         record = self._record(model)
         recipients, shapes, digests = self._authority.export_store.copies_of(record)
@@ -270,6 +320,13 @@ class Tracer:
                 exists.
             EvidenceError: the evidence would not convince, e.g. since the model was never
                 exported.
+
+        Example:
+        >>> tracer = Tracer(authority)
+        >>> report = tracer.bundle(folder / "alice.keybundle", "correct horse")
+        >>> tracer.evidence(report, folder / "evidence")
+        >>> sorted(path.name for path in (folder / "evidence").iterdir())
+        ['report.json', 'statement.json']
         """
         owner = self._authority
         write_evidence(

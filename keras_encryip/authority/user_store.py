@@ -1,8 +1,8 @@
 """What the ledger keeps of users: who they are, and the public half of their keys."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import Any, Final
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Self
 
 import msgspec
 import numpy as np
@@ -18,7 +18,8 @@ from keras_encryip.crypto.encoding import canonical_json, decode_scalar, encode_
 from keras_encryip.crypto.kem import encoded_key_id, key_id
 from keras_encryip.crypto.polynomial import random_scalar
 from keras_encryip.crypto.slots import commitment
-from keras_encryip.errors import LedgerError
+from keras_encryip.errors import ArgumentError, LedgerError
+from keras_encryip.formats.bundle_keys import ROLES
 from keras_encryip.formats.key_bundle import ANY_MODEL
 from keras_encryip.formats.key_pair import X25519PublicKey
 from keras_encryip.formats.text import check_name
@@ -64,6 +65,28 @@ class Terms(msgspec.Struct, frozen=True):
     not_after: datetime
     scope: list[str]
     roles: list[str]
+
+    @classmethod
+    def checked(cls, days: float, models: list[str] | None, roles: Sequence[str]) -> Self:
+        """From now on, by the arguments of `Authority.issue`.
+
+        Raises:
+            ArgumentError: one is invalid.
+        """
+        if not isinstance(days, (int, float)) or not 0 < days <= 36525:
+            raise ArgumentError(f"`days` must be in 0 … 36525. Received: days={days}")
+        if models is not None and (isinstance(models, str) or not list(models)):
+            raise ArgumentError(
+                "`models` must be a list of model names, or None for any. "
+                f"Received: models={models!r}"
+            )
+        if isinstance(roles, str) or not set(roles) <= set(ROLES) or not roles:
+            raise ArgumentError(
+                f"`roles` must hold 'read', 'run' or both. Received: roles={roles!r}"
+            )
+        now = datetime.now(UTC)
+        names = {check_name(model, "models") for model in models or [ANY_MODEL]}
+        return cls(now, now + timedelta(days=days), sorted(names), sorted(set(roles)))
 
     @property
     def columns(self) -> dict[str, str]:

@@ -37,16 +37,6 @@ def main() -> None:
             sys.exit(_INTERRUPTED)
         typer.echo(f"Error: {error}", err=True)
         sys.exit(1)
-    except ModuleNotFoundError as error:
-        # The owner's commands need more than the light client.
-        if error.name not in ("tensorflow", "keras", "sklearn", "sqlalchemy", "matplotlib"):
-            raise
-        typer.echo(
-            f"Error: this command needs {error.name!r}. "
-            "Install it with: pip install 'keras_encryip[owner,plots]'",
-            err=True,
-        )
-        sys.exit(1)
     except BaseException:
         if interrupted:  # what a library made of the interruption
             sys.exit(_INTERRUPTED)

@@ -7,11 +7,18 @@ import typer
 import keras_encryip as ke
 import keras_encryip.cli.client as client
 import keras_encryip.cli.owner as owner
+import keras_encryip.cli.serve as serve
 import keras_encryip.cli.trace as trace
+
+_EXIT_CODES = (
+    "Exit codes: 0 done; 1 an error, in one line on standard error; 2 wrong usage; 130 interrupted "
+    "by Ctrl-C. Nothing else is used: 128 + N is of the shell, after signal N."
+)
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    epilog=_EXIT_CODES,
 )
 
 
@@ -44,3 +51,4 @@ app.command()(client.verify)
 app.command()(client.unlock)
 app.command()(client.unseal)
 app.command()(client.decode)
+app.command("serve")(serve.serve_command)

@@ -5,19 +5,23 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from keras_encryip.cli.shared import (
+    AsJson,
     BundlePassphraseFile,
     PrivateKeyFile,
+    answer,
     ask_opening,
     ask_passphrase,
     hexadecimal,
     open_decoder,
-    print_facts,
     say,
 )
+from keras_encryip.client.decoder import Decoder
 from keras_encryip.client.unlock_key import unlock_key, write_key_file
+from keras_encryip.crypto.encoding import decode_base64
 from keras_encryip.errors import ArgumentError, FormatError, printable
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import write_key_pair
@@ -37,65 +41,98 @@ class What(StrEnum):
     probabilities = "probabilities"
 
 
+ReadingBundle = Annotated[Path, typer.Argument(help="A key bundle with the role read.")]
+IssuerBundle = Annotated[Path | None, typer.Option(help="Key bundle whose issuer must match.")]
+
+
 def verify_evidence_command(
-    directory: Path,
-    bundle: Annotated[Path | None, typer.Option(help="Key bundle whose issuer must match.")] = None,
+    directory: Annotated[Path, typer.Argument(help="The folder of evidence.")],
+    bundle: IssuerBundle = None,
     issuer: Annotated[str | None, typer.Option(help="Or the issuer's key in hexadecimal.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check a trace that an owner wrote as evidence; needs no key and no TensorFlow."""
     expected = KeyBundle.read(bundle).issuer if bundle else None
     if issuer is not None:
         expected = hexadecimal(issuer, 32, "--issuer")
     verified = verify_evidence(directory, issuer=expected)
-    for subject, p_value in verified.p_values.items():
-        name = printable(subject, 256)
-        say(f"guilty: {name}, {verified.kind}, p = {p_value:.1e} among {verified.tests:,} tested")
-    say(f"committed since {verified.committed}; signed by {verified.issuer}")
-    if expected is None:
-        say("Nobody was named who must have signed: pass --bundle or --issuer.")
+
+    def show() -> None:
+        for subject, p_value in verified.p_values.items():
+            of = f"{printable(subject, 256)}, {verified.kind}"
+            say(f"guilty: {of}, p = {p_value:.1e} among {verified.tests:,} tested")
+        say(f"committed since {verified.committed}; signed by {verified.issuer}")
+        if expected is None:
+            say("Nobody was named who must have signed: pass --bundle or --issuer.")
+
+    guilty = [{"subject": name, "p_value": chance} for name, chance in verified.p_values.items()]
+    facts = {
+        "guilty": guilty,
+        "kind": verified.kind,
+        "tests": verified.tests,
+        "committed": verified.committed,
+        "issuer": verified.issuer,
+        "issuer expected": expected is not None,
+    }
+    answer(facts, as_json=as_json, show=show)
 
 
 def inspect(
     model: Annotated[Path, typer.Argument(help="An exported folder, or a codebook.json.")],
+    as_json: AsJson = False,
 ) -> None:
     """Show what a model's codebook says in public."""
     codebook = read_codebook(model)
     codebook.verify(codebook.issuer)
-    locked = {}
+    key_file = None
     if is_locked(model):
         lock = read_lock(model)
         lock.verify(codebook.issuer)
         if lock.codebook_id != codebook.codebook_id:
             raise FormatError("The lock is not of the codebook beside it, but of another export.")
-        locked["locked"] = f"yes, key file {lock.key_file}"
-    print_facts(
-        {
-            "codebook": codebook.codebook_id.hex(),
-            "authority": codebook.authority.hex(),
-            "issuer": codebook.issuer.hex(),
-            "classes": codebook.num_classes,
-            "confused labels": codebook.num_labels,
-            "threshold": codebook.header.threshold,
-            **locked,
-        }
-    )
+        key_file = lock.key_file
+    facts = {
+        "codebook": codebook.codebook_id.hex(),
+        "authority": codebook.authority.hex(),
+        "issuer": codebook.issuer.hex(),
+        "classes": codebook.num_classes,
+        "confused labels": codebook.num_labels,
+        "threshold": codebook.header.threshold,
+        "locked": key_file is not None,
+        "key file": key_file,
+    }
+    answer(facts, as_json=as_json)
 
 
 def verify(
-    directory: Path,
-    bundle: Annotated[Path | None, typer.Option(help="Key bundle whose issuer must match.")] = None,
+    directory: Annotated[Path, typer.Argument(help="An exported version folder.")],
+    bundle: IssuerBundle = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check that an exported folder is whole and unchanged, and who signed it."""
     issuer = KeyBundle.read(bundle).issuer if bundle else None
     manifest = verify_export(directory, issuer=issuer)
-    trust = (
-        "signed by the issuer of your key bundle"
-        if bundle
-        else "signed by the key it names itself; pass --bundle to check whose that is"
-    )
-    say(f"{directory}: {len(manifest.files)} files, whole and unchanged, {trust}.")
-    if manifest.warning:
-        say(manifest.warning)
+
+    def show() -> None:
+        trust = (
+            "signed by the issuer of your key bundle"
+            if bundle
+            else "signed by the key it names itself; pass --bundle to check whose that is"
+        )
+        say(f"{directory}: {len(manifest.files)} files, whole and unchanged, {trust}.")
+        if manifest.warning:
+            say(manifest.warning)
+
+    facts = {
+        "directory": str(directory),
+        "files": len(manifest.files),
+        "codebook": manifest.codebook_id,
+        "issuer": decode_base64(manifest.issuer, what="issuer").hex(),
+        "issuer expected": issuer is not None,
+        "created at": manifest.created_at,
+        "warning": manifest.warning or None,
+    }
+    answer(facts, as_json=as_json, show=show)
 
 
 def key_new(
@@ -115,7 +152,7 @@ def key_new(
 def unseal(
     file: Annotated[Path, typer.Argument(help="What `encryip seal` made.")],
     directory: Annotated[Path, typer.Argument(help="New folder.")],
-    bundle: Path,
+    bundle: ReadingBundle,
     bundle_passphrase_file: BundlePassphraseFile = None,
     private_key: PrivateKeyFile = None,
 ) -> None:
@@ -152,7 +189,7 @@ def unlock(
 
 def decode(
     model: Annotated[Path, typer.Argument(help="An exported folder, or a codebook.json.")],
-    bundle: Path,
+    bundle: ReadingBundle,
     outputs: Annotated[
         str, typer.Argument(help="A .npy or .csv file; - for TF Serving's JSON on stdin.")
     ] = "-",
@@ -162,20 +199,40 @@ def decode(
     ] = False,
     bundle_passphrase_file: BundlePassphraseFile = None,
     private_key: PrivateKeyFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Decode a protected model's outputs with a key bundle. Needs no TensorFlow."""
     decoder = open_decoder(model, bundle, private_key, bundle_passphrase_file)
     answers = parse_response(sys.stdin.buffer.read()) if outputs == "-" else read_outputs(outputs)
+    decoded = _decode(decoder, answers, what, quantised)
+
+    def show() -> None:
+        if what is What.probabilities:
+            for row in decoded.reshape(-1, len(decoder.class_names)):
+                say(",".join(f"{value:.6g}" for value in row))
+        else:
+            for item in decoded.reshape(-1):
+                say(str(item))
+
+    facts = {
+        "model": decoder.model,
+        "class names": list(decoder.class_names),
+        what.value: decoded.tolist(),
+    }
+    answer(facts, as_json=as_json, show=show)
+
+
+def _decode(
+    decoder: Decoder, answers: np.ndarray | list[bytes], what: What, quantised: bool
+) -> np.ndarray:
+    """Names or labels `[...]`, or probabilities `[..., K]`."""
     if isinstance(answers, list):
         if what is What.probabilities:
             raise ArgumentError("Label ciphertexts hold one label each, and no probabilities.")
-        classes = decoder.decrypt(answers)
+        labels = decoder.decrypt(answers)
     elif what is What.probabilities:
-        rows = decoder.probabilities(answers, quantised=quantised)
-        for row in rows.reshape(-1, len(decoder.class_names)):
-            say(",".join(f"{value:.6g}" for value in row))
-        return
+        return decoder.probabilities(answers, quantised=quantised)
     else:
-        classes = decoder.labels(answers, quantised=quantised).reshape(-1)
-    for label in classes:
-        say(decoder.class_names[label] if what is What.names else str(label))
+        labels = decoder.labels(answers, quantised=quantised)
+    names = np.array(decoder.class_names, object)
+    return np.asarray(names[labels] if what is What.names else labels)

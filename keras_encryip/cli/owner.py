@@ -2,29 +2,37 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import keras_encryip as ke
+from keras_encryip.cli.quiet import quiet_tensorflow
 from keras_encryip.cli.shared import (
+    AsJson,
     AuthorityArgument,
     AuthorityPassphraseFile,
     BundlePassphraseFile,
+    answer,
     ask_passphrase,
+    check_new,
+    check_present,
     lines_of,
     opened_authority,
     print_facts,
     say,
 )
 from keras_encryip.crypto.slots import DEFAULT_SLOTS
-from keras_encryip.errors import ArgumentError, instead_of
+from keras_encryip.errors import ArgumentError, instead_of, needing
+from keras_encryip.formats.atomic_files import make_new_folder
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PublicKey
 from keras_encryip.formats.manifest import verify_export
 from keras_encryip.formats.text import as_shown, check_name, is_file_name
+from keras_encryip.formats.version_folder import read_codebook
 
 authority_app = typer.Typer(help="The owner's secrets and ledger.", no_args_is_help=True)
 key_app = typer.Typer(help="Users' keys.", no_args_is_help=True)
@@ -35,10 +43,20 @@ def demo(
         Path, typer.Option(help="New folder for everything the demo makes.")
     ] = Path("encryip-demo"),
 ) -> None:
-    """Protect, train, export, issue keys and decode, on embedded data."""
-    from keras_encryip.cli.demo import run_demo
+    """Protect, train, export, issue keys, decode, steal and trace, on embedded data."""
+    console = Console()
 
-    run_demo(directory, Console())
+    def fill(draft: Path) -> None:
+        with (
+            console.status("loading TensorFlow"),
+            quiet_tensorflow(),
+            needing("owner,plots"),
+        ):
+            from keras_encryip.cli.demo import run_demo
+
+        run_demo(draft, directory, console)
+
+    make_new_folder(directory, fill)
 
 
 @authority_app.command("create")
@@ -71,28 +89,37 @@ def authority_info(
         ),
     ] = None,
     authority_passphrase_file: AuthorityPassphraseFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check an authority's file, and show its public facts and its log."""
     with opened_authority(authority, authority_passphrase_file, expect_log) as owner:
-        users = owner.users()
+        users, events = owner.users(), owner.events()
         revoked = sum(user.status == "revoked" for user in users)
-        print_facts(
-            {
-                "name": owner.name,
-                "public key": owner.public_key.digest.hex(),
-                "issuer": owner.issuer.hex(),
-                "users": f"{len(users)}, {revoked} of at most {owner.threshold} revoked",
-                "slots": owner.keys.slots.count,
-                "models": ", ".join(owner.models()) or "none",
-                "log": owner.log_head,
-            }
-        )
+        facts: dict[str, Any] = {
+            "name": owner.name,
+            "public key": owner.public_key.digest.hex(),
+            "issuer": owner.issuer.hex(),
+            "users": len(users),
+            "revoked": revoked,
+            "threshold": owner.threshold,
+            "slots": owner.keys.slots.count,
+            "models": owner.models(),
+            "log": owner.log_head,
+            "events": list(map(_fields, events)),
+        }
+
+    def show() -> None:
+        counts = f"{len(users)}, {revoked} of at most {facts['threshold']} revoked"
+        shown = {"users": counts, "models": ", ".join(facts["models"]) or "none"}
+        print_facts(facts | shown | dict.fromkeys(("revoked", "threshold", "events")))
         table = Table("", "when (UTC)", "what", "details")
-        for event in owner.events():
+        for event in events:
             details = ", ".join(f"{k}={v}" for k, v in event.details.items())
             row = (event.number, event.at, event.kind, details)
             table.add_row(*map(as_shown, row))
         Console().print(table)
+
+    answer(facts, as_json=as_json, show=show)
 
 
 class KeyRole(StrEnum):
@@ -162,7 +189,7 @@ def _default_path(subject: str) -> Path:
 @key_app.command("revoke")
 def key_revoke(
     authority: AuthorityArgument,
-    subject: str,
+    subject: Annotated[str, typer.Argument(help="Whose key.")],
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Shut a user out of every later export."""
@@ -173,12 +200,17 @@ def key_revoke(
 
 @key_app.command("list")
 def key_list(
-    authority: AuthorityArgument, authority_passphrase_file: AuthorityPassphraseFile = None
+    authority: AuthorityArgument,
+    authority_passphrase_file: AuthorityPassphraseFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the users and their keys."""
     with opened_authority(authority, authority_passphrase_file) as owner:
+        users = owner.users()
+
+    def show() -> None:
         table = Table("subject", "key", "status", "roles", "models", "issued", "expires")
-        for user in owner.users():
+        for user in users:
             row = (
                 user.subject,
                 user.key_id,
@@ -189,16 +221,24 @@ def key_list(
                 user.not_after[:10],
             )
             table.add_row(*map(as_shown, row))
-    Console().print(table)
+        Console().print(table)
+
+    answer({"users": list(map(_fields, users))}, as_json=as_json, show=show)
 
 
 @key_app.command("inspect")
-def key_inspect(bundle: Path) -> None:
+def key_inspect(
+    bundle: Annotated[Path, typer.Argument(help="A key bundle.")], as_json: AsJson = False
+) -> None:
     """Show what a key bundle says in the clear, its signature checked."""
     read = KeyBundle.read(bundle)
-    facts = {field: getattr(read.header, field) for field in read.header.__struct_fields__}
-    made_to = {"made to": read.recipient.fingerprint} if read.recipient else {}
-    print_facts(facts | {"authority": read.authority.hex(), "issuer": read.issuer.hex()} | made_to)
+    hexadecimal = {"authority": read.authority.hex(), "issuer": read.issuer.hex()}
+    made_to = {"made to": read.recipient.fingerprint if read.recipient else None}
+    answer(_fields(read.header) | hexadecimal | made_to, as_json=as_json)
+
+
+def _fields(struct: msgspec.Struct) -> dict[str, Any]:
+    return {name: getattr(struct, name) for name in struct.__struct_fields__}
 
 
 @key_app.command("enroll")
@@ -252,9 +292,11 @@ def export(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Export a saved protected model for TF Serving, under today's revocations."""
-    import keras
-
+    check_present(model, "model")
+    check_new(directory)
     with opened_authority(authority, authority_passphrase_file) as owner:
+        with needing("owner"):
+            import keras
         with instead_of(
             ValueError,
             OSError,
@@ -287,6 +329,8 @@ def rotate(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Give an exported folder a new version, reordered, that shuts out who was revoked."""
+    check_new(directory)
+    read_codebook(source)
     with opened_authority(authority, authority_passphrase_file) as owner:
         ke.rotate_codebook(source, directory, authority=owner)
     say(f"Rotated {source} to {directory}.")
@@ -302,6 +346,8 @@ def seal(
     authority_passphrase_file: AuthorityPassphraseFile = None,
 ) -> None:
     """Seal a folder into one file for all users but the revoked ones."""
+    check_present(directory, "folder")
+    check_new(file)
     with opened_authority(authority, authority_passphrase_file) as owner:
         ke.seal_folder(owner, directory, file, model=model)
     say(f"Sealed {directory} as {file}.")

@@ -1,16 +1,19 @@
 """Arguments and answers that several commands have."""
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import keras_encryip as ke
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.errors import ArgumentError, printable
+from keras_encryip.errors import ArgumentError, PassphraseError, printable
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey, is_encrypted, read_private_pem
@@ -34,6 +37,9 @@ BundlePassphraseFile = Annotated[
         help="File whose first line is the passphrase of the key bundle or private key.",
         envvar="ENCRYIP_BUNDLE_PASSPHRASE_FILE",
     ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on one line, for programs.")
 ]
 PrivateKeyFile = Annotated[
     Path | None,
@@ -73,10 +79,27 @@ def ask_passphrase(file: Path | None, what: str, variable: str, *, new: bool = F
     given = os.environ.get(f"ENCRYIP_{variable}_PASSPHRASE")
     if given is not None:
         return given
+    if not _has_terminal():
+        raise PassphraseError(
+            f"The passphrase of the {what} is missing, and there is no terminal to ask at. Set "
+            f"ENCRYIP_{variable}_PASSPHRASE or ENCRYIP_{variable}_PASSPHRASE_FILE, or pass "
+            f"--{variable.lower()}-passphrase-file."
+        )
     answer: str = typer.prompt(
         f"Passphrase of the {what}", hide_input=True, confirmation_prompt=new, err=True
     )
     return answer
+
+
+def _has_terminal() -> bool:
+    """Whether a prompt reaches somebody; standard input may be a pipe from a model server."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        return True
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | getattr(os, "O_NOCTTY", 0)))  # as getpass does
+    except OSError:
+        return False
+    return True
 
 
 def ask_opening(
@@ -118,8 +141,48 @@ def say(line: str, *, err: bool = False) -> None:
     typer.echo(printable(line), err=err)
 
 
-def print_facts(facts: dict[str, object]) -> None:
-    """A line each."""
+def check_new(*paths: Path | None) -> None:
+    """Refuse at once what would be refused at the end."""
+    for path in paths:
+        if path is not None and os.path.lexists(path):
+            raise ArgumentError(f"{str(path)!r} exists already, and is never overwritten.")
+
+
+def check_present(path: Path | None, what: str) -> None:
+    """Before a passphrase is asked for, and TensorFlow imported, which takes seconds."""
+    if path is not None and not path.exists():
+        raise ArgumentError(f"Cannot read the {what} {str(path)!r}: No such file or directory.")
+
+
+def answer(
+    facts: dict[str, Any], *, as_json: bool, show: Callable[[], object] | None = None
+) -> None:
+    """Print what a command is asked for: to people by `show` or a line each, or all as JSON.
+
+    JSON has snake_case keys, and ASCII alone: no terminal and no encoding changes it.
+    """
+    if as_json:
+        typer.echo(json.dumps(_snake_case(facts)))
+    elif show is not None:
+        show()
+    else:
+        print_facts(facts)
+
+
+def _snake_case(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {re.sub(r"\W+", "_", key).strip("_"): _snake_case(v) for key, v in value.items()}
+    return [_snake_case(item) for item in value] if isinstance(value, list) else value
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """A line each, of those that there are."""
     for name, value in facts.items():
-        shown = ", ".join(value) if isinstance(value, list) else str(value)
-        say(f"{name:16} {printable(shown, _MAX_SHOWN)}")
+        if value is not None:
+            say(f"{name:16} {printable(_in_words(value), _MAX_SHOWN)}")
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) if isinstance(value, list) else str(value)

@@ -1,5 +1,6 @@
 """`encryip trace`: who leaked."""
 
+import json
 from codecs import BOM_UTF8
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,11 +9,15 @@ import typer
 
 import keras_encryip as ke
 from keras_encryip.cli.shared import (
+    AsJson,
     AuthorityArgument,
     AuthorityPassphraseFile,
     BundlePassphraseFile,
     PrivateKeyFile,
+    answer,
     ask_opening,
+    check_new,
+    check_present,
     hexadecimal,
     lines_of,
     open_decoder,
@@ -23,6 +28,7 @@ from keras_encryip.errors import ArgumentError
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.responses import read_outputs
+from keras_encryip.tracing.report import check_ending
 
 if TYPE_CHECKING:
     from keras_encryip.authority.tracer import Tracer
@@ -64,11 +70,14 @@ def trace_key(
     authority_passphrase_file: AuthorityPassphraseFile = None,
     bundle_passphrase_file: BundlePassphraseFile = None,
     private_key: PrivateKeyFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Name the user whose key bundle, key or decode table was found.
 
     A sealed bundle names its user, and proves nothing: others saw it on its way.
     """
+    _check_targets(save, evidence)
+    check_present(leaked, "key")
     with opened_authority(authority, authority_passphrase_file) as owner:
         tracer = ke.Tracer(owner)
         if leaked.suffix == ".npy":
@@ -83,7 +92,7 @@ def trace_key(
             report = tracer.bundle(bundle, passphrase, key)
         else:
             report = tracer.key(_read_key(leaked))
-        _finish_trace(tracer, report, save, evidence)
+        _finish_trace(tracer, report, save, evidence, as_json)
 
 
 @app.command("weights")
@@ -97,12 +106,16 @@ def trace_weights(
     save: SaveReport = None,
     evidence: EvidenceFolder = None,
     authority_passphrase_file: AuthorityPassphraseFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Name the user whose personalised copy the weights come from."""
+    _check_targets(save, evidence)
+    check_present(suspect, "suspect's weights")
+    check_present(reference, "reference")
     with opened_authority(authority, authority_passphrase_file) as owner:
         tracer = ke.Tracer(owner)
         report = tracer.weights(suspect, model=model, reference=reference)
-        _finish_trace(tracer, report, save, evidence)
+        _finish_trace(tracer, report, save, evidence, as_json)
 
 
 @app.command("service")
@@ -126,10 +139,12 @@ def trace_service(
     authority_passphrase_file: AuthorityPassphraseFile = None,
     bundle_passphrase_file: BundlePassphraseFile = None,
     private_key: PrivateKeyFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Name the user on whose key a service runs, from the labels it answers."""
     if (decode_model is None) != (bundle is None):
         raise ArgumentError("Decoding needs both --decode-model and --bundle.")
+    _check_targets(save, evidence)
     decoder = None
     with opened_authority(authority, authority_passphrase_file) as owner:
         if decode_model is not None and bundle is not None:
@@ -138,16 +153,34 @@ def trace_service(
         report = tracer.service(
             url, model=model, decoder=decoder, transcript=transcript, batch_size=batch_size
         )
-        _finish_trace(tracer, report, save, evidence)
+        _finish_trace(tracer, report, save, evidence, as_json)
+
+
+def _check_targets(save: list[Path] | None, evidence: Path | None) -> None:
+    """Before the trace, which may take hours."""
+    check_new(evidence, *(save or []))
+    for path in save or []:
+        check_ending(path)
 
 
 def _finish_trace(
-    tracer: "Tracer", report: "TraceReport", save: list[Path] | None, evidence: Path | None
+    tracer: "Tracer",
+    report: "TraceReport",
+    save: list[Path] | None,
+    evidence: Path | None,
+    as_json: bool,
 ) -> None:
     """Save first, so that nothing is lost if the terminal is."""
     for path in save or []:
         report.save(path)
-    typer.echo(str(report))
+    named = {"guilty": report.guilty, "identified": report.identified}
+    facts = {
+        "verdict": report.verdict,
+        "p_value": report.p_value,
+        **{kind: [suspect.subject for suspect in users] for kind, users in named.items()},
+        **json.loads(report.to_bytes()),
+    }
+    answer(facts, as_json=as_json, show=lambda: typer.echo(str(report)))
     if evidence is not None:
         tracer.evidence(report, evidence)
 

@@ -115,7 +115,14 @@ class Decoder(Secret):
             ExpiredKeyError: the bundle is outside its dates.
             WrongModelError: the bundle is not meant for this model.
             KeyRefusedError: the bundle lacks the role `read`, or was made to another public key.
+            ArgumentError: not one of passphrase and private key was passed, as the bundle needs.
             PassphraseError, FormatError, SignatureError: as they say.
+
+        Example:
+        >>> bundle = folder / "alice.keybundle"
+        >>> decoder = Decoder.open(folder / "digits" / "1", bundle, passphrase="correct horse")
+        >>> decoder.model, decoder.version, decoder.num_labels
+        ('digits', 1, 104)
         """
         if not isinstance(bundle, KeyBundle):
             bundle = KeyBundle.read(bundle)
@@ -140,7 +147,13 @@ class Decoder(Secret):
         return cls(codebook, metadata, table, key.key_id, response_key, version)
 
     def secret_table(self) -> np.ndarray:
-        """int32 `[N]`: the class of each confused label, to this key. Secret."""
+        """int32 `[N]`: the class, 0 … K−1, of each confused label, to this key. Secret.
+
+        Example:
+        >>> table = decoder.secret_table()
+        >>> table.shape, table.dtype, int(table.max())
+        ((104,), dtype('int32'), 9)
+        """
         return self._table.copy()
 
     def probabilities(self, confused: np.ndarray, *, quantised: bool = False) -> np.ndarray:
@@ -160,6 +173,13 @@ class Decoder(Secret):
             WrongModelError: the outputs are of another version of the model. That is noticed
                 where nothing has rounded them.
             SignatureError: an encrypted response was changed, or is of another version.
+
+        Example:
+        >>> confused.shape, confused.dtype
+        ((3, 104), dtype('float32'))
+        >>> decoded = decoder.probabilities(confused)
+        >>> decoded.shape, decoded.dtype, decoded.sum(1).round(3).tolist()
+        ((3, 10), dtype('float32'), [1.0, 1.0, 1.0])
         """
         confused = np.asarray(confused)
         if np.issubdtype(confused.dtype, np.integer) and confused.shape[-1:] == (
@@ -216,12 +236,38 @@ class Decoder(Secret):
             )
 
     def labels(self, confused: np.ndarray, *, quantised: bool = False) -> np.ndarray:
-        """The most probable class: int64 `[...]` from floats `[..., N]`."""
+        """The most probable class: int64 `[...]`, 0 … K−1.
+
+        Args:
+            confused: as for `probabilities`.
+            quantised: as for `probabilities`.
+
+        Raises:
+            ArgumentError, WrongModelError, SignatureError: as `probabilities`.
+
+        Example:
+        >>> decoder.labels(confused)
+        array([7, 2, 1])
+        """
         labels: np.ndarray = self.probabilities(confused, quantised=quantised).argmax(-1)
         return labels
 
     def names(self, confused: np.ndarray, *, quantised: bool = False) -> list[str]:
-        """The names of `labels(confused)`: a list nested like its leading axes, or one name."""
+        """The names of `labels(confused)`: a list nested like its leading axes, or one name.
+
+        Args:
+            confused: as for `probabilities`.
+            quantised: as for `probabilities`.
+
+        Raises:
+            ArgumentError, WrongModelError, SignatureError: as `probabilities`.
+
+        Example:
+        >>> decoder.names(confused)
+        ['seven', 'two', 'one']
+        >>> decoder.names(confused[0])
+        'seven'
+        """
         labels = self.labels(confused, quantised=quantised)
         names: list[str] = np.array(self.class_names, object)[labels, ...].tolist()
         return names
@@ -231,8 +277,22 @@ class Decoder(Secret):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k most probable classes, best first.
 
+        Args:
+            confused: as for `probabilities`.
+            k: 1 … K.
+            quantised: as for `probabilities`.
+
         Returns:
-            (int64 `[..., k]` classes, float `[..., k]` probabilities).
+            (int64 `[..., k]` classes, `[..., k]` probabilities of the dtype of `probabilities`).
+
+        Raises:
+            ArgumentError: k is out of range; or as `probabilities`.
+            WrongModelError, SignatureError: as `probabilities`.
+
+        Example:
+        >>> classes, probabilities = decoder.top_k(confused, k=2)
+        >>> classes[:, 0], probabilities.shape
+        (array([7, 2, 1]), (3, 2))
         """
         if not 1 <= k <= len(self.class_names):
             raise ArgumentError(f"`k` must be in 1 … {len(self.class_names)}. Received: k={k}")
@@ -243,9 +303,16 @@ class Decoder(Secret):
     def decrypt(self, ciphertexts: Iterable[bytes]) -> np.ndarray:
         """Read outputs of the `encrypted_label` signature: int64 `[n]` of classes.
 
+        Args:
+            ciphertexts: n outputs `ciphertext_bytes` of the signature.
+
         Raises:
             FormatError: not a label ciphertext.
             WrongModelError: it was not made with this model version's codebook.
+
+        Example:
+        >>> decoder.decrypt(ciphertexts)
+        array([7, 2, 1])
         """
         labels = []
         for data in ciphertexts:

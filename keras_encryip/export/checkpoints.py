@@ -14,9 +14,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 from keras_encryip.crypto.locked_weights import lock_arrays
 from keras_encryip.errors import ExportError
 from keras_encryip.formats.atomic_files import read_bounded, write_new_file
+from keras_encryip.formats.version_folder import GRAPH
 from keras_encryip.tracing.checkpoint import PREFIX, Checkpoint
 
-GRAPH: Final = "saved_model.pb"
 _MAX_GRAPH_BYTES: Final = (1 << 31) - 1
 
 Swaps: TypeAlias = Sequence[tuple[np.ndarray, np.ndarray]]

@@ -14,10 +14,12 @@ from keras_encryip.errors import ExportError
 from keras_encryip.export.checkpoints import without_key_file
 from keras_encryip.export.weight_lock import UNLOCK
 from keras_encryip.formats.responses import open_responses
+from keras_encryip.formats.version_folder import number_of
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.ciphertext import ciphertext_label
 from keras_encryip.labels.codebook import Codebook
-from keras_encryip.labels.trace_set import TraceSet, plurality
+from keras_encryip.labels.trace_set import TraceSet, read_by_keys, trace_labels_by_keys
+from keras_encryip.models.measures import outputs_of
 from keras_encryip.models.probe import answer_to_probe
 from keras_encryip.models.protected_model import ProtectedModel
 from keras_encryip.models.secrets import UnlockedSecrets
@@ -46,10 +48,19 @@ _EQUAL: Final = 1e-5
 _CHUNK: Final = 1 << 21
 _KEYS: Final = 64
 _PESSIMISTIC: Final = 0.25
-_BATCH: Final = 32
 
 
 # --- before ------------------------------------------------------------------------------
+
+
+def warn_of_name(target: Path) -> None:
+    """TF Serving passes over folders whose names are no version numbers."""
+    if number_of(target.absolute().name) is None:
+        warnings.warn(
+            f"TF Serving finds no version in {str(target)!r}: its versions are folders with "
+            f"numbers for names, such as {str(target / '1')!r}. Other runtimes take any name.",
+            stacklevel=3,
+        )
 
 
 def check_spread(model: ProtectedModel, assignment: LabelAssignment) -> None:
@@ -174,7 +185,7 @@ def check_traces(model: ProtectedModel, unlocked: UnlockedSecrets, biases: np.nd
         return
     assignment, count = unlocked.assignment(), unlocked.assignment().trace.size
     hits, chances = what_keys_show(
-        _confused(model, state.traces.inputs), state.traces, assignment, biases
+        outputs_of(model, state.traces.inputs), state.traces, assignment, biases
     )
     typical = int(np.quantile(hits, _PESSIMISTIC, method="lower"))
     shown = np.quantile(chances, 1 - _PESSIMISTIC) * WATCHED_USERS <= SIGNIFICANCE
@@ -207,11 +218,10 @@ def what_keys_show(
         (int `[_KEYS]`: for each key the trace labels whose inputs are answered with the class that
         the key reads there; float64 `[_KEYS]`: the chance of its score for an innocent).
     """
-    confused = confused.reshape(len(traces.inputs), -1, assignment.num_labels).mean(1)
     hits, chances = [], []
-    for bits, answers in _read_by_keys(confused, assignment, biases):
-        said = plurality(traces, answers, assignment.trace)
-        hits.append((said == assignment.pairs[np.arange(len(bits)), bits]).sum())
+    keys = trace_labels_by_keys(confused, traces, assignment, biases, _KEYS)
+    for bits, said, read in keys:
+        hits.append(read.sum())
         weights = observed_weights(said, assignment.pairs, biases)
         chances.append(innocent_tail(weights, biases, scores(weights, biases, bits[None]))[0])
     return np.array(hits), np.array(chances)
@@ -230,10 +240,10 @@ def check_trace_mass(
     """
     if samples is None or not len(samples) or not assignment.trace.size:
         return
-    confused = _confused(model, samples).reshape(-1, assignment.num_labels)
+    confused = outputs_of(model, samples).reshape(-1, assignment.num_labels)
     meant = confused[:, assignment.labels].sum(-1).argmax(-1)
     even = np.full(assignment.trace.size, 0.5)
-    shares = [(read != meant).mean() for _, read in _read_by_keys(confused, assignment, even)]
+    shares = [(read != meant).mean() for _, read in read_by_keys(confused, assignment, even, _KEYS)]
     if max(shares) > MISREAD:
         mass = float(confused[:, assignment.trace].sum(-1).mean())
         warnings.warn(
@@ -243,26 +253,6 @@ def check_trace_mass(
             "it for more epochs before exporting, or protect it with fewer `trace_labels`.",
             stacklevel=5,
         )
-
-
-def _read_by_keys(
-    confused: np.ndarray, assignment: LabelAssignment, biases: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For some random codewords: bits at the trace labels, and the class read from each row."""
-    random = np.random.default_rng(0)
-    real = confused[:, assignment.labels].sum(-1)
-    trace = confused[:, assignment.trace]
-    for _ in range(_KEYS):
-        bits = (random.random(len(biases)) < biases).astype(np.uint8)
-        decoded = real.copy()
-        np.add.at(decoded.T, assignment.pairs[np.arange(len(bits)), bits], trace.T)
-        yield bits, decoded.argmax(-1)
-
-
-def _confused(model: ProtectedModel, inputs: np.ndarray) -> np.ndarray:
-    batches = (inputs[i : i + _BATCH] for i in range(0, len(inputs), _BATCH))
-    outputs = [keras.ops.convert_to_numpy(model(batch, training=False)) for batch in batches]
-    return np.concatenate(outputs)
 
 
 # --- after -------------------------------------------------------------------------------

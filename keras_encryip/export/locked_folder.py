@@ -11,7 +11,6 @@ import numpy as np
 
 from keras_encryip.errors import ArgumentError, printable
 from keras_encryip.export.checkpoints import (
-    GRAPH,
     constants,
     copy_folder,
     read_graph,
@@ -19,6 +18,7 @@ from keras_encryip.export.checkpoints import (
 )
 from keras_encryip.export.poly1305 import FOLDED
 from keras_encryip.export.weight_lock import LETTERS, OURS
+from keras_encryip.formats.version_folder import GRAPH
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.codebook_mark import NAME as CODEBOOK_MARK
 from keras_encryip.tracing.checkpoint import Checkpoint

@@ -10,7 +10,6 @@ import numpy as np
 from keras_encryip.authority.authority import Authority, check_authority
 from keras_encryip.errors import ArgumentError, ExportError
 from keras_encryip.export.checkpoints import (
-    GRAPH,
     Swaps,
     head_names,
     read_graph,
@@ -19,7 +18,7 @@ from keras_encryip.export.checkpoints import (
     write_checkpoint,
     write_graph,
 )
-from keras_encryip.export.checks import EXACT, Answers, difference, probes
+from keras_encryip.export.checks import EXACT, Answers, difference, probes, warn_of_name
 from keras_encryip.export.saved_model import complete_version
 from keras_encryip.formats.atomic_files import make_new_folder, read_bounded
 from keras_encryip.formats.lock import is_locked, read_lock
@@ -29,7 +28,7 @@ from keras_encryip.formats.manifest import (
     is_beside,
     verify_export,
 )
-from keras_encryip.formats.version_folder import ASSETS, WARMUP, read_codebook
+from keras_encryip.formats.version_folder import ASSETS, GRAPH, WARMUP, read_codebook
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.codebook_mark import CodebookMark
 from keras_encryip.tracing.checkpoint import Checkpoint
@@ -67,6 +66,8 @@ def rotate_codebook(
     Example:
     >>> rotate_codebook(folder / "digits" / "1", folder / "digits" / "5", authority=authority)
     >>> decoder = Decoder.open(folder / "digits" / "5", folder / "alice.keybundle", "correct horse")
+    >>> decoder.version, decoder.model
+    (5, 'digits')
     """
     for name, path in (("source", source), ("directory", directory)):
         if not isinstance(path, str | PathLike):
@@ -79,6 +80,7 @@ def rotate_codebook(
         raise ArgumentError(
             f"`directory` must not be inside of what is rotated. Received: directory={directory!r}"
         )
+    warn_of_name(target)
     keys, exports, store = authority.keys, authority.export_store, authority.model_store
     manifest = verify_export(old, issuer=keys.issuer)
     warmed = any(entry.path == WARMUP.as_posix() for entry in manifest.files)

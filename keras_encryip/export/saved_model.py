@@ -22,6 +22,7 @@ from keras_encryip.export.checks import (
     check_trace_mass,
     check_traces,
     check_written,
+    warn_of_name,
 )
 from keras_encryip.export.locked_folder import check_key_file, lock_folder, warn_of_readable
 from keras_encryip.export.warmup import check_warmup, write_warmup
@@ -91,7 +92,8 @@ def export_saved_model(
     Args:
         model: built, and unlocked with its authority.
         directory: the version folder, e.g. `"served/digits/1"`. Must not exist; it
-            appears whole or not at all.
+            appears whole or not at all. TF Serving takes versions by number: other names bring
+            a warning.
         recipient: subject of an active user. Every kernel of the copy is then marked with
             that user's noise, of 1 % of its standard deviation (less in small kernels), which
             `Tracer.weights` finds again; docs/evidence/tracing.md has what that costs. Give every
@@ -131,6 +133,7 @@ def export_saved_model(
     target = Path(directory)
     if target.exists():
         raise ExportError(f"{str(target)!r} exists already, and is never overwritten.")
+    warn_of_name(target)
     marked = None if recipient is None else owner.user_store.recipient(recipient)
     check_spread(model, record.assignment)
     hosted = responses == ENCRYPTED

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_encryip.errors import ArgumentError, instead_of
+from keras_encryip.errors import ArgumentError, instead_of, needing
 from keras_encryip.formats.version_folder import WARMUP
 
 
@@ -60,12 +60,6 @@ def write_warmup(folder: Path, model: str, inputs: dict[str, np.ndarray]) -> Non
 
 
 def _messages() -> Any:
-    with instead_of(
-        ModuleNotFoundError,
-        raises=lambda _: ArgumentError(
-            "`warmup` needs TF Serving's messages. Install them with: "
-            'pip install "keras_encryip[serving]"'
-        ),
-    ):
+    with needing("serving"):
         from tensorflow_serving.apis import prediction_log_pb2
     return prediction_log_pb2

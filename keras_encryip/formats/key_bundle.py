@@ -145,7 +145,16 @@ class KeyBundle(Secret):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "KeyBundle":
-        """Read a bundle file and check its form and signature."""
+        """Read a bundle file and check its form and signature.
+
+        Raises:
+            FormatError: as `from_bytes`, or the file cannot be read.
+            SignatureError: as `from_bytes`.
+
+        Example:
+        >>> KeyBundle.read(folder / "alice.keybundle").header.roles
+        ['read', 'run']
+        """
         return cls.from_bytes(read_bounded(path, what="key bundle", max_bytes=MAX_BUNDLE_BYTES))
 
     @classmethod
@@ -155,6 +164,10 @@ class KeyBundle(Secret):
         Raises:
             FormatError: malformed, truncated, oversized, unknown version or field.
             SignatureError: the issuer named in the bundle did not sign it.
+
+        Example:
+        >>> KeyBundle.from_bytes((folder / "alice.keybundle").read_bytes()).header.subject
+        'alice'
         """
         if not data.startswith(_BEGIN) or not data.endswith(_END):
             raise FormatError(
@@ -179,7 +192,12 @@ class KeyBundle(Secret):
         return bundle
 
     def to_bytes(self) -> bytes:
-        """The file: still sealed, and signed."""
+        """The file, at most 192 KiB: still sealed, and signed.
+
+        Example:
+        >>> bundle.to_bytes() == (folder / "alice.keybundle").read_bytes()
+        True
+        """
         signed = _Signed(msgspec.to_builtins(self._body), self.header)
         return _BEGIN + canonical_json(_File(signed, self._signature)) + _END
 
@@ -197,6 +215,11 @@ class KeyBundle(Secret):
             PassphraseError: wrong passphrase or changed body.
             KeyRefusedError: the bundle was made to another public key.
             SignatureError: header or body were changed since the keys were sealed.
+            FormatError: the keys inside are malformed, or not those that the header names.
+
+        Example:
+        >>> bundle.unlock("correct horse").key_id == bundle.header.key_id
+        True
         """
         opened = self._open(passphrase, private_key)
         keys = BundleKeys.from_secret_bytes(opened, self.header.roles)
@@ -238,9 +261,19 @@ class KeyBundle(Secret):
     def check_dates(self, now: datetime | None = None) -> None:
         """Refuse a bundle outside its dates. Advisory: the holder's clock decides.
 
+        Args:
+            now: the moment, timezone-aware; by default this machine's.
+
         Raises:
             ExpiredKeyError: more than five minutes before `not_before`, which clocks may differ
                 by, or after `not_after`.
+            ArgumentError: `now` has no timezone.
+
+        Example:
+        >>> bundle.check_dates()
+        >>> bundle.check_dates(bundle.not_after + timedelta(seconds=1))
+        Traceback (most recent call last):
+        keras_encryip.errors.ExpiredKeyError: Key bundle ... expired on ...
         """
         if now is not None and now.tzinfo is None:
             raise ArgumentError(f"`now` must have a timezone. Received: now={now}")
@@ -253,7 +286,12 @@ class KeyBundle(Secret):
             raise ExpiredKeyError(f"{name} {why}")
 
     def allows(self, model: str) -> bool:
-        """Whether the bundle's scope names this model."""
+        """Whether the bundle's scope names this model, or is `["*"]`.
+
+        Example:
+        >>> bundle.allows("digits")
+        True
+        """
         return ANY_MODEL in self.header.scope or model in self.header.scope
 
     def decrypt(
@@ -274,7 +312,13 @@ class KeyBundle(Secret):
 
         Raises:
             KeyRefusedError: the bundle lacks the role `read`.
+            ExpiredKeyError: as `check_dates`.
+            PassphraseError, ArgumentError, SignatureError: as `unlock`.
             FormatError, RevokedKeyError, ForeignKeyError: as for `decrypt_labels`.
+
+        Example:
+        >>> bundle.decrypt(ciphertexts, "correct horse")
+        array([7, 2, 1])
         """
         self.check_dates()
         key = self.unlock(passphrase, private_key).reader

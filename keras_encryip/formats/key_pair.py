@@ -8,7 +8,6 @@ import contextlib
 import os
 from codecs import BOM_UTF8
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 from Crypto.Hash import SHA256
@@ -70,14 +69,24 @@ class X25519PublicKey:
         if not good:
             raise FormatError("These bytes are not an X25519 public key that can be used.")
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
-        """SHA-256 of the key's DER form (SubjectPublicKeyInfo), 32 bytes."""
+        """SHA-256 of the key's DER form (SubjectPublicKeyInfo), 32 bytes.
+
+        Example:
+        >>> len(X25519PrivateKey.generate().public_key.digest)
+        32
+        """
         return SHA256.new(_PUBLIC_PREFIX + self.raw).digest()
 
     @property
     def fingerprint(self) -> str:
-        """The first half of `digest` in hexadecimal, to be compared by voice: 8 groups of 4."""
+        """The first half of `digest` in hexadecimal, to be compared by voice: 8 groups of 4.
+
+        Example:
+        >>> X25519PublicKey(bytes(range(1, 33))).fingerprint
+        'd356 6a54 d29d f004 b7ca a4dd 33c0 4fbe'
+        """
         text = self.digest.hex()
         return " ".join(text[at : at + 4] for at in range(0, 32, 4))
 
@@ -87,15 +96,25 @@ class X25519PublicKey:
 
         Raises:
             FormatError: as `from_pem`, or the file cannot be read.
+
+        Example:
+        >>> public_key = write_key_pair(folder / "a.private.pem", folder / "a.public.pem", "…")
+        >>> X25519PublicKey.read(folder / "a.public.pem").fingerprint == public_key.fingerprint
+        True
         """
         return cls.from_pem(_read_pem(path, "public key"))
 
     @classmethod
     def from_pem(cls, data: bytes) -> "X25519PublicKey":
-        """Parse one PEM block `PUBLIC KEY`.
+        """Parse one PEM block `PUBLIC KEY`, of at most one key.
 
         Raises:
             FormatError: no such block, more than one, or a key of another kind.
+
+        Example:
+        >>> public_key = X25519PrivateKey.generate().public_key
+        >>> X25519PublicKey.from_pem(public_key.to_pem()) == public_key
+        True
         """
         der = _block(data, _PUBLIC)
         if der is None:
@@ -108,15 +127,31 @@ class X25519PublicKey:
         return cls(der[len(_PUBLIC_PREFIX) :])
 
     def to_pem(self) -> bytes:
-        """One PEM block, ASCII, as OpenSSL writes it."""
+        """One PEM block, ASCII, as OpenSSL writes it.
+
+        Example:
+        >>> X25519PrivateKey.generate().public_key.to_pem().splitlines()[0]
+        b'-----BEGIN PUBLIC KEY-----'
+        """
         text = encode_base64(_PUBLIC_PREFIX + self.raw)
         return f"-----BEGIN {_PUBLIC}-----\n{text}\n-----END {_PUBLIC}-----\n".encode("ascii")
 
     def seal(self, plaintext: bytes, *, info: bytes, associated_data: bytes) -> tuple[bytes, bytes]:
         """Encrypt to the holder of the private key (HPKE, base mode): nobody is named as sender.
 
+        Args:
+            plaintext: any bytes.
+            info: what the sealing is for; the receiver must name the same.
+            associated_data: authenticated, and not encrypted; the receiver must have the same.
+
         Returns:
             The encapsulated key (32 bytes), and ciphertext ‖ tag (16 bytes longer).
+
+        Example:
+        >>> public_key = X25519PrivateKey.generate().public_key
+        >>> encapsulated, sealed = public_key.seal(b"hello", info=b"mail", associated_data=b"")
+        >>> len(encapsulated), len(sealed)
+        (32, 21)
         """
         key = import_x25519_public_key(self.raw)
         cipher = HPKE.new(receiver_key=key, aead_id=HPKE.AEAD.AES256_GCM, info=info)
@@ -148,7 +183,12 @@ class X25519PrivateKey(Secret):
 
     @classmethod
     def generate(cls) -> "X25519PrivateKey":
-        """Draw a new one."""
+        """Draw a new one.
+
+        Example:
+        >>> len(X25519PrivateKey.generate().public_key.raw)
+        32
+        """
         return cls(ECC.generate(curve="Curve25519"))
 
     @classmethod
@@ -160,6 +200,11 @@ class X25519PrivateKey(Secret):
         Raises:
             PassphraseError, FormatError, ArgumentError: as `from_pem`.
             FormatError: or the file cannot be read.
+
+        Example:
+        >>> public_key = write_key_pair(folder / "a.private.pem", folder / "a.public.pem", "…")
+        >>> X25519PrivateKey.read(folder / "a.private.pem", "…").public_key == public_key
+        True
         """
         return cls.from_pem(read_private_pem(path), passphrase)
 
@@ -173,7 +218,14 @@ class X25519PrivateKey(Secret):
 
         Raises:
             PassphraseError: wrong, missing, or not asked for.
+            ArgumentError: the passphrase is empty.
             FormatError: no such block, more than one, or a key of another kind.
+
+        Example:
+        >>> private_key = X25519PrivateKey.generate()
+        >>> same = X25519PrivateKey.from_pem(private_key.to_pem("my own"), "my own")
+        >>> same.public_key == private_key.public_key
+        True
         """
         encrypted = is_encrypted(data)
         if encrypted is not (passphrase is not None):
@@ -202,7 +254,15 @@ class X25519PrivateKey(Secret):
         return cls(import_x25519_private_key(inner[len(_PRIVATE_PREFIX) :]))
 
     def to_pem(self, passphrase: str) -> bytes:
-        """One PEM block, encrypted (scrypt and AES-256-CBC, PKCS #8). A fifth of a second."""
+        """One PEM block, encrypted (scrypt and AES-256-CBC, PKCS #8). A fifth of a second.
+
+        Raises:
+            ArgumentError: the passphrase is empty.
+
+        Example:
+        >>> X25519PrivateKey.generate().to_pem("my own").splitlines()[0]
+        b'-----BEGIN ENCRYPTED PRIVATE KEY-----'
+        """
         # OpenSSL reads neither AES-GCM here nor scrypt above 32 MiB, so p adds the cost.
         text = self._key.export_key(
             format="PEM",
@@ -218,8 +278,22 @@ class X25519PrivateKey(Secret):
     ) -> bytes:
         """Decrypt what `X25519PublicKey.seal` made.
 
+        Args:
+            encapsulated: the encapsulated key, 32 bytes.
+            sealed: ciphertext ‖ tag.
+            info, associated_data: as they were for `seal`.
+
+        Returns:
+            The plaintext, 16 bytes shorter than `sealed`.
+
         Raises:
             SignatureError: sealed to another key, or any byte was changed. One message for all.
+
+        Example:
+        >>> private_key = X25519PrivateKey.generate()
+        >>> made = private_key.public_key.seal(b"hello", info=b"mail", associated_data=b"")
+        >>> private_key.unseal(*made, info=b"mail", associated_data=b"")
+        b'hello'
         """
         message = "The sealed data cannot be opened with this key, or was changed."
         with instead_of(ValueError, raises=lambda _: SignatureError(message)):

@@ -124,6 +124,11 @@ def verify_export(directory: str | os.PathLike[str], *, issuer: bytes | None = N
         ExportError: names the changed, missing or extra file.
         ForeignKeyError: another authority signed it.
         SignatureError, FormatError: the manifest or codebook is forged or malformed.
+
+    Example:
+    >>> manifest = verify_export(folder / "digits" / "1", issuer=bundle.issuer)
+    >>> "saved_model.pb" in [entry.path for entry in manifest.files]
+    True
     """
     folder = Path(directory)
     path = folder / ASSETS / FILE_NAME

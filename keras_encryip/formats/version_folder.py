@@ -7,6 +7,9 @@ from typing import Final
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.labels.codebook import FILE_NAME, MAX_CODEBOOK_BYTES, Codebook
 
+GRAPH: Final = "saved_model.pb"
+"""What makes a folder a SavedModel."""
+
 WARMUP: Final = Path("assets.extra") / "tf_serving_warmup_requests"
 """Where TF Serving looks for requests to begin with."""
 
@@ -34,6 +37,20 @@ def version_number(model_dir_or_codebook: str | os.PathLike[str]) -> int | None:
         if path.parts[-3:-1] != ASSETS.parts:
             return None
         path = path.parents[len(ASSETS.parts)]
-    name = path.absolute().name
+    return number_of(path.absolute().name)
+
+
+def number_of(name: str) -> int | None:
+    """The number of the version whose folder has this name; `None` if it is no version number."""
     digits = name.isascii() and name.isdigit() and name == str(int(name))
     return int(name) if digits and int(name) <= MAX_VERSION else None
+
+
+def versions_in(directory: Path) -> dict[int, Path]:
+    """The SavedModels in a folder of versions, by number; or the one that the folder itself is."""
+    if (directory / GRAPH).is_file():
+        number = version_number(directory)
+        return {1 if number is None else number: directory}
+    folders = (graph.parent for graph in directory.glob(f"*/{GRAPH}"))
+    numbered = ((number_of(folder.name), folder) for folder in folders)
+    return {number: folder for number, folder in numbered if number is not None}

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -11,6 +11,7 @@ from Crypto.Hash import SHA256
 from keras_encryip.crypto.npy import load_npy
 from keras_encryip.crypto.secret import Secret
 from keras_encryip.errors import DAMAGED, FormatError, instead_of
+from keras_encryip.labels.assignment import LabelAssignment
 
 MAX_TRACE_SET_BYTES: Final = 1 << 30
 
@@ -87,6 +88,54 @@ def plurality(traces: TraceSet, answers: np.ndarray, trace: np.ndarray) -> np.nd
         classes = answers[(traces.labels == label) & (answers >= 0)]
         most_frequent.append(np.bincount(classes).argmax() if classes.size else -1)
     return np.array(most_frequent, np.int64)
+
+
+def read_by_keys(
+    confused: np.ndarray, assignment: LabelAssignment, biases: np.ndarray, keys: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What some random keys read of a model's outputs.
+
+    Args:
+        confused: `[n, N]`.
+        assignment: the model's.
+        biases: float64 `[T]`, the chance of a 1 in the codeword at each trace label.
+        keys: how many.
+
+    Yields:
+        (uint8 `[T]`, bits at the trace labels; int64 `[n]`, the class read from each row).
+    """
+    random = np.random.default_rng(0)
+    real = confused[:, assignment.labels].sum(-1)
+    trace = confused[:, assignment.trace]
+    for _ in range(keys):
+        bits = (random.random(len(biases)) < biases).astype(np.uint8)
+        decoded = real.copy()
+        np.add.at(decoded.T, assignment.pairs[np.arange(len(bits)), bits], trace.T)
+        yield bits, decoded.argmax(-1)
+
+
+def trace_labels_by_keys(
+    confused: np.ndarray,
+    traces: TraceSet,
+    assignment: LabelAssignment,
+    biases: np.ndarray,
+    keys: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What some random keys read of a model's outputs for its trace inputs.
+
+    Args:
+        confused: `[n, …, N]`, for `traces.inputs`; other axes between these are averaged.
+        traces: n inputs.
+        assignment, biases, keys: as for `read_by_keys`.
+
+    Yields:
+        (uint8 `[T]`, bits at the trace labels; int64 `[T]`, the class read at each, -1 if none;
+        bool `[T]`, whether it is the one that the key should read there).
+    """
+    confused = confused.reshape(len(traces.inputs), -1, assignment.num_labels).mean(1)
+    for bits, classes in read_by_keys(confused, assignment, biases, keys):
+        said = plurality(traces, classes, assignment.trace)
+        yield bits, said, said == assignment.pairs[np.arange(len(bits)), bits]
 
 
 def ordinary_answers(

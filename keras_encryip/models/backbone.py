@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_encryip.errors import ArgumentError
 from keras_encryip.models.by_class import before_head_called
@@ -35,13 +34,6 @@ class Graft:
     head: Head
     inputs: Any
     rank: int = 2
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether the classifier looks trained: its optimizer stepped, or its bias moved."""
-        optimizer = getattr(self.classifier, "optimizer", None)
-        stepped = optimizer is not None and int(ops.convert_to_numpy(optimizer.iterations)) > 0
-        return stepped or self.head.looks_trained
 
     @property
     def output(self) -> str:

@@ -1,7 +1,8 @@
-"""What a protected model can be compiled with: losses and metrics of probabilities."""
+"""What a protected model takes: settings in their ranges; losses and metrics of probabilities."""
 
 import functools
 import inspect
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from keras_encryip.errors import ArgumentError
 from keras_encryip.models.data import single
+from keras_encryip.models.homophones import AUTOMATIC, STRATEGIES
 
 _OF_ONE_OUTPUT = ("loss", "metrics", "weighted_metrics", "loss_weights")
 _SHIFT = 2.5
@@ -122,3 +124,31 @@ def ignored_class(loss: Any) -> int | None:
         if value is not None:
             return int(value)
     return None
+
+
+def check_settings(
+    strategy: str, confusion_weight: float, teacher_weight: float, temperature: float
+) -> None:
+    """Refuse settings out of range.
+
+    Raises:
+        ArgumentError: names the setting.
+    """
+    known = (AUTOMATIC, *STRATEGIES)
+    if strategy not in known:
+        raise ArgumentError(
+            f"`strategy` must be {' or '.join(map(repr, known))}. Received: strategy={strategy!r}"
+        )
+    if not 0 <= confusion_weight < math.inf:
+        raise ArgumentError(
+            "`confusion_weight` must be a number, not negative. "
+            f"Received: confusion_weight={confusion_weight}"
+        )
+    if not 0 <= teacher_weight <= 1:
+        raise ArgumentError(
+            f"`teacher_weight` must be in 0 … 1. Received: teacher_weight={teacher_weight}"
+        )
+    if not 0 < temperature < math.inf:
+        raise ArgumentError(
+            f"`temperature` must be a positive number. Received: temperature={temperature}"
+        )

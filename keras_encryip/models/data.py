@@ -106,6 +106,16 @@ def single_labels(labels: Any) -> Any:
     return labels
 
 
+def with_one_label(data: Any) -> Any:
+    """A batch whose labels are not in a dictionary of one output."""
+    if not isinstance(data, (tuple, list)):
+        return data
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if not isinstance(y, (dict, list, tuple)):
+        return data
+    return keras.utils.pack_x_y_sample_weight(x, single_labels(y), sample_weight)
+
+
 def class_indices(labels: Any, num_classes: int, *, ndim: int | None = None) -> Any:
     """Sparse or one-hot labels as int32 class indices.
 

@@ -54,7 +54,21 @@ class ConfusedLabels(keras.layers.Dense):
         self.num_labels = num_labels
 
     def logits(self, features: Any) -> Any:
-        """The scores before the softmax, for a numerically safe cross-entropy."""
+        """The scores before the softmax, for a numerically safe cross-entropy.
+
+        Args:
+            features: `[batch, ..., features]`, of any floating dtype; the layer must be built.
+
+        Returns:
+            `[batch, ..., num_labels]`, of the layer's dtype, which is float32 by default.
+
+        Example:
+        >>> head = ConfusedLabels(44)
+        >>> features = np.ones((2, 16), "float32")
+        >>> outputs = head(features)
+        >>> np.allclose(keras.ops.softmax(head.logits(features)), outputs, atol=1e-6)
+        True
+        """
         features = ops.cast(features, self.compute_dtype)
         scores = ops.matmul(features, self.kernel)
         return scores if self.bias is None else ops.add(scores, self.bias)
@@ -114,11 +128,6 @@ class Head:
     def use_bias(self) -> bool:
         """Whether the layer adds a bias."""
         return self.bias is not None if self.kernel is not None else _inner(self.layer).use_bias
-
-    @property
-    def looks_trained(self) -> bool:
-        """A fresh `Dense` has a zero bias; training moves it."""
-        return self.bias is not None and bool(np.any(self.bias))
 
     @property
     def trainable(self) -> bool:

@@ -1,11 +1,15 @@
-"""A Keras model with a codebook: what unlocks it, and which weights are its own."""
+"""A Keras model with a codebook: what unlocks it, what it answers, which weights are its own."""
 
+import sys
+import textwrap
+from collections.abc import Callable
 from os import PathLike
 from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
+from keras.src.utils.io_utils import print_msg
 
 from keras_encryip.client.decoder import Decoder
 from keras_encryip.errors import ArgumentError, LockedModelError, WrongModelError
@@ -14,6 +18,9 @@ from keras_encryip.formats.key_pair import X25519PrivateKey
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.model_record import ModelOwner
 from keras_encryip.models.adapt import fit_training_state, needs_data
+from keras_encryip.models.conventions import check_compiled, ignored_class, of_one_output
+from keras_encryip.models.data import single_labels
+from keras_encryip.models.facts import facts
 from keras_encryip.models.secrets import UnlockedSecrets, check_owner
 from keras_encryip.models.step import Running
 from keras_encryip.models.teacher import as_teacher
@@ -26,12 +33,14 @@ class Lockable(keras.Model):
         codebook: canonical JSON. Public.
         num_classes: K.
         strategy, copies: how homophones are chosen.
+        output_name: what the classifier calls its output.
     """
 
     codebook: str
     num_classes: int
     strategy: str
     copies: int
+    output_name: str
     _secrets: UnlockedSecrets | None
     _running: Running
 
@@ -59,6 +68,15 @@ class Lockable(keras.Model):
         Raises:
             LedgerError: the authority did not protect this model.
             KeyRefusedError: the bundle may not read it.
+            PassphraseError: wrong passphrase.
+            ArgumentError: not one of `authority` and `bundle` was passed.
+
+        Example:
+        >>> loaded = keras.models.load_model(folder / "digits.keras")
+        >>> loaded.is_locked()
+        True
+        >>> loaded.unlock(bundle=folder / "alice.keybundle", passphrase="correct horse").is_locked()
+        False
         """
         if (authority is None) == (bundle is None):
             raise ArgumentError("Pass either `authority` or `bundle` to `unlock`.")
@@ -87,17 +105,45 @@ class Lockable(keras.Model):
         return secrets
 
     def lock(self) -> Self:
-        """Forget the assignment, trace inputs and teacher. Returns the model itself."""
+        """Forget the assignment, trace inputs and teacher. Returns the model itself.
+
+        Example:
+        >>> model.lock().is_locked()
+        True
+        >>> model.evaluate(x, y)
+        Traceback (most recent call last):
+        keras_encryip.errors.LockedModelError: Model 'digits' is locked: ...
+        """
         self._secrets = None
         self._forget_traces()
         return self
 
     def is_locked(self) -> bool:
-        """Whether the model needs `unlock` before it can train or evaluate."""
+        """Whether the model needs `unlock` before it can train or evaluate.
+
+        Example:
+        >>> model.is_locked(), model.lock().is_locked()
+        (False, True)
+        """
         return self._secrets is None
 
     def decode(self, confused: Any) -> np.ndarray:
-        """Class probabilities `[..., K]` of confused labels `[..., N]`, as numpy."""
+        """Class probabilities of confused labels.
+
+        Args:
+            confused: float `[..., N]`, as the model gives them.
+
+        Returns:
+            Array of float32 `[..., K]`.
+
+        Raises:
+            LockedModelError: the model is not unlocked.
+
+        Example:
+        >>> confused = model.predict(x[:3], verbose=0)
+        >>> confused.shape, model.decode(confused).shape
+        ((3, 104), (3, 10))
+        """
         return np.asarray(
             ops.convert_to_numpy(self._unlocked().decode(ops.convert_to_tensor(confused)))
         )
@@ -115,6 +161,113 @@ class Lockable(keras.Model):
         """Traced train and test functions hold the old secrets as constants."""
         self.train_function = None
         self.test_function = None
+
+    # --- what it answers ------------------------------------------------------
+
+    @property
+    def ignored_class(self) -> int | None:
+        """The label that the loss ignores, if it ignores one (`ignore_class`); else `None`.
+
+        Example:
+        >>> loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=-1)
+        >>> model.compile("adam", loss)
+        >>> model.ignored_class
+        -1
+        """
+        return ignored_class(getattr(self, "loss", None))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.compile`, with losses and metrics of probabilities.
+
+        Raises:
+            ArgumentError: one is made for scores, `from_logits=True`.
+
+        Example:
+        >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        >>> model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        Traceback (most recent call last):
+        keras_encryip.errors.ArgumentError: A protected model decodes to probabilities: ...
+        """
+        given, named = of_one_output(args, kwargs, self.output_name)
+        super().compile(*given, **named)
+        check_compiled(self)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """As `keras.Model.compile_from_config`, which leaves out models with a `compile`."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built and getattr(self, "optimizer", None) is not None:
+            self.optimizer.build(self.trainable_variables)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`: confused labels, float32 `[n, ..., N]`. `decode` reads them.
+
+        A locked model predicts, too. `keras.wrappers.SKLearnClassifier`, which wants classes, gets
+        class probabilities.
+
+        Example:
+        >>> confused = model.predict(x[:3], verbose=0)
+        >>> confused.shape, confused.sum(1).round(3).tolist()
+        ((3, 104), [1.0, 1.0, 1.0])
+        """
+        confused = super().predict(x, *args, **kwargs)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        return self.decode(confused) if caller.startswith("keras.src.wrappers") else confused
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`, on decoded probabilities.
+
+        Raises:
+            LockedModelError: the model is not unlocked.
+
+        Example:
+        >>> results = model.evaluate(x, y, verbose=0, return_dict=True)
+        >>> results["accuracy"] > 0.9
+        True
+        """
+        self._unlocked()
+        return super().evaluate(x, single_labels(y), *args, **kwargs)
+
+    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.test_on_batch`, on decoded probabilities.
+
+        Raises:
+            LockedModelError: the model is not unlocked.
+
+        Example:
+        >>> loss, accuracy = model.test_on_batch(x[:64], y[:64])
+        >>> accuracy > 0.9
+        True
+        """
+        self._unlocked()
+        return super().test_on_batch(x, single_labels(y), *args, **kwargs)
+
+    # --- what it is ------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"<ProtectedModel name={self.name}, built={self.built}, {', '.join(facts(self))}>"
+
+    def summary(
+        self,
+        line_length: int | None = None,
+        positions: list[float] | None = None,
+        print_fn: Callable[[str], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.summary`, and how the model is protected.
+
+        That is N and K; and the homophones per class, their strategy and T, if its owner unlocked
+        it. `print_fn` is called once more.
+
+        Example:
+        >>> model.lock().summary()
+        Model: "digits"
+        ...
+         Protected as "digits": 104 confused labels for 10 classes, locked
+        """
+        super().summary(line_length, positions, print_fn, **kwargs)
+        block = f'Protected as "{self.name}": {", ".join(facts(self))}'
+        indent: dict[str, Any] = {"initial_indent": " ", "subsequent_indent": " "}
+        (print_fn or print_msg)(textwrap.fill(block, line_length or 80, **indent))
 
     # --- weights ---------------------------------------------------------------
 
@@ -143,6 +296,15 @@ class Lockable(keras.Model):
 
         Raises:
             WrongModelError: they are. As after any error, the model stays as it was.
+
+        Example:
+        >>> model.save_weights(folder / "digits.weights.h5")
+        >>> model.load_weights(folder / "digits.weights.h5")
+        >>> from keras_encryip import protect
+        >>> other = protect(classifier, authority, name="other", homophones=4, trace_labels=64)
+        >>> other.load_weights(folder / "digits.weights.h5")
+        Traceback (most recent call last):
+        keras_encryip.errors.WrongModelError: These weights were trained for codebook ...
         """
         before = [ops.convert_to_numpy(variable) for variable in self.variables]
         self._running.refusal = None

@@ -25,6 +25,14 @@ _STEPS = (
 )
 
 
+_GRAPH: dict[str, Any] = {
+    "_operations": property(lambda self: self.layers),
+    "_nodes": frozenset(),
+    "_nodes_by_depth": {},
+}
+"""What `summary` and `plot_model` ask a graph for. Else they would get the classifier's layers."""
+
+
 def has_own_steps(kind: type) -> bool:
     """Whether a class of classifiers trains or predicts in a way of its own."""
     custom = [
@@ -62,6 +70,7 @@ def with_own_steps(kind: Any, backbone: keras.layers.Layer) -> Any:
     namespace = {
         **as_model,
         **of_ours,
+        **(_GRAPH if graphs else {}),
         **ours,
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
@@ -92,7 +101,7 @@ def _initialised(kind: Any, of_classifier: type) -> Any:
 def _listed(kind: Any, of_classifier: type) -> Any:
     """A `__dir__` without what only the classifier's class has: Keras saves all that is listed,
     and a property may give the head. The classifier's state is the backbone's."""
-    hidden = set(dir(of_classifier)) - set(dir(kind))
+    hidden = (set(dir(of_classifier)) | _GRAPH.keys()) - set(dir(kind))
 
     def listed(self: Any) -> list[str]:
         return [name for name in object.__dir__(self) if name not in hidden]

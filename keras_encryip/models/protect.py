@@ -37,7 +37,7 @@ def protect(
     trace_labels: int | None = None,
     strategy: str = AUTOMATIC,
     copies: int = 2,
-    teacher: keras.Model | bool | None = None,
+    teacher: keras.Model | bool = False,
     confusion_weight: float = 0.1,
     teacher_weight: float = 0.7,
     temperature: float = 2.0,
@@ -48,8 +48,7 @@ def protect(
     The protected model uses the classifier's own layers, so the two share weights from then on.
     Its last layer becomes a softmax over N = K·h + T confused labels, and each class's column is
     copied to its homophones: decoded outputs equal the classifier's, and the same variables learn.
-    Both are compared at every call. A trained classifier becomes the teacher, as it is now: fit
-    some more epochs before you export.
+    Both are compared at every call. Fit some more epochs before you export: homophones must part.
 
     Args:
         classifier: Sequential (built or not), functional, or a built model of any class. It ends
@@ -65,8 +64,9 @@ def protect(
         strategy: a key of `homophones.STRATEGIES`: `"clustered"` (homophones follow the inputs)
             or `"random"`; by default the first that suits the inputs and labels.
         copies: homophones per cluster, drawn at random.
-        teacher: by default the classifier itself if it looks trained; `True`, `False`,
-            or another trained classifier.
+        teacher: what to distil from: `True` for the classifier as it is now, or another trained
+            classifier. It holds the model to its own accuracy: for classifiers that are trained
+            to their end.
         confusion_weight: ≥ 0, of the term that sets homophones apart.
         teacher_weight: κ, the share of distillation in the loss, 0 … 1.
         temperature: τ of the distillation, > 0.
@@ -82,6 +82,9 @@ def protect(
     >>> model = protect(classifier, authority, name="digits", trace_labels=16)
     >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     >>> history = model.fit(x, y, verbose=0)
+    >>> confused = model.predict(x[:5], verbose=0)
+    >>> confused.shape, model.decode(confused).shape  # N = 10·64 homophones + 16 trace labels
+    ((5, 656), (5, 10))
     """
     # Arguments are checked, and the model compared, before the ledger gets a new model.
     check_owner(authority)
@@ -227,10 +230,8 @@ def _metadata(
         return msgspec.json.decode(canonical_json(metadata), type=ModelMetadata)
 
 
-def _teacher(teacher: keras.Model | bool | None, parts: Graft) -> Teacher | None:
+def _teacher(teacher: keras.Model | bool, parts: Graft) -> Teacher | None:
     """What to distil from, by `protect`'s argument."""
-    if teacher is None:
-        teacher = parts.is_trained
     if teacher is True:
         return teacher_of(parts, parts.head.num_classes)
     return None if teacher is False else as_teacher(teacher, parts.head.num_classes)

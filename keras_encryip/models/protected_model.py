@@ -1,8 +1,6 @@
 """The Keras model that answers in confused labels."""
 
 import inspect
-import math
-import sys
 import warnings
 from typing import Any, Self
 
@@ -13,16 +11,19 @@ from keras_encryip.client.checks import check_count
 from keras_encryip.errors import ArgumentError, FormatError
 from keras_encryip.models.adapt import fit_training_state
 from keras_encryip.models.backbone import features_shape, freeze, frozen
-from keras_encryip.models.conventions import check_compiled, ignored_class, of_one_output
+from keras_encryip.models.conventions import (
+    check_settings,
+)
 from keras_encryip.models.data import (
     batches,
     check_labels,
     check_same_kind,
     class_indices,
     single_labels,
+    with_one_label,
 )
 from keras_encryip.models.head import ConfusedLabels
-from keras_encryip.models.homophones import AUTOMATIC, STRATEGIES
+from keras_encryip.models.homophones import AUTOMATIC
 from keras_encryip.models.lockable import Lockable
 from keras_encryip.models.own_steps import with_own_steps
 from keras_encryip.models.secrets import UnlockedSecrets
@@ -37,9 +38,9 @@ from keras_encryip.models.step import (
     scores_of,
     shown,
     with_mask,
-    with_terms,
 )
 from keras_encryip.models.teach_traces import teach_traces
+from keras_encryip.models.terms import TERMS, TermMetrics, with_terms
 
 
 @keras.saving.register_keras_serializable(package="keras_encryip")
@@ -51,9 +52,11 @@ class ProtectedModel(Lockable):
     the model, `predict`, and everything saved or exported give confused labels
     `(batch, N)`.
 
-    The training loss is `(1−κ)·your loss + κ·distillation + confusion_weight · cross-entropy
-    of the target confused label`, κ = 0 without a teacher. `val_loss` and `evaluate` report your
-    loss alone. When `fit` ends, the head learns the trace labels.
+    `loss` and `val_loss` are your own loss, with penalties, as of a plain classifier. Training
+    follows the gradient of `(1−κ)·loss + κ·teacher_loss + confusion_weight·confusion_loss`, κ = 0
+    without a teacher; penalties count in full. The logs and the history of training show
+    `teacher_loss` (the distillation) and `confusion_loss` (the cross-entropy of the target
+    confused label), each if there is one. When `fit` ends, the head learns the trace labels.
 
     Args:
         backbone: inputs → features.
@@ -77,6 +80,13 @@ class ProtectedModel(Lockable):
     evaluate until `unlock`.
 
     Weights know the codebook that they were trained for: others are refused.
+
+    Example:
+    >>> confused = model.predict(x[:3], verbose=0)
+    >>> confused.shape, model.decode(confused).shape
+    ((3, 104), (3, 10))
+    >>> bool((model.decode(confused).argmax(1) == y[:3]).all())
+    True
     """
 
     ATTRIBUTES = (
@@ -117,7 +127,7 @@ class ProtectedModel(Lockable):
         **kwargs: Any,
     ) -> None:
         keras.Model.__init__(self, **kwargs)
-        _check_settings(strategy, confusion_weight, teacher_weight, temperature)
+        check_settings(strategy, confusion_weight, teacher_weight, temperature)
         self.backbone = backbone
         self.num_classes = num_classes
         self.num_labels = num_labels
@@ -136,6 +146,7 @@ class ProtectedModel(Lockable):
         self._seed_generator = keras.random.SeedGenerator()
         self._secrets: UnlockedSecrets | None = None
         self._running = Running()
+        self._terms = TermMetrics()
 
     # --- the model -------------------------------------------------------------
 
@@ -163,14 +174,14 @@ class ProtectedModel(Lockable):
     def train_step(self, data: Any) -> Any:
         """As `keras.Model.train_step`, or that of the classifier's class; the model decodes."""
         with running(self._running, training=True) as step:
-            logs = super().train_step(_with_one_label(data))
+            logs = super().train_step(with_one_label(data))
         check_taught(self, step)
-        return logs
+        return {**logs, **self._terms.results(step.terms)}
 
     def test_step(self, data: Any) -> Any:
         """As `keras.Model.test_step`, or that of the classifier's class; the model decodes."""
         with running(self._running, training=False):
-            return super().test_step(_with_one_label(data))
+            return super().test_step(with_one_label(data))
 
     def compute_loss(
         self,
@@ -180,9 +191,21 @@ class ProtectedModel(Lockable):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """The user's loss of decoded probabilities; in training, with terms of ours.
+        """The user's loss of decoded probabilities; in training, its gradient is that of all terms.
 
         Outside of a training step, `y_pred` are the confused labels that the model gave for `x`.
+
+        Args:
+            x, y, y_pred, sample_weight: of n samples; `y_pred` is `(n, N)`.
+            training: whether the terms of training count.
+
+        Returns:
+            A scalar.
+
+        Example:
+        >>> confused = model(x[:8], training=False)
+        >>> 0 < float(model.compute_loss(x[:8], y[:8], confused, training=False)) < 0.5
+        True
         """
         secrets, step = self._unlocked(), self._running.step
         if step is None:
@@ -205,26 +228,19 @@ class ProtectedModel(Lockable):
             given["training"] = training
         return method(**given)
 
-    @property
-    def ignored_class(self) -> int | None:
-        """The label that the loss ignores, if it ignores one."""
-        return ignored_class(getattr(self, "loss", None))
+    def get_metrics_result(self) -> dict[str, Any]:
+        """As `keras.Model.get_metrics_result`; after training, with `confusion_loss` and
+        `teacher_loss`."""
+        shown_apart = self._terms.seen() if self._running.step is None else []
+        return {**super().get_metrics_result(), **self._terms.results(shown_apart)}
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """As `keras.Model.compile`, with losses and metrics of probabilities.
+    def reset_metrics(self) -> None:
+        super().reset_metrics()
+        self._terms.reset()
 
-        Raises:
-            ArgumentError: one is made for scores, `from_logits=True`.
-        """
-        given, named = of_one_output(args, kwargs, self.output_name)
-        super().compile(*given, **named)
-        check_compiled(self)
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """As `keras.Model.compile_from_config`, which leaves out models with a `compile`."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built and getattr(self, "optimizer", None) is not None:
-            self.optimizer.build(self.trainable_variables)
+    def _flatten_metrics_in_order(self, logs: dict[str, Any]) -> Any:
+        """What `train_on_batch` returns without `return_dict`: as many numbers as for any model."""
+        return super()._flatten_metrics_in_order({n: v for n, v in logs.items() if n not in TERMS})
 
     # --- training --------------------------------------------------------------
 
@@ -243,6 +259,13 @@ class ProtectedModel(Lockable):
         Raises:
             LockedModelError: the model is not unlocked with its authority.
             ArgumentError: labels out of range, or inputs that cannot be clustered.
+
+        Example:
+        >>> import keras_encryip as ke
+        >>> model = ke.protect(classifier, authority, name="new", homophones=4, trace_labels=16)
+        >>> model.adapt(x, y)
+        >>> sorted(ke.ProtectionMetrics().measure(model))  # on the samples that it kept
+        ['confusion', 'trace_labels_read']
         """
         secrets = self._unlocked()
         secrets.training = fit_training_state(
@@ -269,7 +292,17 @@ class ProtectedModel(Lockable):
             self._secrets.original = None
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`, on decoded probabilities."""
+        """As `keras.Model.fit`, on decoded probabilities. When it ends, it teaches the traces.
+
+        Raises:
+            LockedModelError: the model is not unlocked.
+            ArgumentError: labels out of range, or data that `adapt` cannot take.
+
+        Example:
+        >>> history = model.fit(x[:64], y[:64], epochs=2, batch_size=64, verbose=0).history
+        >>> sorted(history)
+        ['accuracy', 'confusion_loss', 'loss']
+        """
         secrets = self._unlocked()
         y = single_labels(y)
         if isinstance(y, np.ndarray):
@@ -293,7 +326,17 @@ class ProtectedModel(Lockable):
         """Learn the trace labels, as the model is now. `fit` does this when it ends.
 
         Call it after other loops, or after loading the weights of an earlier epoch. Only
-        columns of the head change that trace inputs lie on (`models/teach_traces.py`).
+        columns of the head change that trace inputs lie on (`models/teach_traces.py`). Without
+        trace labels, with a frozen head, or before `adapt`, it does nothing.
+
+        Raises:
+            LockedModelError: the model is not unlocked.
+
+        Example:
+        >>> from keras_encryip import ProtectionMetrics
+        >>> model.teach_traces()
+        >>> ProtectionMetrics().measure(model)["trace_labels_read"]
+        1.0
         """
         state = self._unlocked().training
         if state is None or state.traces is None or state.samples is None:
@@ -301,31 +344,22 @@ class ProtectedModel(Lockable):
         if self.confused_labels.trainable:
             teach_traces(self, state.traces, self._unlocked().assignment(), state.samples)
 
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`: confused labels. `decode` reads them.
-
-        `keras.wrappers.SKLearnClassifier`, which wants classes, gets class probabilities.
-        """
-        confused = super().predict(x, *args, **kwargs)
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        return self.decode(confused) if caller.startswith("keras.src.wrappers") else confused
-
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`, on decoded probabilities."""
-        self._unlocked()
-        return super().evaluate(x, single_labels(y), *args, **kwargs)
-
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.train_on_batch`, on decoded probabilities; call `adapt` first."""
+        """As `keras.Model.train_on_batch`, on decoded probabilities; call `adapt` first.
+
+        Raises:
+            LockedModelError: the model is not unlocked.
+            ArgumentError: `adapt` was not called.
+
+        Example:
+        >>> results = model.train_on_batch(x[:64], y[:64], return_dict=True)
+        >>> sorted(results)
+        ['accuracy', 'confusion_loss', 'loss']
+        """
         if self._unlocked().awaits_adapt():
             raise ArgumentError("Call `adapt(x, y)` on a sample before `train_on_batch`.")
         self._look(x)
         return super().train_on_batch(x, single_labels(y), *args, **kwargs)
-
-    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.test_on_batch`, on decoded probabilities."""
-        self._unlocked()
-        return super().test_on_batch(x, single_labels(y), *args, **kwargs)
 
     # --- saving ----------------------------------------------------------------
 
@@ -363,36 +397,3 @@ class ProtectedModel(Lockable):
             config.pop("backbone"), custom_objects=custom_objects
         )
         return with_own_steps(cls, backbone)(backbone, **config)
-
-
-def _with_one_label(data: Any) -> Any:
-    """A batch whose labels are not in a dictionary of one output."""
-    if not isinstance(data, (tuple, list)):
-        return data
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if not isinstance(y, (dict, list, tuple)):
-        return data
-    return keras.utils.pack_x_y_sample_weight(x, single_labels(y), sample_weight)
-
-
-def _check_settings(
-    strategy: str, confusion_weight: float, teacher_weight: float, temperature: float
-) -> None:
-    known = (AUTOMATIC, *STRATEGIES)
-    if strategy not in known:
-        raise ArgumentError(
-            f"`strategy` must be {' or '.join(map(repr, known))}. Received: strategy={strategy!r}"
-        )
-    if not 0 <= confusion_weight < math.inf:
-        raise ArgumentError(
-            "`confusion_weight` must be a number, not negative. "
-            f"Received: confusion_weight={confusion_weight}"
-        )
-    if not 0 <= teacher_weight <= 1:
-        raise ArgumentError(
-            f"`teacher_weight` must be in 0 … 1. Received: teacher_weight={teacher_weight}"
-        )
-    if not 0 < temperature < math.inf:
-        raise ArgumentError(
-            f"`temperature` must be a positive number. Received: temperature={temperature}"
-        )

@@ -106,6 +106,12 @@ class UnlockedSecrets(Secret):
         """Whether the owner is to learn the training state before the model can train."""
         return self.record is not None and self.training is None
 
+    def adapted(self) -> TrainingState:
+        """The training state, which `adapt` learns."""
+        if self.training is None:
+            raise LockedModelError("The homophones are not learned yet: call `adapt(x, y)`.")
+        return self.training
+
     def class_scores(self, scores: Any) -> Any:
         """Scores of the classes `[..., K]` from those of confused labels `[..., N]`, in graph.
 
@@ -126,9 +132,7 @@ class UnlockedSecrets(Secret):
 
     def targets(self, inputs: Any, classes: Any, seed: Any) -> Any:
         """The confused label each sample is taught to come out as: int32, shape of `classes`."""
-        if self.training is None:
-            raise LockedModelError("The homophones are not learned yet: call `adapt(x, y)`.")
-        homophone = self.training.homophones.draw(inputs, classes, seed)
+        homophone = self.adapted().homophones.draw(inputs, classes, seed)
         labels = self.assignment().labels
         return ops.take(
             ops.convert_to_tensor(labels.reshape(-1)), classes * labels.shape[1] + homophone

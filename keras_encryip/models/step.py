@@ -1,4 +1,4 @@
-"""One training or test step of a protected model, and the terms that it adds to the loss."""
+"""One training or test step of a protected model: what it is asked, and what losses see of it."""
 
 import threading
 import warnings
@@ -12,9 +12,7 @@ from keras import ops
 from tensorflow.python.saved_model.save_context import in_save_context
 
 from keras_encryip.errors import ArgumentError
-from keras_encryip.models.data import class_indices
-from keras_encryip.models.losses import TINY, ConfusedLabelCrossentropy, Distillation, per_replica
-from keras_encryip.models.secrets import UnlockedSecrets
+from keras_encryip.models.losses import TINY
 
 
 @dataclass(eq=False)
@@ -26,14 +24,16 @@ class Step:
         inputs: of the last call.
         scores: its answer, `[b, …, N]`: confused labels before their softmax.
         classes: `UnlockedSecrets.class_scores` of them, `[b, …, K]`.
-        taught: whether the loss was computed with the terms of this module.
+        taught: whether the loss was computed with the terms of `models/terms.py`.
+        terms: the names of those terms.
     """
 
     training: bool
     inputs: Any = None
     scores: Any = None
     classes: Any = None
-    taught: bool = field(default=False)
+    taught: bool = False
+    terms: list[str] = field(default_factory=list)
 
 
 class Running(threading.local):
@@ -75,48 +75,6 @@ def shown(step: Step, binary: bool) -> Any:
     result = with_mask(result, mask_of(step.scores))
     result._keras_logits = classes
     return result
-
-
-def with_terms(
-    model: Any,
-    secrets: UnlockedSecrets,
-    step: Step,
-    loss: Any,
-    labels: Any,
-    sample_weight: Any,
-) -> Any:
-    """The user's loss, with what a protected model learns besides.
-
-    Args:
-        loss: the user's, with penalties and `add_loss`.
-        labels: as the user gave them.
-    """
-    step.taught = True
-    mask = mask_of(step.scores)
-    classes = class_indices(labels, model.num_classes, ndim=len(step.scores.shape))
-    if model.ignored_class is not None:
-        valid = ops.not_equal(classes, model.ignored_class)
-        classes = ops.where(valid, classes, 0)
-        mask = valid if mask is None else ops.logical_and(valid, ops.cast(mask, "bool"))
-    total = loss
-    if secrets.teacher is not None:
-        penalties = [ops.cast(each, loss.dtype) for each in model.losses]
-        data_loss = (
-            loss - per_replica(sum(ops.sum(each) for each in penalties)) if penalties else loss
-        )
-        distillation = Distillation(model.temperature)(
-            secrets.teacher.probabilities(step.inputs),
-            with_mask(ops.softmax(step.classes), mask),
-            sample_weight=sample_weight,
-        )
-        total = total + model.teacher_weight * (ops.cast(distillation, loss.dtype) - data_loss)
-    if model.confusion_weight and secrets.separates():
-        targets = secrets.targets(step.inputs, classes, model._seed_generator)
-        confusion = ConfusedLabelCrossentropy()(
-            targets, with_mask(step.scores, mask), sample_weight=sample_weight
-        )
-        total = total + model.confusion_weight * ops.cast(confusion, loss.dtype)
-    return total
 
 
 def check_taught(model: Any, step: Step) -> None:

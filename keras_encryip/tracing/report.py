@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from keras_encryip.crypto.secret import Secret
-from keras_encryip.errors import ArgumentError, FormatError, instead_of, printable
+from keras_encryip.errors import ArgumentError, FormatError, instead_of, needing, printable
 from keras_encryip.formats.atomic_files import read_bounded, write_new_file
 from keras_encryip.formats.text import as_shown, without_mark
 from keras_encryip.tracing.events import now_text
@@ -102,7 +102,6 @@ class TraceReport(Secret):
     Example:
     >>> report.verdict, report.p_value <= 1e-6, [s.subject for s in report.guilty]
     ('guilty', True, ['alice'])
-    >>> report.save(folder / "report.json")
     """
 
     __slots__ = ("_findings", "exhibits")
@@ -118,24 +117,44 @@ class TraceReport(Secret):
 
     @property
     def guilty(self) -> list[Suspect]:
-        """The suspects whose guilt is proved at `SIGNIFICANCE`; empty when inconclusive."""
+        """The suspects whose guilt is proved at `SIGNIFICANCE`, 10⁻⁶; empty when inconclusive.
+
+        Example:
+        >>> [(suspect.subject, suspect.status) for suspect in report.guilty]
+        [('alice', 'active')]
+        """
         return [suspect for suspect in self._findings.suspects if suspect.guilty]
 
     @property
     def identified(self) -> list[Suspect]:
-        """The suspects whom what was found names, without proving guilt."""
+        """The suspects whom what was found names, without proving guilt.
+
+        Example:
+        >>> [suspect.subject for suspect in sealed_report.identified]
+        ['alice']
+        """
         return [s for s in self._findings.suspects if s.identified and not s.guilty]
 
     @property
     def verdict(self) -> str:
-        """`"guilty"` if somebody's guilt is proved, else `"identified"` or `"inconclusive"`."""
+        """`"guilty"` if somebody's guilt is proved, else `"identified"` or `"inconclusive"`.
+
+        Example:
+        >>> report.verdict, sealed_report.verdict
+        ('guilty', 'identified')
+        """
         if self.guilty:
             return GUILTY
         return IDENTIFIED if self.identified else INCONCLUSIVE
 
     @property
     def p_value(self) -> float:
-        """The smallest of the suspects' p-values, corrected for the number of users; or 1."""
+        """The smallest of the suspects' p-values, 0 … 1, corrected for `tests`; 1 without suspects.
+
+        Example:
+        >>> report.p_value <= report.significance
+        True
+        """
         return min((suspect.p_value for suspect in self._findings.suspects), default=1.0)
 
     def _describe(self) -> str:
@@ -158,7 +177,13 @@ class TraceReport(Secret):
         return f"guilty from {name} {threshold:g} on"
 
     def table(self) -> Table:
-        """The suspects, for `rich`."""
+        """The suspects, for `rich`; `str(report)` is the same as text.
+
+        Example:
+        >>> table = report.table()
+        >>> str(table.title), table.row_count
+        ('bundle: guilty: alice', 3)
+        """
         findings = self._findings
         table = Table(
             "user",
@@ -195,15 +220,25 @@ class TraceReport(Secret):
         return file.getvalue()
 
     def to_bytes(self) -> bytes:
-        """JSON, indented, with a newline at the end."""
+        """JSON, indented, with a newline at the end.
+
+        Example:
+        >>> data = report.to_bytes()
+        >>> TraceReport.from_bytes(data).to_bytes() == data
+        True
+        """
         return msgspec.json.format(msgspec.json.encode(self._findings), indent=1) + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read what `to_bytes` wrote.
+        """Read what `to_bytes` wrote. The report then has no exhibits, and makes no evidence.
 
         Raises:
             FormatError: malformed.
+
+        Example:
+        >>> TraceReport.from_bytes(report.to_bytes()).guilty == report.guilty
+        True
         """
         with instead_of(
             msgspec.MsgspecError,
@@ -220,7 +255,16 @@ class TraceReport(Secret):
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Self:
-        """Read a report that was saved as JSON."""
+        """Read a report that was saved as JSON, of at most 64 MiB.
+
+        Raises:
+            FormatError: malformed, or the file cannot be read.
+
+        Example:
+        >>> report.save(folder / "report.json")
+        >>> TraceReport.read(folder / "report.json").verdict
+        'guilty'
+        """
         data = read_bounded(path, what="trace report", max_bytes=MAX_REPORT_BYTES)
         return cls.from_bytes(without_mark(data, what=f"trace report {fspath(path)!r}"))
 
@@ -229,14 +273,16 @@ class TraceReport(Secret):
 
         Raises:
             ArgumentError: another ending, or the file exists or cannot be written.
+            MissingExtraError: a picture is wanted, and matplotlib is not installed.
+
+        Example:
+        >>> report.save(folder / "report.json")
+        >>> report.save(folder / "report.png")
+        >>> (folder / "report.png").read_bytes()[1:4]
+        b'PNG'
         """
-        ending = Path(path).suffix.lower()
-        if ending == ".json":
-            write_new_file(path, self.to_bytes())
-        elif ending == ".png":
-            write_new_file(path, self._picture())
-        else:
-            raise ArgumentError(f"`path` must end in .json or .png. Received: path={str(path)!r}")
+        ending = check_ending(path)
+        write_new_file(path, self.to_bytes() if ending == ".json" else self._picture())
 
     def _picture(self) -> bytes:
         buffer = io.BytesIO()
@@ -247,7 +293,8 @@ class TraceReport(Secret):
 
     def _figure(self) -> Any:
         """Scores by rank with the threshold; the guilty are named."""
-        from matplotlib.figure import Figure
+        with needing("plots"):
+            from matplotlib.figure import Figure
 
         findings = self._findings
         figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -282,3 +329,15 @@ class TraceReport(Secret):
         axes.set_title(title, fontsize="medium", parse_math=False)
         axes.legend()
         return figure
+
+
+def check_ending(path: str | PathLike[str]) -> str:
+    """The ending of a report's file: `".json"` or `".png"`.
+
+    Raises:
+        ArgumentError: another.
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in (".json", ".png"):
+        raise ArgumentError(f"`path` must end in .json or .png. Received: path={str(path)!r}")
+    return ending

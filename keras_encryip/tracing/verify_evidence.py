@@ -94,9 +94,17 @@ def verify_evidence(directory: str | os.PathLike[str], *, issuer: bytes | None =
             Without it, the evidence is only shown to be consistent under the key that it
             names itself.
 
+    Returns:
+        `Verified`: what was traced, by whom, and each accused user's p-value.
+
     Raises:
         EvidenceError: a commitment does not fit, or the evidence does not prove guilt.
         SignatureError, FormatError: forged or malformed.
+
+    Example:
+    >>> proved = verify_evidence(folder / "evidence", issuer=authority.issuer)
+    >>> proved.kind, list(proved.p_values), max(proved.p_values.values()) <= 1e-6
+    ('bundle', ['alice'], True)
     """
     return _Case(Path(directory), issuer).verify()
 

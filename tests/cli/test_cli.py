@@ -204,6 +204,67 @@ def test_key_inspect_and_inspect_show_public_facts_only(workplace: Path) -> None
     assert "pets" not in codebook
 
 
+def as_json(*arguments: str | Path, secrets: dict[str, str] = SECRETS) -> Any:
+    """The one document, whose keys are snake_case at every depth."""
+    printed = ok(encryip(*arguments, "--json", secrets=secrets))
+    assert printed.isascii()
+
+    def check(value: Any) -> None:
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, dict | list):
+                check(item)
+        keys = value if isinstance(value, dict) else ()
+        assert all(re.fullmatch(r"[a-z][a-z0-9_]*", key) for key in keys), keys
+
+    document = json.loads(printed)
+    check(document)
+    return document
+
+
+def test_facts_as_json(workplace: Path) -> None:
+    info = as_json("authority", "info", workplace / "a.authority")
+    assert (info["users"], info["revoked"], info["threshold"], info["slots"]) == (2, 1, 2, 256)
+    assert info["models"] == ["pets"]
+    assert [event["number"] for event in info["events"]] == list(range(1, len(info["events"]) + 1))
+    assert info["log"].startswith(f"{len(info['events'])}:")
+    users = as_json("key", "list", workplace / "a.authority")["users"]
+    assert [(u["subject"], u["status"], u["roles"], u["scope"]) for u in users] == [
+        ("alice", "active", ["read", "run"], ["*"]),
+        ("bob", "revoked", ["read", "run"], ["*"]),
+    ]
+    bundle = as_json("key", "inspect", workplace / "alice.keybundle", secrets={})
+    assert (bundle["subject"], bundle["key_id"]) == ("alice", users[0]["key_id"])
+    assert (bundle["issuer"], bundle["made_to"]) == (info["issuer"], None)
+    codebook = as_json("inspect", workplace / "codebook.json", secrets={})
+    assert codebook["issuer"] == info["issuer"]
+    assert (codebook["classes"], codebook["confused_labels"], codebook["locked"]) == (3, 12, False)
+    assert codebook["key_file"] is None
+
+
+@pytest.mark.parametrize(
+    ("what", "values"),
+    [
+        ("names", ["eel", "cat", "dog"]),
+        ("labels", [2, 0, 1]),
+        ("probabilities", [[0.25, 0, 0.75], [0.75, 0.25, 0], [0, 0.75, 0.25]]),
+    ],
+)
+def test_decoded_as_json(workplace: Path, what: str, values: list[Any]) -> None:
+    paths = (workplace / name for name in ("codebook.json", "alice.keybundle", "confused.npy"))
+    assert as_json("decode", *paths, "--what", what) == {
+        "model": "pets",
+        "class_names": NAMES,
+        what: values,
+    }
+
+
+def test_an_error_is_no_json(workplace: Path) -> None:
+    failed = encryip("inspect", workplace / "confused.npy", "--json")
+    assert failed.returncode == 1
+    assert failed.stdout == ""
+    assert failed.stderr.startswith("Error: ")
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -217,7 +278,7 @@ def test_key_inspect_and_inspect_show_public_facts_only(workplace: Path) -> None
         (("key", "revoke", "a.authority", "nobody"), "There is no user 'nobody'"),
         (("verify", "."), "Cannot read the manifest"),
         (("inspect", "confused.npy"), "codebook is malformed"),
-        (("export", "a.authority", "none.keras", "out"), "Cannot load"),
+        (("export", "a.authority", "none.keras", "out"), "Cannot read the model"),
     ],
     ids=["create", "slots", "info", "issue", "revoke", "verify", "inspect", "export"],
 )
@@ -230,13 +291,10 @@ def test_clear_failures(workplace: Path, command: tuple[str, ...], message: str)
     assert not (workplace / "x.keybundle").exists()
 
 
-def test_passphrase_from_file_and_prompt(workplace: Path, tmp_path: Path) -> None:
+def test_passphrase_from_file(workplace: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("owner\n")
     option = ("--authority-passphrase-file", tmp_path / "secret")
     assert "alice" in ok(encryip("key", "list", workplace / "a.authority", *option, secrets={}))
-    prompted = encryip("key", "list", workplace / "a.authority", stdin="owner\n", secrets={})
-    assert "alice" in ok(prompted)
-    assert "owner" not in prompted.stdout + prompted.stderr
 
 
 def test_seal_and_unseal(workplace: Path, tmp_path: Path) -> None:
@@ -272,6 +330,10 @@ def test_export_a_saved_model_and_verify(shipped: Any, tmp_path: Path) -> None:
     assert "Exported" in ok(exported)
     verified = ok(encryip("verify", tmp_path / "served" / "2"))
     assert "whole and unchanged" in verified
+    facts = as_json("verify", tmp_path / "served" / "2")
+    assert facts["issuer"] == shipped.authority.issuer.hex()
+    assert facts["issuer_expected"] is False
+    assert f"{facts['files']} files" in verified
     bundle = shipped.bundles["alice"]
     assert "your key bundle" in ok(encryip("verify", tmp_path / "served" / "2", "--bundle", bundle))
     (tmp_path / "served" / "2" / "extra").write_text("x")
@@ -288,6 +350,6 @@ def test_owner_commands_without_their_extra_say_what_to_install(tmp_path: Path) 
         text=True,
     )
     assert finished.returncode == 1
-    assert "pip install 'keras_encryip[owner,plots]'" in finished.stderr
+    assert 'pip install "keras_encryip[owner,plots]"' in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "out").exists()

@@ -182,13 +182,6 @@ def test_there_is_no_other_role(place: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "otto.keybundle").exists()
 
 
-def test_a_new_pair_asks_for_its_passphrase_twice(tmp_path: Path) -> None:
-    made = user("key", "new", tmp_path / "carol", stdin="my own words\nmy own words\n")
-    assert "Passphrase of the new private key" in made.stderr
-    assert "my own words" not in ok(made) + made.stderr
-    assert {p.name for p in tmp_path.iterdir()} == {"carol.private.pem", "carol.public.pem"}
-
-
 def test_decode_with_a_private_key(place: Path) -> None:
     own = ("--private-key", place / "alice.private.pem")
     assert ok(decode(place, "alice", *own, **USER)).split() == ["eel", "cat", "dog"]

@@ -103,6 +103,11 @@ def test_a_bundle_is_traced_saved_and_verified(shop: Path, tmp_path: Path) -> No
     issuer = (shop / "issuer").read_text()
     shown = ok(encryip("verify-evidence", evidence, "--issuer", issuer))
     assert shown.startswith("guilty: ann, bundle, p = ")
+    facts = loads(ok(encryip("verify-evidence", evidence, "--issuer", issuer, "--json")))
+    ((name, p_value),) = (each.values() for each in facts["guilty"])
+    assert (name, facts["kind"], facts["issuer"]) == ("ann", "bundle", issuer)
+    assert p_value <= 1e-6
+    assert facts["issuer_expected"] is True
     assert "pass --bundle or --issuer" in ok(encryip("verify-evidence", evidence))
     refused = encryip("verify-evidence", evidence, "--issuer", "00" * 32)
     assert refused.returncode == 1
@@ -147,6 +152,11 @@ def test_a_raw_key_and_a_table_are_traced(shop: Path, tmp_path: Path) -> None:
     (tmp_path / "key.txt").write_text(key.secret_bytes().hex() + "\n")
     found = ok(encryip("trace", "key", shop / "a.authority", tmp_path / "key.txt"))
     assert "key: guilty: ben" in found
+    key = ("trace", "key", shop / "a.authority", tmp_path / "key.txt", "--json")
+    facts = loads(ok(encryip(*key)))
+    assert (facts["verdict"], facts["guilty"], facts["identified"]) == ("guilty", ["ben"], [])
+    assert facts["suspects"][0]["subject"] == "ben"
+    assert facts["evidence"]["on_the_owner_s_polynomial"] == "reading"
     decoder = ke.Decoder.open(shop / "digits" / "1", shop / "ben.keybundle", "user")
     np.save(tmp_path / "table.npy", decoder.secret_table())
     command = ("trace", "key", shop / "a.authority", tmp_path / "table.npy")

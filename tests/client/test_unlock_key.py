@@ -337,8 +337,12 @@ def test_unlock_says_why_not(
 
 def test_inspect_says_that_a_folder_is_locked(world: Any, locked: tuple[Path, bytes]) -> None:
     done = encryip("inspect", locked[0])
-    assert b"yes, key file /run/secrets/encryip/digits.key" in done.stdout
-    assert b"locked" not in encryip("inspect", world.model).stdout
+    shown = done.stdout.decode().splitlines()
+    assert "locked           yes" in shown
+    assert "key file         /run/secrets/encryip/digits.key" in shown
+    plain = encryip("inspect", world.model).stdout.decode()
+    assert "locked           no" in plain.splitlines()
+    assert "key file" not in plain
     path = locked[0] / ASSETS / FILE_NAME
     path.write_bytes(path.read_bytes().replace(b"digits.key", b"forged.key"))
     assert encryip("inspect", locked[0]).returncode == 1

@@ -36,8 +36,7 @@ def put(folder: Path, name: str) -> None:
 
 @pytest.fixture
 def own(shipped: Any, tmp_path: Path) -> Any:
-    shutil.copy(shipped.url.removeprefix("sqlite:///"), tmp_path / "a.authority")
-    with ke.Authority.open(tmp_path / "a.authority", shipped.passphrase) as opened:
+    with shipped.own_authority(tmp_path) as opened:
         yield opened
 
 

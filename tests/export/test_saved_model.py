@@ -24,6 +24,7 @@ from keras_encryip.errors import (
     LockedModelError,
     RevokedKeyError,
 )
+from keras_encryip.export import rotate
 from keras_encryip.export import saved_model as export
 from keras_encryip.formats.version_folder import ASSETS, read_codebook
 
@@ -321,6 +322,38 @@ def test_refuses_existing_folders(shipped: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match=r"Cannot write .*file/1': Not a directory"):
         ke.export_saved_model(shipped.model, tmp_path / "file" / "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "served"),
+    [
+        *[("0", True), ("1", True), ("20261231", True), (str((1 << 63) - 1), True)],
+        *[("v1", False), ("1.0", False), ("-1", False), ("01", False), (str(1 << 63), False)],
+    ],
+)
+@pytest.mark.parametrize("rotated", [False, True], ids=["export", "rotate"])
+def test_names_that_tf_serving_passes_over(
+    rotated: bool, name: str, served: bool, shipped: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise ExportError("far enough")
+
+    def write() -> None:
+        if rotated:
+            ke.rotate_codebook(shipped.exported, target, authority=shipped.authority)
+        else:
+            ke.export_saved_model(shipped.model, target)
+
+    monkeypatch.setattr(export, "check_spread", stop)
+    monkeypatch.setattr(rotate, "verify_export", stop)
+    target = tmp_path / name
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(ExportError, match="far enough"):
+            write()
+    said = [f"{w.filename}: {w.message}" for w in caught if w.category is UserWarning]
+    expected = f"{__file__}: TF Serving finds no version in {str(target)!r}: "
+    assert [text.startswith(expected) for text in said] == ([] if served else [True])
 
 
 def test_refuses_other_models(shipped: Any, new_classifier: Any, tmp_path: Path) -> None:

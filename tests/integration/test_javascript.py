@@ -276,7 +276,7 @@ def test_the_example_in_the_docs_runs(
     tmp_path: Path, served: Any, server: Any, digits: Any
 ) -> None:
     """As a package, with the files where the example has them."""
-    docs = (CLIENT.parents[1] / "docs" / "javascript.md").read_text("utf-8")
+    docs = (CLIENT.parents[1] / "docs" / "guides" / "javascript.md").read_text("utf-8")
     example, _ = re.findall(r"<!-- tested -->\n```js\n(.*?)```", docs, re.DOTALL)
     (tmp_path / "example.mjs").write_text(example, "utf-8")
     (tmp_path / "node_modules").mkdir()
@@ -310,7 +310,7 @@ def test_the_example_in_the_docs_runs(
 
 
 def test_the_example_of_a_private_key_runs(tmp_path: Path, served: Any) -> None:
-    docs = (CLIENT.parents[1] / "docs" / "javascript.md").read_text("utf-8")
+    docs = (CLIENT.parents[1] / "docs" / "guides" / "javascript.md").read_text("utf-8")
     _, example = re.findall(r"<!-- tested -->\n```js\n(.*?)```", docs, re.DOTALL)
     (tmp_path / "example.mjs").write_text(example, "utf-8")
     (tmp_path / "node_modules").mkdir()

@@ -107,18 +107,6 @@ def test_a_graft_keeps_the_heads_numbers() -> None:
 # --- what is known of a classifier -------------------------------------------------
 
 
-def test_who_looks_trained() -> None:
-    classifier = sequential(layers.Dense(K, **SOFTMAX))
-    assert not graft(classifier).is_trained
-    classifier.layers[-1].bias.assign(np.eye(K)[0])
-    assert graft(classifier).is_trained, "its bias moved"
-    classifier = sequential(layers.Dense(K, use_bias=False, **SOFTMAX))
-    classifier.compile("sgd", "sparse_categorical_crossentropy")
-    assert not graft(classifier).is_trained
-    classifier.fit(IMAGES, np.zeros(len(IMAGES)), verbose=0)
-    assert graft(classifier).is_trained, "its optimizer stepped"
-
-
 def test_who_rounds() -> None:
     head = layers.Dense(K, dtype="float32", **SOFTMAX)
     assert not graft(flat(head)).is_rounded

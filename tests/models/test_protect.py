@@ -42,36 +42,24 @@ def test_unbuilt_sequential_is_built_by_fit(shared_authority: ke.Authority) -> N
     np.testing.assert_allclose(model.decode(confused), expected, atol=2e-6)
 
 
-def test_teacher_is_the_trained_classifier_by_default(
+def test_a_teacher_is_asked_for(
     trained_classifier: keras.Model, new_classifier: Any, shared_authority: ke.Authority
 ) -> None:
-    def protect(classifier: keras.Model, **options: Any) -> ke.ProtectedModel:
+    def teacher(classifier: keras.Model, **options: Any) -> Any:
         options = {"homophones": 2, "trace_labels": 0, **options}
-        return ke.protect(classifier, shared_authority, name="digits", **options)
+        model = ke.protect(classifier, shared_authority, name="digits", **options)
+        return model._secrets.teacher
 
     x = X[:4]
     expected = trained_classifier.predict(x, verbose=0)
-    trained, other = protect(trained_classifier), protect(new_classifier(), teacher=True)
-    np.testing.assert_allclose(trained._secrets.teacher.probabilities(x), expected, atol=1e-6)
-    assert np.abs(np.asarray(other._secrets.teacher.probabilities(x)) - expected).max() > 0.1
-    other = protect(new_classifier(), teacher=trained_classifier)
-    np.testing.assert_allclose(other._secrets.teacher.probabilities(x), expected, atol=1e-6)
-    fresh, declined = protect(new_classifier()), protect(trained_classifier, teacher=False)
-    assert fresh._secrets.teacher is declined._secrets.teacher is None
-    weights = {model.confusion_weight for model in (trained, other, fresh, declined)}
-    assert weights == {0.1}, "whoever teaches"
-
-
-def test_steps_of_the_optimizer_show_that_a_classifier_is_trained(
-    shared_authority: ke.Authority,
-) -> None:
-    """Without a bias to look at."""
-    classifier = sequential(layers.Dense(K, activation="softmax", use_bias=False))
-    options = {"homophones": 2, "trace_labels": 0, "name": "no-bias"}
-    assert ke.protect(classifier, shared_authority, **options)._secrets.teacher is None
-    classifier.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
-    classifier.fit(X, Y, verbose=0)
-    assert ke.protect(classifier, shared_authority, **options)._secrets.teacher is not None
+    assert teacher(trained_classifier) is None
+    assert teacher(new_classifier(), teacher=False) is None
+    own = teacher(trained_classifier, teacher=True).probabilities(x)
+    np.testing.assert_allclose(own, expected, atol=1e-6)
+    own = teacher(new_classifier(), teacher=True).probabilities(x)
+    assert np.abs(np.asarray(own) - expected).max() > 0.1
+    other = teacher(new_classifier(), teacher=trained_classifier).probabilities(x)
+    np.testing.assert_allclose(other, expected, atol=1e-6)
 
 
 def test_head_starts_as_copies(new_classifier: Any, shared_authority: ke.Authority) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_encryip as ke
+from keras_encryip.models.losses import Distillation
 
 layers = keras.layers
 ROWS, STEPS = 96, 4
@@ -76,50 +78,64 @@ def flat(model: ke.ProtectedModel) -> None:
     head.bias.assign(np.zeros(head.bias.shape))
 
 
-def first_loss(model: ke.ProtectedModel, digits: Any) -> float:
+def first_logs(model: ke.ProtectedModel, digits: Any) -> dict[str, float]:
+    """What the first epoch shows, of a model that stays as it is."""
     model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
     history = model.fit(digits.x[:ROWS], digits.y[:ROWS], batch_size=BATCH, verbose=0).history
-    return history["loss"][0]
+    return {name: values[0] for name, values in history.items()}
 
 
 LOG_K, LOG_N = np.log(10), np.log(48)
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        # Own loss log K: each class has 4 of 48 labels, and a tenth of the 8 trace labels.
-        pytest.param({}, LOG_K + 0.1 * LOG_N, id="defaults"),
-        pytest.param({"confusion_weight": 0.0}, LOG_K, id="no-confusion"),
-        pytest.param({"confusion_weight": 3.0}, LOG_K + 3 * LOG_N, id="confusion-3"),
-        pytest.param(
-            {"teacher": True, "teacher_weight": 1.0}, 0.1 * LOG_N, id="teacher-agrees-weight-1"
-        ),
-        pytest.param(
-            {"teacher": True, "teacher_weight": 0.25}, 0.75 * LOG_K + 0.1 * LOG_N, id="teacher-0.25"
-        ),
-    ],
-)
-def test_terms_of_the_loss(
+# Own loss log K: each class has 4 of 48 labels, and a tenth of the 8 trace labels.
+CONFUSION = {"confusion_loss": LOG_N}
+TEACHER = {"teacher_loss": 0.0}
+TERMS = {
+    "defaults": ({}, CONFUSION),
+    "no-confusion": ({"confusion_weight": 0.0}, {}),
+    "confusion-3": ({"confusion_weight": 3.0}, CONFUSION),
+    "teacher": ({"teacher": True}, CONFUSION | TEACHER),
+    "teacher-alone": ({"teacher": True, "confusion_weight": 0.0}, TEACHER),
+    "one-homophone": ({"homophones": 1, "trace_labels": 0}, {}),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), TERMS.values(), ids=TERMS)
+def test_the_loss_is_the_own_one_and_terms_are_shown_apart(
     options: dict[str, Any],
-    expected: float,
+    expected: dict[str, float],
     new_classifier: Any,
     digits: Any,
     shared_authority: ke.Authority,
 ) -> None:
-    """A teacher with zero weights agrees with flat outputs. Trace labels add nothing."""
+    """Before their weights. A teacher with zero weights agrees with flat outputs."""
     options = {"homophones": 4, "trace_labels": 8, **options}
     classifier = new_classifier(kernel_initializer="zeros")
     model = ke.protect(classifier, shared_authority, name="terms", **options)
-    assert model.num_labels == 48
     flat(model)
-    assert first_loss(model, digits) == pytest.approx(expected, rel=1e-5)
+    logs = first_logs(model, digits)
+    assert logs == pytest.approx({"loss": LOG_K, **expected}, rel=1e-5, abs=1e-6)
 
 
-def test_regularisation_is_not_weighed_with_the_teacher(
-    digits: Any, shared_authority: ke.Authority
+def step_by(model: ke.ProtectedModel, x: Any, y: Any) -> list[np.ndarray]:
+    """How one step of SGD with the learning rate 1 moves the weights."""
+    model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
+    before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    model.train_on_batch(x, y)
+    after = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    return [b - a for b, a in zip(before, after, strict=True)]
+
+
+@pytest.mark.parametrize("teacher_weight", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("confusion_weight", [0.0, 3.0])
+def test_the_step_is_that_of_the_weighted_sum(
+    teacher_weight: float, confusion_weight: float, digits: Any, shared_authority: ke.Authority
 ) -> None:
-    """Only the own loss gives way to the teacher; the kernel of ones costs 0.01 · 640."""
+    """Penalties count in full, whatever the teacher's weight: 0.01 for each weight of the kernel.
+
+    The sum is (1 − κ)·own loss + penalties + κ·distillation + confusion.
+    """
     classifier = keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -127,14 +143,33 @@ def test_regularisation_is_not_weighed_with_the_teacher(
             layers.Dense(
                 10, kernel_initializer="ones", kernel_regularizer=keras.regularizers.L1(0.01)
             ),
-            layers.Dense(10, kernel_initializer="zeros"),
+            layers.Dense(10),
         ]
     )
-    options = {"homophones": 4, "trace_labels": 8, "teacher": True, "teacher_weight": 0.5}
-    model = ke.protect(classifier, shared_authority, name="terms", **options)
-    flat(model)
-    expected = 0.5 * LOG_K + 0.1 * LOG_N + 6.4
-    assert first_loss(model, digits) == pytest.approx(expected, rel=1e-5)
+    model = ke.protect(
+        classifier, shared_authority, name="terms", homophones=4, trace_labels=8, teacher=True,
+        teacher_weight=teacher_weight, confusion_weight=confusion_weight,
+    )  # fmt: skip
+    x, y = digits.x[:BATCH], digits.y[:BATCH]
+    model.adapt(x, y)
+    random = np.random.default_rng(0).normal(0, 0.1, model.confused_labels.kernel.shape)
+    model.confused_labels.kernel.assign(random)
+    secrets, seed = model._unlocked(), model._seed_generator.state.numpy()
+    with tf.GradientTape() as tape:
+        scores = model.confused_labels.logits(model.backbone(x, training=True))
+        decoded = keras.ops.softmax(secrets.class_scores(scores))
+        data_loss = keras.losses.SparseCategoricalCrossentropy()(y, decoded)
+        taught = Distillation(2.0)(secrets.teacher.probabilities(x), decoded)
+        targets = secrets.targets(x, keras.ops.cast(y, "int32"), model._seed_generator)
+        confusion = ke.ConfusedLabelCrossentropy()(targets, scores)
+        total = (
+            (1 - teacher_weight) * data_loss + sum(model.losses)
+            + teacher_weight * taught + confusion_weight * confusion
+        )  # fmt: skip
+    expected = tape.gradient(total, [v.value for v in model.trainable_variables])
+    model._seed_generator.state.assign(seed)
+    for step, slope in zip(step_by(model, x, y), expected, strict=True):
+        np.testing.assert_allclose(step, slope, atol=2e-5)
 
 
 def test_distillation_pulls_towards_the_teacher(
@@ -190,7 +225,8 @@ with strategy.scope():
     head.kernel.assign(np.zeros(head.kernel.shape))
     head.bias.assign(np.zeros(head.bias.shape))
     model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
-    results["first"] = model.fit(x, y, batch_size=24, verbose=0).history["loss"][0]
+    history = model.fit(x, y, batch_size=24, verbose=0).history
+    results["first"] = {name: values[0] for name, values in history.items()}
     adam = keras.optimizers.Adam(0.01)
     model.compile(adam, "sparse_categorical_crossentropy", metrics=["accuracy"])
 data = tf.data.Dataset.from_tensor_slices((x, y)).batch(20)
@@ -219,8 +255,8 @@ def test_two_replicas(digits: Any, tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     results = json.loads(finished.stdout)
     assert results["replicas"] == 2
-    expected = 0.5 * LOG_K + 0.1 * LOG_N + 6.4
-    assert results["first"] == pytest.approx(expected, rel=1e-5)
+    expected = {"loss": LOG_K + 6.4, "confusion_loss": LOG_N, "teacher_loss": 0}
+    assert results["first"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert results["losses"][-1] < results["losses"][0]
     assert results["evaluated"]["accuracy"] == pytest.approx(results["accuracy"])
     assert results["evaluated"]["loss"] == pytest.approx(results["loss"], rel=1e-5)

@@ -80,7 +80,7 @@ class ServingClient(Secret):
 
     Raises:
         ArgumentError: an argument is wrong.
-        ServiceError: httpx (REST) or tensorflow-serving-api (gRPC) is not installed.
+        MissingExtraError: httpx (REST) or tensorflow-serving-api (gRPC) is not installed.
 
     Example:
     >>> with ServingClient(url, model="digits", decoder=decoder) as client:
@@ -170,6 +170,14 @@ class ServingClient(Secret):
             ServiceError: the server cannot be reached, refuses, or answers with something else
                 than this model's outputs. The message quotes it.
             SignatureError: an encrypted response was changed, or is of another version.
+            WrongModelError: the server's version is another than the decoder's.
+            ArgumentError: x is no such array.
+
+        Example:
+        >>> with ServingClient(url, model="digits", decoder=decoder) as client:
+        ...     decoded = client.predict(images)
+        >>> decoded.shape, decoded.dtype, decoded.argmax(1).tolist()
+        ((3, 10), dtype('float32'), [7, 2, 1])
         """
         decoded = [self._decode(batch) for batch in self._batches(x)]
         if len({rows.shape[1:] for rows in decoded}) > 1:
@@ -177,12 +185,24 @@ class ServingClient(Secret):
         return np.concatenate(decoded)
 
     def labels(self, x: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
-        """The most probable class: int64 `[n, ...]`. Otherwise like `predict`."""
+        """The most probable class: int64 `[n, ...]`, 0 … K−1. Otherwise like `predict`.
+
+        Example:
+        >>> with ServingClient(url, model="digits", decoder=decoder) as client:
+        ...     client.labels(images)
+        array([7, 2, 1])
+        """
         labels: np.ndarray = self.predict(x).argmax(-1)
         return labels
 
     def names(self, x: np.ndarray | Mapping[str, np.ndarray]) -> list[Any]:
-        """The names of `labels(x)`, as a list nested like its axes."""
+        """The names of `labels(x)`, as a list nested like its axes. Otherwise like `predict`.
+
+        Example:
+        >>> with ServingClient(url, model="digits", decoder=decoder) as client:
+        ...     client.names(images)
+        ['seven', 'two', 'one']
+        """
         names: list[Any] = np.array(self._decoder.class_names, object)[self.labels(x)].tolist()
         return names
 
@@ -192,6 +212,13 @@ class ServingClient(Secret):
         Raises:
             ServiceError: as in `predict`; an export with encrypted responses has no such signature.
             WrongModelError: the server's version is another than the decoder's.
+            ArgumentError: as in `predict`.
+
+        Example:
+        >>> with ServingClient(url, model="digits", decoder=decoder) as client:
+        ...     classes = client.decrypt(images)
+        >>> classes.shape, classes.dtype
+        ((3,), dtype('int64'))
         """
         classes = []
         for batch, size in self._batches(x):
@@ -202,7 +229,15 @@ class ServingClient(Secret):
         return np.concatenate(classes)
 
     def close(self) -> None:
-        """Close the connections. The client cannot be used any more."""
+        """Close the connections. The client cannot be used any more.
+
+        Example:
+        >>> client = ServingClient(url, model="digits", decoder=decoder)
+        >>> client.close()
+        >>> client.predict(images)
+        Traceback (most recent call last):
+        keras_encryip.errors.ServiceError: This client is closed.
+        """
         self._closed = True
         self._transport.close()
 

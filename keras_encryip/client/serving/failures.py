@@ -61,10 +61,3 @@ def untrusted(detail: str) -> ServiceError:
         "that signed the server's, the host in `url` be a name in the server's, and `certificate` "
         "be given if the server asks for one."
     )
-
-
-def missing(package: str) -> ServiceError:
-    return ServiceError(
-        f"Asking this model server needs the package {package}. "
-        'Install it with: pip install "keras_encryip[serving]"'
-    )

@@ -9,13 +9,19 @@ import numpy as np
 
 from keras_encryip.client.serving.failures import (
     PassingError,
-    missing,
     too_large,
     too_late,
     untrusted,
 )
 from keras_encryip.client.serving.wire import takes_too_much
-from keras_encryip.errors import EncryipError, ServiceError, instead_of, printable
+from keras_encryip.errors import (
+    DAMAGED,
+    EncryipError,
+    ServiceError,
+    instead_of,
+    needing,
+    printable,
+)
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.formats.responses import OUTPUTS
 
@@ -47,11 +53,10 @@ class GrpcTransport:
         max_answer_bytes: int,
         **_: Any,
     ) -> None:
-        with instead_of(ModuleNotFoundError, raises=lambda _: missing("tensorflow-serving-api")):
+        with needing("serving"):
             import grpc
-            from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
             from tensorflow_serving.apis import predict_pb2
-        self._grpc, self._messages, self._undecodable = grpc, predict_pb2, DecodeError
+        self._grpc, self._messages = grpc, predict_pb2
         self._url = address.geturl()
         self._model, self._version = model, version
         self._timeout = timeout
@@ -87,7 +92,7 @@ class GrpcTransport:
         # Its bytes first: what the server lists in two bytes may take a hundred as an object.
         if takes_too_much(answer):
             raise _no_answer()
-        with instead_of(self._undecodable, raises=lambda _: _no_answer()):
+        with instead_of(*DAMAGED, raises=lambda _: _no_answer()):
             response = self._messages.PredictResponse.FromString(answer)
         return self._parse(response)
 

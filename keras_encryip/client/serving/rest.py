@@ -14,7 +14,6 @@ from keras_encryip.client.serving.failures import (
     LateError,
     PassingError,
     UntrustedError,
-    missing,
     too_large,
     too_late,
     untrusted,
@@ -24,6 +23,7 @@ from keras_encryip.errors import (
     FormatError,
     ServiceError,
     instead_of,
+    needing,
     printable,
     reason,
 )
@@ -67,7 +67,8 @@ class RestConnection:
         tls: whom to trust, instead of the system's roots.
 
     Raises:
-        ServiceError: httpx is not installed, or cannot use the environment's proxies.
+        MissingExtraError: httpx is not installed.
+        ServiceError: httpx cannot use the environment's proxies.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class RestConnection:
         headers: dict[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        with instead_of(ModuleNotFoundError, raises=lambda _: missing("httpx")):
+        with needing("serving"):
             import httpx
         self._httpx = httpx
         self._url = url

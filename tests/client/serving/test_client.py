@@ -86,7 +86,9 @@ def encrypted(
     request: pytest.FixtureRequest, shipped: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     base_path = tmp_path_factory.mktemp("hosted") / "digits"
-    ke.export_saved_model(shipped.copy(), base_path / "1", responses="encrypted")
+    with shipped.own_authority(base_path.parent) as authority:
+        model = shipped.copy(unlock=False).unlock(authority=authority)
+        ke.export_saved_model(model, base_path / "1", responses="encrypted")
     with run_server(request.param, base_path) as found:
         yield found
 
@@ -258,8 +260,8 @@ def test_the_documented_python(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
-    section = text.split("## The client")[1].split("## Encrypted responses")[0]
+    page = Path(__file__).parents[3] / "docs" / "guides" / "application.md"
+    section = page.read_text(encoding="utf-8").split("## The client")[1]
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(blocks) == 2
     (tmp_path / "served").symlink_to(shipped.folder)
