@@ -1,5 +1,6 @@
 """Pages and figures that code, tests and pages name exist, and every public name has an entry."""
 
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ CODE = [
     for path in (ROOT / folder).rglob("*")
     if path.suffix in {".py", ".c", ".ts"}
 ]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 LINK = re.compile(r"\]\(([^)\s:#\"]+)(?:#[^)\s]*)?\)")
 
@@ -58,3 +60,10 @@ def test_prose_has_at_most_100_columns() -> None:
             ):
                 long.append((page.name, line))
     assert long == []
+
+
+def test_tutorials_are_kept_without_outputs() -> None:
+    notebooks = [json.loads(path.read_text(encoding="utf-8")) for path in TUTORIALS]
+    code = [each for book in notebooks for each in book["cells"] if each["cell_type"] == "code"]
+    assert len(code) > 40
+    assert [each["source"] for each in code if each["outputs"] or each["execution_count"]] == []

@@ -28,7 +28,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_page_is_there(site: Path) -> None:
-    for page in (ROOT / "docs").rglob("*.md"):
+    pages = [each for end in ("md", "ipynb") for each in (ROOT / "docs").rglob(f"*.{end}")]
+    assert len(pages) > 20
+    for page in pages:
         assert (site / page.relative_to(ROOT / "docs").with_suffix("") / "index.html").is_file()
 
 
