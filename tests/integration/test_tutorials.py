@@ -6,10 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-
-from docs.notebooks import as_markdown, execute
 
 pytestmark = pytest.mark.integration
 
@@ -47,6 +44,10 @@ PRINTED = {
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(TUTORIALS.glob("*.ipynb"))])
 def test_tutorial_runs(name: str) -> None:
+    import nbformat  # of the extra `docs`, which other tests do without
+
+    from docs.notebooks import as_markdown, execute
+
     notebook = nbformat.read(TUTORIALS / f"{name}.ipynb", as_version=4)
     execute(notebook)
     page = as_markdown(notebook)
@@ -72,6 +73,8 @@ Markdown("| a |\\n|---|\\n| **b** |")
 
 @pytest.mark.parametrize("execute_tutorials", ["true", "false"])
 def test_pages_show_outputs_where_asked(execute_tutorials: str, tmp_path: Path) -> None:
+    import nbformat
+
     new = nbformat.v4
     cells = [new.new_markdown_cell("# Title\n\nText.")]
     cells += [new.new_code_cell(each.strip()) for each in CELLS.split("---\n")]
