@@ -127,6 +127,7 @@ def test_the_text_says_what_was_found_and_how() -> None:
 def test_the_text_is_the_same_in_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
     text = str(GUILTY)
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as ipykernel does
     assert str(GUILTY) == text
 
 
