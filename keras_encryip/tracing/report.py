@@ -212,7 +212,7 @@ class TraceReport(Secret):
 
     def __str__(self) -> str:
         file = io.StringIO()
-        console = Console(file=file, width=100, no_color=True)
+        console = Console(file=file, width=100, color_system=None, force_jupyter=False)
         console.print(self.table())
         for name, value in self._findings.evidence.items():
             if isinstance(value, (str, int, float)):

@@ -124,6 +124,13 @@ def test_the_text_says_what_was_found_and_how() -> None:
     assert "\x1b" not in text
 
 
+def test_the_text_is_the_same_in_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = str(GUILTY)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as ipykernel does
+    assert str(GUILTY) == text
+
+
 def test_an_inconclusive_text_accuses_nobody() -> None:
     text = str(INCONCLUSIVE)
     assert "'digits': inconclusive" in text
