@@ -1,6 +1,6 @@
 """Draws the pictures of README and docs/concepts.md: `python docs/figures/draw.py`.
 
-`confused-labels.png` is what `encryip demo` leaves, made anew in about a minute: keys are drawn
+`confused-labels.png` is `all-answers.png` of `encryip demo`, made anew in about a minute: keys are drawn
 at random, so its columns lie elsewhere each time. The others show no data.
 """
 
@@ -205,8 +205,8 @@ def main() -> None:
         name = draw.__name__.replace("_", "-")
         draw().savefig(HERE / f"{name}.png", dpi=120, metadata={"Software": None})
     with tempfile.TemporaryDirectory() as folder:
-        run_demo(Path(folder) / "demo", Console(file=io.StringIO()))
-        shutil.copy(Path(folder) / "demo" / "confused-labels.png", HERE)
+        run_demo(Path(folder), Path(folder), Console(file=io.StringIO()))
+        shutil.copy(Path(folder) / "all-answers.png", HERE / "confused-labels.png")
 
 
 if __name__ == "__main__":
