@@ -61,7 +61,7 @@ def draw_all_answers(
     figure = Figure(figsize=SIZE, layout="constrained")
     upper, lower = figure.subplots(2, 1)
     for axes, shown, title in (
-        (upper, counts, "What the host sees: labels in their numbering"),
+        (upper, counts, "Labels in the numbering that the host sees"),
         (lower, counts[:, order], "What the owner knows: grouped by class, trace labels last"),
     ):
         rows, columns = np.nonzero(shown)
