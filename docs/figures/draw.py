@@ -1,6 +1,6 @@
 """Draws the pictures of README and docs/concepts.md: `python docs/figures/draw.py`.
 
-`confused-labels.png` is `all-answers.png` of `encryip demo`, made anew in about a minute: keys are drawn
+`confused-labels.png` is `all-answers.png` of `encryip demo`, made anew in a minute: keys are drawn
 at random, so its columns lie elsewhere each time. The others show no data.
 """
 
