@@ -196,7 +196,10 @@ class ProtectedModel(Lockable):
         Outside of a training step, `y_pred` are the confused labels that the model gave for `x`.
 
         Args:
-            x, y, y_pred, sample_weight: of n samples; `y_pred` is `(n, N)`.
+            x: n samples.
+            y: their labels.
+            y_pred: what the model gave for them, `(n, N)`.
+            sample_weight: one number a sample.
             training: whether the terms of training count.
 
         Returns:
