@@ -281,7 +281,8 @@ class X25519PrivateKey(Secret):
         Args:
             encapsulated: the encapsulated key, 32 bytes.
             sealed: ciphertext ‖ tag.
-            info, associated_data: as they were for `seal`.
+            info: as it was for `seal`.
+            associated_data: as it was for `seal`.
 
         Returns:
             The plaintext, 16 bytes shorter than `sealed`.

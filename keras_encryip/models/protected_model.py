@@ -193,10 +193,11 @@ class ProtectedModel(Lockable):
     ) -> Any:
         """The user's loss of decoded probabilities; in training, its gradient is that of all terms.
 
-        Outside of a training step, `y_pred` are the confused labels that the model gave for `x`.
-
         Args:
-            x, y, y_pred, sample_weight: of n samples; `y_pred` is `(n, N)`.
+            x: n samples.
+            y: their labels.
+            y_pred: outside of a training step, the confused labels given for `x`, `(n, N)`.
+            sample_weight: one number a sample.
             training: whether the terms of training count.
 
         Returns:
