@@ -37,7 +37,7 @@ def protect(
     trace_labels: int | None = None,
     strategy: str = AUTOMATIC,
     copies: int = 2,
-    teacher: keras.Model | bool = False,
+    teacher: keras.Model | bool | None = None,
     confusion_weight: float = 0.1,
     teacher_weight: float = 0.7,
     temperature: float = 2.0,
@@ -64,8 +64,8 @@ def protect(
         strategy: a key of `homophones.STRATEGIES`: `"clustered"` (homophones follow the inputs)
             or `"random"`; by default the first that suits the inputs and labels.
         copies: homophones per cluster, drawn at random.
-        teacher: what to distil from: `True` for the classifier as it is now, or another trained
-            classifier. It holds the model to its own accuracy: for classifiers that are trained
+        teacher: what to distil from, by default nothing: `True` for the classifier as it is now,
+            or another trained classifier. It holds the model to its own accuracy: for classifiers that are trained
             to their end.
         confusion_weight: ≥ 0, of the term that sets homophones apart.
         teacher_weight: κ, the share of distillation in the loss, 0 … 1.
@@ -230,8 +230,10 @@ def _metadata(
         return msgspec.json.decode(canonical_json(metadata), type=ModelMetadata)
 
 
-def _teacher(teacher: keras.Model | bool, parts: Graft) -> Teacher | None:
+def _teacher(teacher: keras.Model | bool | None, parts: Graft) -> Teacher | None:
     """What to distil from, by `protect`'s argument."""
     if teacher is True:
         return teacher_of(parts, parts.head.num_classes)
-    return None if teacher is False else as_teacher(teacher, parts.head.num_classes)
+    return (
+        None if teacher is False or teacher is None else as_teacher(teacher, parts.head.num_classes)
+    )
