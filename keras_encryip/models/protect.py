@@ -65,8 +65,8 @@ def protect(
             or `"random"`; by default the first that suits the inputs and labels.
         copies: homophones per cluster, drawn at random.
         teacher: what to distil from, by default nothing: `True` for the classifier as it is now,
-            or another trained classifier. It holds the model to its own accuracy: for classifiers that are trained
-            to their end.
+            or another trained classifier. It holds the model to its own accuracy: for classifiers
+            that are trained to their end.
         confusion_weight: ≥ 0, of the term that sets homophones apart.
         teacher_weight: κ, the share of distillation in the loss, 0 … 1.
         temperature: τ of the distillation, > 0.
