@@ -10,6 +10,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 from tests.randomness import drawn_again  # before anything that draws is imported
 
 # isort: split
+import importlib
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,15 @@ PASSPHRASE = "correct horse"
 USERS = ("alice", "bob", "carol")
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 CHEAP = 14  # scrypt_log2_n: tests need no costly passphrases
+
+
+def pytest_collect_file(file_path: Path) -> None:
+    """Modules with examples are imported by their names, or pytest makes a second copy of each."""
+    root = Path(__file__).parent
+    if file_path.suffix == ".py" and file_path.is_relative_to(root / "keras_encryip"):
+        name = ".".join(file_path.relative_to(root).with_suffix("").parts)
+        if not name.endswith("__main__"):
+            importlib.import_module(name.removesuffix(".__init__"))
 
 
 @pytest.hookimpl(wrapper=True)
