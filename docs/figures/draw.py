@@ -84,7 +84,7 @@ def roles() -> Figure:
         [
             ("served/digits/1/", "plain folder; needs no key", PUBLIC),
             ("or locked/digits/1/", "noise until a key unlocks it", PUBLIC),
-            ("digits.key", "from a key bundle of the role run", SECRET),
+            ("digits.key", "by the host's own key bundle", SECRET),
         ],
     )
     files(
@@ -99,11 +99,18 @@ def roles() -> Figure:
     arrow(axes, (2.8, 2.5), (4.15, 2.5), "folder")
     arrow(axes, (8.2, 2.5), (6.85, 2.5), "inputs")
     arrow(axes, (6.85, 1.6), (8.2, 1.6), "confused\nlabels")
-    axes.text(9.55, 1.25, '→ "seven", "two", …', ha="center", va="center", size=10, style="italic")
+    axes.text(9.55, 1.25, '→ "7", "2", …', ha="center", va="center", size=10, style="italic")
     axes.plot([1.45, 1.45, 9.55, 9.55], [0.55, 0.3, 0.3, 0.42], color="#333", lw=1.5)
     arrow(axes, (9.55, 0.4), (9.55, 0.55), "")
-    axes.text(5.5, 0.33, "key bundle and codebook", ha="center", va="bottom", size=8.5)
-    axes.text(0.1, 0.06, "red: secret   green: may be copied by anybody", size=8, va="bottom")
+    axes.text(
+        5.5,
+        0.33,
+        "key bundle and codebook; a host of locked folders gets a bundle of its own",
+        ha="center",
+        va="bottom",
+        size=8.5,
+    )
+    axes.text(0.1, 0.06, "red: secret   green: holds no key", size=8, va="bottom")
     return figure
 
 
@@ -192,8 +199,7 @@ def keys() -> Figure:
     axes.text(
         0.1,
         0.2,
-        "Revoking bob: new headers name bob's key, and his key opens none of them. "
-        "Nobody else gets a new key.",
+        "Revoking bob: headers made after that shut his key out. Nobody else gets a new key.",
         size=9,
         va="center",
     )
