@@ -32,9 +32,7 @@ from .training import accuracy, augments
 from .trainings import MAIN, Protected, Trainings, Way
 
 GRID = {
-    "permuted only": Way(
-        {"homophones": 1, "trace_labels": 0, "teacher": False, "confusion_weight": 0.0}
-    ),
+    "permuted only": Way({"homophones": 1, "trace_labels": 0, "confusion_weight": 0.0}),
     "confusion 0.1": Way({"confusion_weight": 0.1}),
     "confusion 3": Way({"confusion_weight": 3.0}),
     "teacher 0.3": Way({"teacher": True, "teacher_weight": 0.3}),

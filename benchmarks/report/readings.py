@@ -6,8 +6,8 @@ mean, with the sample standard deviation in brackets; `[n]` marks one that has f
 its table. {none} stands where nothing was measured. Guilt and marks are called proved at a
 corrected p-value of at most {significance}. All methods and attackers share the backbone, and
 Adam over cosine cycles. The *twin* is the same classifier without protection, trained for both
-cycles; *finetuned*, and *defaults*, is protected between them; in these
-runs, with itself as teacher.
+cycles; *finetuned*, and *defaults*, is protected between them, by the
+defaults of the release that is named below.
 """
 
 WEAKNESSES = """

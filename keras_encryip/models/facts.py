@@ -32,4 +32,5 @@ def _strategy(model: Any, secrets: UnlockedSecrets) -> str:
     """The one that was learned; until then the model's setting."""
     if secrets.training is None:
         return str(model.strategy)
-    return {kind: name for name, kind in STRATEGIES.items()}[type(secrets.training.homophones)]
+    named = {kind: name for name, kind in STRATEGIES.items()}
+    return named.get(type(secrets.training.homophones), str(model.strategy))

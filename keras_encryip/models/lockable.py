@@ -191,6 +191,7 @@ class Lockable(keras.Model):
         given, named = of_one_output(args, kwargs, self.output_name)
         super().compile(*given, **named)
         check_compiled(self)
+        self._terms.reset()
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """As `keras.Model.compile_from_config`, which leaves out models with a `compile`."""

@@ -232,8 +232,7 @@ def _metadata(
 
 def _teacher(teacher: keras.Model | bool | None, parts: Graft) -> Teacher | None:
     """What to distil from, by `protect`'s argument."""
-    if teacher is True:
-        return teacher_of(parts, parts.head.num_classes)
-    return (
-        None if teacher is False or teacher is None else as_teacher(teacher, parts.head.num_classes)
-    )
+    if teacher is None or teacher is False:
+        return None
+    classes = parts.head.num_classes
+    return teacher_of(parts, classes) if teacher is True else as_teacher(teacher, classes)

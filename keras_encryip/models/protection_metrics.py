@@ -32,8 +32,12 @@ class ProtectionMetrics(keras.callbacks.Callback):
     kept samples.
 
     Args:
-        inputs: samples `[n, …]` to measure `confusion` on, or a structure of such as `fit` gets;
-            by default those that `adapt` kept. It keeps some only for trace labels.
+        inputs: samples `[n, …]` to measure `confusion` on, or a structure of such arrays, as the
+            network takes them; by default those that `adapt` kept. It keeps some only for trace
+            labels.
+
+    Raises:
+        ArgumentError: `inputs` are no arrays.
 
     Example:
     >>> import keras_encryip as ke
@@ -49,7 +53,15 @@ class ProtectionMetrics(keras.callbacks.Callback):
 
     def __init__(self, inputs: Any = None) -> None:
         super().__init__()
+        if inputs is not None and not all(map(_is_array, keras.tree.flatten(inputs))):
+            raise ArgumentError(
+                "`inputs` must be an array [n, …] or a structure of such, as the network takes "
+                f"them. Received: {type(inputs).__name__}"
+            )
         self.inputs = inputs
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.measure(self.model)  # what cannot be measured is said before an epoch is spent
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         measured = self.measure(self.model)
@@ -96,3 +108,7 @@ class ProtectionMetrics(keras.callbacks.Callback):
             confused = outputs_of(model, state.traces.inputs)
             metrics["trace_labels_read"] = trace_labels_read(confused, state.traces, assignment)
         return metrics
+
+
+def _is_array(part: Any) -> bool:
+    return hasattr(part, "shape") and hasattr(part, "__getitem__") and len(part.shape) > 0

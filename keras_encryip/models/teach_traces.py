@@ -49,7 +49,8 @@ def teach_traces(
     It is convex, so L-BFGS finds the one minimum, from any start. A class that lost a homophone
     to ownership inputs gets its share back: the biases of its others rise together. The largest w
     of 1, 0.3, 0.1 and 0.03 is taken that leaves all samples but 0.5 % (or two) in their class; else
-    all but 1 %; else the one that moves the fewest, at most 2 %. With none, nothing changes.
+    all but 1 %; else the one that moves the fewest, at most 2 %. With none, nothing changes; nor
+    if training diverged, to weights or features that are not finite.
 
     Args:
         model: a `ProtectedModel`, built.
@@ -67,13 +68,14 @@ def teach_traces(
     chosen = np.unique(np.concatenate([assignment.trace, traces.labels[taught]]))
     rest = np.setdiff1d(np.arange(assignment.num_labels), chosen)
     donors = random.choice(rest, assignment.trace.size)
+    natural, of_traces = _rows(model, samples), _features(model, traces.inputs[taught])
+    if not all(np.isfinite(each).all() for each in (*original, natural, of_traces)):
+        return
     kernel[:, assignment.trace] = kernel[:, donors]
     apart = bias[assignment.labels].std(1).mean()  # as homophones differ, so that none is equal
     bias[assignment.trace] = bias[donors] + apart * random.normal(size=len(donors))
-    natural = _rows(model, samples)
     if len(natural) > _ROWS:
         natural = natural[random.permutation(len(natural))[:_ROWS]]
-    of_traces = _features(model, traces.inputs[taught])
     width = kernel.shape[0]
     labels = np.searchsorted(chosen, traces.labels[taught]).repeat(of_traces[0].size // width)
     loss = _Loss(kernel, bias, chosen, rest, natural, of_traces.reshape(-1, width), labels)

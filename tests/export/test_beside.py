@@ -111,7 +111,6 @@ def test_warm_up_of_something_else(shipped: Any, tmp_path: Path, warmup: Any, me
     assert not (tmp_path / "1").exists()
 
 
-@pytest.mark.long
 def test_an_encrypted_export_is_the_owners_from_the_first_byte(
     shipped: Any, own: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

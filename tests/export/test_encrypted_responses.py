@@ -114,7 +114,6 @@ def test_over_json(hosted: Hosted, digits: Any) -> None:
         assert decoder.names(read) == decoder.names(found)
 
 
-@pytest.mark.long
 def test_revoked_users_of_other_versions_and_tampering(
     hosted: Hosted, digits: Any, tmp_path: Path
 ) -> None:

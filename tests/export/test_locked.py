@@ -283,7 +283,6 @@ def test_plain_folders_need_no_key(house: House, plain: Path) -> None:
         house.key(plain)
 
 
-@pytest.mark.long
 def test_rotation_shuts_out_a_revoked_host(shipped: Any, digits: Any, tmp_path: Path) -> None:
     house = House(shipped, tmp_path)
     with house.authority:

@@ -481,7 +481,6 @@ def test_a_user_reads_every_codebook_of_a_model_alike(
 # --- trace labels that were not learned ----------------------------------------------
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("taught", [False, True])
 def test_the_owner_is_told_if_a_service_could_not_be_traced(
     taught: bool,

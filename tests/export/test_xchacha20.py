@@ -181,7 +181,6 @@ print(fresh_nonces(tf.constant(2)).numpy()[:, 2:5].tolist())
 """
 
 
-@pytest.mark.long
 def test_a_seed_does_not_fix_them() -> None:
     runs = [
         subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True, check=True)

@@ -48,6 +48,7 @@ def test_a_teacher_is_asked_for(
     def teacher(classifier: keras.Model, **options: Any) -> Any:
         options = {"homophones": 2, "trace_labels": 0, **options}
         model = ke.protect(classifier, shared_authority, name="digits", **options)
+        assert model.confusion_weight == 0.1, "whoever teaches"
         return model._secrets.teacher
 
     x = X[:4]

@@ -231,3 +231,18 @@ def test_without_trace_labels_nothing_changes(protect: Any, trained_classifier: 
     model.teach_traces()
     for old, new in zip(before, head_of(model), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["kernel", "bias"])
+def test_a_training_that_diverged_is_left_as_it_is(bad: float, where: str, shipped: Any) -> None:
+    """Without a warning of numpy's, and without hours of L-BFGS on numbers that are none."""
+    model = shipped.copy()
+    variable = getattr(model.confused_labels, where)
+    values = keras.ops.convert_to_numpy(variable).copy()
+    values.flat[0] = bad
+    variable.assign(values)
+    before = model.get_weights()
+    model.teach_traces()
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)

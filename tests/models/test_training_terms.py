@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import keras_encryip as ke
+from keras_encryip.models import terms
 from keras_encryip.models.losses import Distillation
 
 layers = keras.layers
@@ -118,6 +119,34 @@ def test_the_loss_is_the_own_one_and_terms_are_shown_apart(
     assert logs == pytest.approx({"loss": LOG_K, **expected}, rel=1e-5, abs=1e-6)
 
 
+SUMS = {
+    "defaults": ({}, LOG_K + 0.1 * LOG_N),
+    "no-confusion": ({"confusion_weight": 0.0}, LOG_K),
+    "confusion-3": ({"confusion_weight": 3.0}, LOG_K + 3 * LOG_N),
+    "teacher-agrees-weight-1": ({"teacher": True, "teacher_weight": 1.0}, 0.1 * LOG_N),
+    "teacher-0.25": ({"teacher": True, "teacher_weight": 0.25}, 0.75 * LOG_K + 0.1 * LOG_N),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), SUMS.values(), ids=SUMS)
+def test_terms_of_the_sum(
+    options: dict[str, Any],
+    expected: float,
+    new_classifier: Any,
+    digits: Any,
+    shared_authority: ke.Authority,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the gradient is of. A teacher with zero weights agrees; trace labels add nothing."""
+    monkeypatch.setattr(terms, "with_gradient_of", lambda total, loss: total)
+    options = {"homophones": 4, "trace_labels": 8, **options}
+    classifier = new_classifier(kernel_initializer="zeros")
+    model = ke.protect(classifier, shared_authority, name="terms", **options)
+    assert model.num_labels == 48
+    flat(model)
+    assert first_logs(model, digits)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def step_by(model: ke.ProtectedModel, x: Any, y: Any) -> list[np.ndarray]:
     """How one step of SGD with the learning rate 1 moves the weights."""
     model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
@@ -205,6 +234,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras, numpy as np
 import keras_encryip as ke
+from keras_encryip.models import terms
 
 x, y = (np.load(sys.argv[1])[name] for name in "xy")
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
@@ -227,6 +257,10 @@ with strategy.scope():
     model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
     history = model.fit(x, y, batch_size=24, verbose=0).history
     results["first"] = {name: values[0] for name, values in history.items()}
+    shown, terms.with_gradient_of = terms.with_gradient_of, lambda total, loss: total
+    model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+    results["sum"] = model.fit(x, y, batch_size=24, verbose=0).history["loss"][0]
+    terms.with_gradient_of = shown
     adam = keras.optimizers.Adam(0.01)
     model.compile(adam, "sparse_categorical_crossentropy", metrics=["accuracy"])
 data = tf.data.Dataset.from_tensor_slices((x, y)).batch(20)
@@ -257,6 +291,8 @@ def test_two_replicas(digits: Any, tmp_path: Path) -> None:
     assert results["replicas"] == 2
     expected = {"loss": LOG_K + 6.4, "confusion_loss": LOG_N, "teacher_loss": 0}
     assert results["first"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    expected = 0.5 * LOG_K + 0.1 * LOG_N + 6.4
+    assert results["sum"] == pytest.approx(expected, rel=1e-5)
     assert results["losses"][-1] < results["losses"][0]
     assert results["evaluated"]["accuracy"] == pytest.approx(results["accuracy"])
     assert results["evaluated"]["loss"] == pytest.approx(results["loss"], rel=1e-5)

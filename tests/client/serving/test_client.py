@@ -262,6 +262,7 @@ def test_the_documented_python(
 ) -> None:
     page = Path(__file__).parents[3] / "docs" / "guides" / "application.md"
     section = page.read_text(encoding="utf-8").split("## The client")[1]
+    section = section.split("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(blocks) == 2
     (tmp_path / "served").symlink_to(shipped.folder)
