@@ -35,7 +35,8 @@ class InnocentScores:
     Below 1e-40 the bound is min over θ of E[exp(θ (score - s))] (Chernoff, 1952).
 
     Args:
-        weights: float64 `[T]`, finite; 0 where a label does not count.
+        weights: float64 `[T]`, finite; 0 where a label does not count. Subnormal numbers have too
+            few digits for bounds to hold.
         biases: float64 `[T]`, each p_i in (0, 1).
     """
 
