@@ -236,6 +236,12 @@ def export_endpoint(model: ke.ProtectedModel, folder: Path, endpoint: Callable[[
     archive.write_out(str(folder / "1"), verbose=False)
 
 
+def summary(model: ke.ProtectedModel) -> str:
+    lines: list[str] = []
+    model.summary(expand_nested=True, show_trainable=True, print_fn=lines.append)
+    return "\n".join(lines)
+
+
 WRITERS: dict[str, Callable[[ke.ProtectedModel, Path], Any]] = {
     "keras": lambda model, folder: model.save(folder / "model.keras"),
     "weights": lambda model, folder: model.save_weights(folder / "model.weights.h5"),
@@ -252,7 +258,7 @@ WRITERS: dict[str, Callable[[ke.ProtectedModel, Path], Any]] = {
     ).write(str(folder / "checkpoint")),
     "repr": lambda model, folder: (folder / "repr").write_text(
         f"{model!r} {model} {vars(model)} {model._secrets!r} {model._secrets.record!r} "
-        f"{model._secrets.owner!r} {model._secrets.training!r}"
+        f"{model._secrets.owner!r} {model._secrets.training!r} {summary(model)}"
     ),
 }
 
