@@ -5,11 +5,13 @@
 Starts from whole files of each kind, changes some bytes, cuts, repeats, swaps pieces, blows numbers
 up, and gives them to their readers until the time for each is over. Prints a table: what was
 refused, what was still read, the slowest case, and the most memory, as a multiple of the file's
-size beyond 16 MiB. Any exception but an `EncryipError`, a case over two seconds, and memory over
-four times the file are failures: they are saved and named, and the exit code is 1.
+size beyond 16 MiB. Any exception but an `EncryipError` (of a server: a refusal), a case over two
+seconds, and memory over four times the file are failures: they are saved and named, and the exit
+code is 1.
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -19,6 +21,7 @@ import tempfile
 import time
 import traceback
 import tracemalloc
+import urllib.parse
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,16 +32,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+import tensorflow as tf
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from tensorflow_serving.apis import predict_pb2
 
 import keras_encryip as ke
+from keras_encryip.cli.rest_api import answer_rest
+from keras_encryip.cli.rest_server import Refusal
+from keras_encryip.cli.served_versions import ServedVersions
 from keras_encryip.client import read_sealed
+from keras_encryip.client.serving.grpc import GrpcTransport
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey, X25519PublicKey, write_key_pair
 from keras_encryip.formats.lock import FILE_NAME as LOCK
-from keras_encryip.formats.lock import Lock
+from keras_encryip.formats.lock import Lock, read_lock
 from keras_encryip.formats.responses import parse_response, read_outputs
 from keras_encryip.formats.version_folder import ASSETS, read_codebook
 from keras_encryip.labels.ciphertext import LabelCiphertext
@@ -106,7 +115,7 @@ def run(parser: Parser, seconds: float, draw: random.Random) -> None:
         before, start = tracemalloc.get_traced_memory()[0], time.monotonic()
         try:
             parser.read(data)
-        except ke.EncryipError:
+        except (ke.EncryipError, Refusal):
             parser.refused += 1
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
@@ -142,6 +151,7 @@ def parsers(place: Path) -> dict[str, Parser]:
         tracer = ke.Tracer(authority)
         report = tracer.bundle(bundles[0], PASSPHRASE)
         tracer.evidence(report, place / "evidence")
+        keys = [read_lock(locked).content_key(authority.keys.run_master)]
     bundle = KeyBundle.read(bundles[0])
     decoder = ke.Decoder.open(folder, bundle, PASSPHRASE)
     codebook = read_codebook(folder)
@@ -161,7 +171,7 @@ def parsers(place: Path) -> dict[str, Parser]:
         return reading
 
     def inside(whole: Path, inner: Path, read: Callable[[Path], Any]) -> Callable[[bytes], Any]:
-        copy = place / f"copy of {whole.name} for {inner.name}"
+        copy = Path(tempfile.mkdtemp(dir=place)) / whole.name
         shutil.copytree(whole, copy)
 
         def reading(data: bytes) -> Any:
@@ -205,6 +215,8 @@ def parsers(place: Path) -> dict[str, Parser]:
         "server's JSON, decoded": Parser(
             answers[:1], lambda data: decoder.probabilities(parse_response(data))
         ),
+        "server's gRPC": _over_grpc(rows),
+        "questions to `serve`": _asked_of_a_server(folder),
         "outputs, .npy": Parser(of(place / "rows.npy"), at(read_outputs, "case.npy")),
         "outputs, .csv": Parser(
             [b"0.25,0.75\n0.5,0.5\n", b"\xef\xbb\xbf1,0\r\n0,1\r\n"], at(read_outputs, "case.csv")
@@ -219,6 +231,16 @@ def parsers(place: Path) -> dict[str, Parser]:
             of(place / "weights.npz", place / "model.keras", place / "rows.npy"), at(read_kernels)
         ),
     }
+    index = Path("variables", "variables.index")
+    data = next((folder / "variables").glob("*.data*")).relative_to(folder)
+    for name, whole, file in (
+        ("weights, a checkpoint's index", folder, index),
+        ("weights, a checkpoint's data", folder, data),
+        ("weights, locked index", locked, index),
+    ):
+        found[name] = Parser(
+            of(whole / file), inside(whole, file, functools.partial(read_kernels, keys=keys))
+        )
     for inner in sorted(p.relative_to(place / "evidence") for p in place.glob("evidence/*")):
         found[f"evidence, {inner}"] = Parser(
             of(place / "evidence" / inner), inside(place / "evidence", inner, ke.verify_evidence)
@@ -229,6 +251,44 @@ def parsers(place: Path) -> dict[str, Parser]:
                 parser.read(seed)
     path.unlink(missing_ok=True)
     return found
+
+
+def _over_grpc(rows: np.ndarray) -> Parser:
+    """Answers of a model server, as its bytes come."""
+    server = urllib.parse.urlsplit("grpc://127.0.0.1:1")
+    bounds = {"timeout": 1.0, "max_answer_bytes": 16 << 20}
+    secure = {"headers": {}, "ca_file": None, "certificate": None}
+    transport = GrpcTransport(server, "digits", None, **bounds, **secure)
+
+    def reading(data: bytes) -> Any:
+        transport._predict = lambda *_, **__: data
+        return transport.ask({}, "serving_default")
+
+    seeds = []
+    for name, array in (
+        ("confused", rows.astype("float32")),
+        ("encrypted", np.ones((3, 20), "int32")),
+        ("ciphertext_bytes", np.array([b"abc"] * 3, object)),
+    ):
+        answer = predict_pb2.PredictResponse()
+        answer.model_spec.name = "digits"
+        answer.outputs[name].CopyFrom(tf.make_tensor_proto(array))
+        seeds.append(answer.SerializeToString())
+    return Parser(seeds, reading)
+
+
+def _asked_of_a_server(folder: Path) -> Parser:
+    """Questions of anybody to `encryip serve`."""
+    versions = ServedVersions("digits", lambda: {1: folder})
+    row = [0.5] * 8
+    questions = (
+        {"instances": [row, row]},
+        {"instances": [{"inputs": row}], "signature_name": "serving_default"},
+        {"inputs": [row, row]},
+        {"inputs": {"inputs": [row]}, "signature_name": "encrypted_label"},
+    )
+    ask = functools.partial(answer_rest, versions, "POST", "/v1/models/digits:predict")
+    return Parser([json.dumps(question).encode() for question in questions], ask)
 
 
 def _exported(authority: ke.Authority, place: Path) -> tuple[Path, Path]:
