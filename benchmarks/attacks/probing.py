@@ -1,6 +1,6 @@
 """Attacks on the layers: probes, nearest means, clusters, and label spreading."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ Spreads = dict[str, np.ndarray]
 
 Accuracies = Iterator[tuple[str, float]]
 """(setting, accuracy on the test set)."""
+
+Probe = Callable[[dict[str, Space], Known, np.ndarray, np.ndarray], Accuracies]
 
 
 def score(classes: np.ndarray, y: np.ndarray) -> float:
