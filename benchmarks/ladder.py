@@ -34,7 +34,7 @@ GRID = {
     "one copy": Way({"copies": 1}),
     "random homophones": Way({"strategy": "random"}),
 }
-"""The trade-off curve: attacked with the first two n only."""
+"""The trade-off curve."""
 
 LOCKED = "locked export"
 ALONE = "no model"
@@ -42,7 +42,7 @@ ALONE = "no model"
 
 
 def run(trainings: Trainings, rows: Rows) -> None:
-    """The main ways with every n, and the folder of a locked export with the first two."""
+    """The main ways, with every n."""
     size = trainings.size
     rows.measure("twin", "training", "", lambda: about_twin(trainings))
     for n in (0, *size.labelled):
@@ -50,15 +50,20 @@ def run(trainings: Trainings, rows: Rows) -> None:
     for name in size.ways:
         under_attack(trainings, rows, name, size.labelled, partial(trainings.main, name))
 
+
+def run_locked(trainings: Trainings, rows: Rows) -> None:
+    """The folder of a locked export of the defaults, with the first two n."""
+
     @cache
     def stored() -> Outsider:
         return as_stored(trainings.main(DEFAULTS), tested(trainings))
 
-    for n in (0, *size.labelled[:2]):
+    for n in (0, *trainings.size.labelled[:2]):
         attacked(trainings, rows, LOCKED, n, stored)
 
 
 def run_grid(trainings: Trainings, rows: Rows) -> None:
+    """Other ways, with the first two n."""
     for name, way in GRID.items():
         made = cache(partial(trainings.protected, way))
         under_attack(trainings, rows, name, trainings.size.labelled[:2], made)

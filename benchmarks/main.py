@@ -13,6 +13,7 @@ from .trainings import Trainings
 
 SUITES: dict[str, Callable[[Trainings, Rows], None]] = {
     "ladder": ladder.run,
+    "locked": ladder.run_locked,
     "peers": compare.run,
     "inference": compare.run_inference,
     "removal": removal.run,

@@ -320,9 +320,7 @@ def _verdict(report: TraceReport) -> dict[str, Any]:
     return found if report.kind == "service" else {**found, "p_value": report.p_value}
 
 
-def run(
-    trainings: Trainings, rows: Rows, ladder: Ladder | None = None, users: int = USERS
-) -> None:
+def run(trainings: Trainings, rows: Rows, ladder: Ladder | None = None, users: int = USERS) -> None:
     """The rows of one seed; trains only if one of them is missing.
 
     `decode table` has the accuracy that the traitor gets from the owner's weights, and the trace
