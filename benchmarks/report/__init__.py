@@ -63,6 +63,8 @@ def table(block: str, rows: pd.DataFrame) -> str:
     """In Markdown, of all data sets."""
     found = [TABLES[block](own).assign(data=data) for data, own in rows.groupby("data", sort=False)]
     made = pd.concat(found, ignore_index=True)
+    if made.empty:
+        return "Nothing was measured.\n"
     if block == "aims":
         made = made.sort_values("verdict", key=lambda v: v.map(aims.VERDICTS.index), kind="stable")
     return f"{markdown(made[['data', *made.columns.drop('data')]])}\n"

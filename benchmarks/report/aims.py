@@ -163,11 +163,14 @@ def _forgery(rows: pd.DataFrame) -> Iterator[Line]:
         yield of_none("P5, P6", what, int(beyond), int(pooled["coalitions"].sum()), len(tried))
         changed = tables.forged(rows, "changed evidence")
         forged = changed[(changed[0] != "honest") & (changed[0] != "one byte")]
+        passed = int(forged["value"].eq(ACCEPTED).sum())
+        bits = changed[changed[0] == "one byte"].groupby(1)["value"].sum()
         what = "changed folders of evidence that pass"
-        yield of_none("P9", what, int(forged["value"].eq(ACCEPTED).sum()), *_counted(forged))
+        tried = (passed + bits["tried"] - bits["refused"], len(forged) + bits["tried"])
+        yield of_none("P9", what, *map(int, tried), forged.seed.nunique())
     claimed = tables.claimed(rows).reset_index()
-    others = claimed[claimed["claim"].str.startswith("another authority")]
-    if len(others):
+    if len(claimed):
+        others = claimed[claimed["claim"].str.startswith("another authority")]
         passed = int(others["the owner's signature expected"].eq(ACCEPTED).sum())
         what = "forged claims that pass where the owner's signature is expected"
         yield of_none("P9", what, passed, *_counted(others))
