@@ -55,6 +55,11 @@ class Case:
     def spreads(self) -> probing.Spreads:
         return probing.spread_over(self.outsider.spaces, self.known, self.y)
 
+    @cached_property
+    def shares(self) -> np.ndarray:
+        """Class shares of the unlabelled inputs, which no test label has chosen."""
+        return reading.respread(self.outsider.spaces, self.known, self.y, 0.3, 1)[-1]
+
     @property
     def labels(self) -> reading.Labels:
         return reading.labels_of(self.outsider)

@@ -93,7 +93,7 @@ for structured in (False, True):
 
     @attack(f"pseudo-labels by {'confused label' if structured else 'input'}", family="training")
     def pseudo_labels(case: Case, structured: bool = structured) -> Accuracies:
-        given = (case.x, case.y, case.known, case.y_test, case.plan)
+        given = (case.x, case.y, case.shares, case.y_test, case.plan)
         return training.pseudo_labelled(case.outsider, *given, structured=structured)
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from .. import backbones, training
 from ..data import CLASSES, Data
 from .outsider import Outsider, batched
-from .probing import Accuracies, Known, confident, rows, score
-from .reading import respread
+from .probing import Accuracies, confident, rows, score
 
 BATCH = 32
 SHARES = (0.5, 0.9)
@@ -113,7 +112,7 @@ def pseudo_labelled(
     outsider: Outsider,
     x: np.ndarray,
     y: np.ndarray,
-    known: Known,
+    shares: np.ndarray,
     y_test: np.ndarray,
     plan: Lessons,
     *,
@@ -121,12 +120,12 @@ def pseudo_labelled(
 ) -> Accuracies:
     """The whole model fine-tuned on pseudo-labels, twice.
 
-    The first pseudo-labels come from `reading.respread`, which no test label has chosen; the
-    next ones from the network that learned them. If `structured`, all inputs with the same
-    confused label get the class that these inputs have most of.
+    Args:
+        shares: the first pseudo-labels; the next ones come from the network that learned them.
+        structured: all inputs with the same confused label get the class that these inputs have
+            most of.
     """
     answers = outsider.answers.unlabelled
-    _, shares = respread(outsider.spaces, known, y, 0.3, 1)
     for number, part in enumerate(SHARES, 1):
         if structured:
             shares = rows(answers.T @ shares)[answers.argmax(1)]

@@ -207,6 +207,8 @@ def removal(rows: pd.DataFrame) -> pd.DataFrame:
 def forged(rows: pd.DataFrame, attack: str) -> pd.DataFrame:
     """(setting, seed, value, and the parts 0 … 2 of the metric's name)."""
     found = rows[(rows.method == FORGER) & (rows.attack == attack) & (rows.metric != "seconds")]
+    if found.empty:
+        return pd.DataFrame(columns=["setting", "seed", "value", 0, 1, 2], dtype=str)
     parts = found.metric.str.split(": ", expand=True).reindex(columns=range(3))
     return found[["setting", "seed", "value"]].join(parts)
 
