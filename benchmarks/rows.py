@@ -34,14 +34,18 @@ def path_of(name: str) -> Path:
 
 def read(path: Path) -> pd.DataFrame:
     """All rows, in the order of the file."""
-    return pd.DataFrame([json.loads(line) for line in lines(path)], columns=[*COLUMNS])
+    return pd.DataFrame([json.loads(line) for line in lines(text_of(path))], columns=[*COLUMNS])
 
 
-def lines(path: Path) -> list[str]:
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="ascii") if path.exists() else ""
+
+
+def lines(text: str) -> list[str]:
     """Those of whole measurements: a torn last line is dropped, and what goes with it."""
-    *found, torn = path.read_text(encoding="ascii").split("\n") if path.exists() else [""]
+    *found, torn = text.split("\n")
     if torn:
-        console.print(f"{path}: the last line is torn, its measurement is dropped.")
+        console.print("The last line of the rows is torn: its measurement is dropped.")
         last = _measurement(found[-1]) if found else ""
         if last.startswith(_measurement(torn)):
             while found and _measurement(found[-1]) == last:
@@ -77,9 +81,11 @@ class Rows:
 
     def __init__(self, path: Path, data: str, seed: int, size: str) -> None:
         self.path, self.data, self.seed = path, data, seed
-        whole = lines(path)
-        if path.exists():
-            os.truncate(path, sum(len(line) + 1 for line in whole))
+        text = text_of(path)
+        whole = lines(text)
+        kept = sum(len(line) + 1 for line in whole)
+        if kept < len(text):
+            os.truncate(path, kept)
         rows = [row for line in whole if (row := json.loads(line))["data"] == data]
         other = {row["value"] for row in rows if row["metric"] == "size"} - {size}
         if other:

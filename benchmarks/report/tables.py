@@ -164,11 +164,14 @@ def proofs(rows: pd.DataFrame) -> pd.DataFrame:
         found = rows[(rows.method == method) & rows.attack.isin(TAMPERINGS)]
         if found.empty:
             continue
+        found = found.sort_values("attack", key=lambda a: a.map(TAMPERINGS.index), kind="stable")
         found = found.assign(tampering=(found.attack + " " + found.setting).str.strip())
         wide = found.pivot(index=["tampering", "seed"], columns="metric", values="value")
         wide = wide.loc[found.tampering.unique()].reset_index()
         right, chance = wide["accuracy"].astype(float), wide[p].astype(float)
-        before = right.groupby(wide["seed"]).transform("first")  # the untouched model's
+        before = wide["seed"].map(
+            right[wide["tampering"] == UNTOUCHED].groupby(wide["seed"]).first()
+        )
         seen = wide[verdict].eq(True) if verdict else chance <= SIGNIFICANCE
         line = wide[["tampering", "seed"]].assign(proof=proof, accuracy=right, p=chance, found=seen)
         scores = wide[score].astype(float) if score else float("nan")

@@ -156,6 +156,15 @@ def test_a_proof_is_found_by_its_verdict_or_by_its_p_value(mnist: pd.DataFrame) 
     assert set(weights[weights.found].tampering) == {"untouched"}
 
 
+def test_costs_are_against_the_untouched_copy_wherever_its_row_stands(mnist: pd.DataFrame) -> None:
+    untouched = mnist.attack == "untouched"
+    moved = pd.concat([mnist[~untouched], mnist[untouched]])
+    pd.testing.assert_frame_equal(tables.proofs(moved), tables.proofs(mnist))
+    lost = tables.proofs(mnist[~(untouched & (mnist.seed == 1))])
+    assert lost[lost.seed == 1].cost.isna().all()
+    assert lost[lost.seed != 1].cost.notna().all()
+
+
 def test_a_copy_that_is_not_worth_stealing_does_not_count() -> None:
     assert [*tables.useful(pd.DataFrame({"cost": [-0.1, 0.05, 0.0501, 0.5]})).index] == [0, 1]
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow as tf
 
 import keras_encryip as ke
 from benchmarks import ladder, rows
 from benchmarks.attacks import registry
+from benchmarks.cells import hardware
 from benchmarks.rows import COLUMNS, Rows, flat, read
 from benchmarks.sizes import QUICK
 from benchmarks.trainings import Trainings
@@ -92,7 +94,7 @@ def test_a_torn_last_line_is_dropped_with_its_measurement(
     path.write_bytes(data[: last + cut])
     capsys.readouterr()
     assert len(found(path)) == 2
-    assert "the last line is torn" in " ".join(capsys.readouterr().out.split())
+    assert "The last line of the rows is torn" in " ".join(capsys.readouterr().out.split())
     again = opened(path)
     assert path.read_bytes() == whole
     again.measure("ours", "cut", "10%", none)
@@ -105,6 +107,14 @@ def test_a_first_line_that_is_torn(path: Path) -> None:
     path.write_text('{"data": "digi')
     opened(path)
     assert [row[-1] for row in found(path)] == [SIZE]
+
+
+def test_the_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ", no GPU used, Python 3." in hardware()
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    details = {"GPU": {"device_name": "NVIDIA H100"}}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", details.__getitem__)
+    assert ", NVIDIA H100, Python 3." in hardware()
 
 
 def test_a_failure_leaves_no_row(path: Path) -> None:
