@@ -101,7 +101,8 @@ def _outsiders(rows: pd.DataFrame) -> Iterator[Line]:
     tail = figures(rows, DEFAULTS, tables.LONG_TAIL, "accuracy", "n = 0")
     what = "best attack without labels, minus one class for all, points"
     yield of_mean("P1", what, paired(tables.best(rows, DEFAULTS, 0), one), LEAD)
-    yield of_mean("P1", "the same, class frequencies known", paired(tail, one), LEAD)
+    what = "attack by known, long-tailed class frequencies, minus one class for all, points"
+    yield of_mean("P1", what, paired(tail, one), LEAD)
     for claim, way in (("P2", DEFAULTS), ("P0", LOCKED)):
         for n in AIMED:
             lead = paired(tables.best(rows, way, n), tables.best(rows, ALONE, n))
