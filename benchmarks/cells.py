@@ -12,20 +12,35 @@ from typing import Any
 import tensorflow as tf
 from rich.console import Console
 
+import keras_encryip as ke
+
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("keras", "numpy", "scikit-learn", "pycryptodome", "keras_encryip")
+PACKAGES = ("keras", "numpy", "scikit-learn", "pycryptodome")
 
 console = Console()
 
 
-def machine() -> str:
-    """In words: processor, cores, versions."""
+def hardware() -> str:
+    """In words: processor, cores, card, versions of what is not ours."""
     versions = ", ".join(f"{p} {version(p)}" for p in PACKAGES)
     versions = f"tensorflow {tf.__version__}, {versions}"  # its package goes by several names
     return (
-        f"{platform.machine()}, {os.cpu_count()} cores, no GPU used, "
+        f"{platform.machine()}, {os.cpu_count()} cores, {card()}, "
         f"Python {platform.python_version()}, {versions}"
     )
+
+
+def card() -> str:
+    """The accelerator that TensorFlow computes on."""
+    found = tf.config.list_physical_devices("GPU")
+    if not found:
+        return "no GPU used"
+    return str(tf.config.experimental.get_device_details(found[0])["device_name"])
+
+
+def machine() -> str:
+    """As `hardware`, with our release."""
+    return f"{hardware()}, keras_encryip {ke.__version__}"
 
 
 class Cells:

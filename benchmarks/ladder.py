@@ -6,7 +6,9 @@ same samples.
 """
 
 import tempfile
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,11 @@ import keras_encryip as ke
 from keras_encryip.client import unlock_key
 from keras_encryip.tracing.checkpoint import Checkpoint
 
-from .attacks import (
-    UNLABELLED,
-    Outsider,
-    probe_others,
-    unlabelled_attacks,
-    with_model,
-    without_model,
-)
-from .cells import Cells
+from .attacks import ATTACKS, UNLABELLED, Case, Outsider
 from .data import Data
-from .sizes import Size
+from .rows import Rows
 from .training import accuracy, augments
-from .trainings import MAIN, Protected, Trainings, Way
+from .trainings import DEFAULTS, Protected, Trainings, Way
 
 GRID = {
     "permuted only": Way({"homophones": 1, "trace_labels": 0, "confusion_weight": 0.0}),
@@ -40,49 +34,91 @@ GRID = {
     "one copy": Way({"copies": 1}),
     "random homophones": Way({"strategy": "random"}),
 }
-"""The trade-off curve: attacked with the first two n only."""
+"""The trade-off curve."""
 
 LOCKED = "locked export"
+ALONE = "no model"
+"""What attacks that need no model have instead of a method."""
 
 
-def settings(size: Size) -> dict[str, Any]:
-    """What all cells of a results file share; the rest of a size says which cells there are."""
-    shared = ("data", "samples", "others", "first", "second", "steps", "tests")
-    return {k: v for k, v in asdict(size).items() if k in shared}
+def run(trainings: Trainings, rows: Rows) -> None:
+    """The main ways, with every n."""
+    size = trainings.size
+    rows.measure("twin", "training", "", lambda: about_twin(trainings))
+    for n in (0, *size.labelled):
+        attacked(trainings, rows, ALONE, n)
+    for name in size.ways:
+        under_attack(trainings, rows, name, size.labelled, partial(trainings.main, name))
 
 
-def run(trainings: Trainings, cells: Cells, grid: bool) -> None:
-    """The cells of one seed; a model is trained only if one of its cells is missing."""
-    size, seed = trainings.size, trainings.seed
-    ways = GRID if grid else {name: MAIN[name] for name in size.ways}
-    samples = size.labelled[:2] if grid else size.labelled
-    every, most = trainings.data, size.tests
-    data = replace(every, x_test=every.x_test[:most], y_test=every.y_test[:most])
-    augment = augments(data)
-    prefix = f"seed {seed}"
+def run_locked(trainings: Trainings, rows: Rows) -> None:
+    """The folder of a locked export of the defaults, with the first two n."""
 
-    cells.get(f"{prefix}, twin", lambda: about_twin(trainings))
-    for n in samples:
-        cells.get(
-            f"{prefix}, no model, n = {n}",
-            lambda n=n: without_model(data, n, seed, augment, size.steps),
-        )
-    if not grid:
-        run_locked(trainings, cells, data)
-    for name, way in ways.items():
-        keys = [f"{prefix}, {name}, {part}" for part in ("model", "no labels")]
-        keys += [f"{prefix}, {name}, n = {n}" for n in samples]
-        if all(key in cells for key in keys):
-            continue
-        made = trainings.protected(way) if grid else trainings.main(name)
-        outsider = Outsider.of(made.model, data)
-        cells.get(keys[0], lambda made=made: about(made, trainings))
-        cells.get(keys[1], lambda o=outsider: unlabelled_attacks(o, data, seed))
-        for n, key in zip(samples, keys[2:], strict=True):
-            cells.get(
-                key,
-                lambda o=outsider, n=n: with_model(o, data, n, seed, augment, size.steps),
-            )
+    @cache
+    def stored() -> Outsider:
+        return as_stored(trainings.main(DEFAULTS), tested(trainings))
+
+    for n in (0, *trainings.size.labelled[:2]):
+        attacked(trainings, rows, LOCKED, n, stored)
+
+
+def run_grid(trainings: Trainings, rows: Rows) -> None:
+    """Other ways, with the first two n."""
+    for name, way in GRID.items():
+        made = cache(partial(trainings.protected, way))
+        under_attack(trainings, rows, name, trainings.size.labelled[:2], made)
+
+
+def under_attack(
+    trainings: Trainings,
+    rows: Rows,
+    name: str,
+    samples: Iterable[int],
+    made: Callable[[], Protected],
+) -> None:
+    """All rows of one way; the model is trained when the first of them is missing."""
+
+    @cache
+    def outsider() -> Outsider:
+        return Outsider.of(made().model, tested(trainings))
+
+    rows.measure(name, "training", "", lambda: about(made(), trainings))
+    for n in (0, *samples):
+        attacked(trainings, rows, name, n, outsider)
+
+
+def attacked(
+    trainings: Trainings,
+    rows: Rows,
+    method: str,
+    n: int,
+    look: Callable[[], Outsider] | None = None,
+) -> None:
+    """Every attack with n labelled samples per class, 0 being those without a label.
+
+    Args:
+        look: gives the outsider; without one, the attacks that need no model.
+    """
+
+    @cache
+    def case() -> Case:
+        data = tested(trainings)
+        return Case(data, n, trainings.seed, augments(data), trainings.size.steps, look)
+
+    for attack in ATTACKS.values():
+        if attack.labelled == (n > 0) and attack.needs_model == (look is not None):
+            rows.measure(method, attack.name, with_labels(n), lambda a=attack: a.run(case()))
+
+
+def with_labels(n: int) -> str:
+    """The setting of an attack."""
+    return f"n = {n}"
+
+
+def tested(trainings: Trainings) -> Data:
+    """The data with as many test inputs as attacks are measured on."""
+    every, most = trainings.data, trainings.size.tests
+    return replace(every, x_test=every.x_test[:most], y_test=every.y_test[:most])
 
 
 def as_stored(made: Protected, data: Data) -> Outsider:
@@ -114,33 +150,6 @@ def as_stored(made: Protected, data: Data) -> Outsider:
     head = model.confused_labels
     kernel, bias = held(head.kernel), held(head.bias)
     return Outsider(backbone, kernel, bias, data.x[:UNLABELLED], data.x_test)
-
-
-def run_locked(trainings: Trainings, cells: Cells, data: Data) -> None:
-    """The same attacks on the folder of a locked export of the defaults."""
-    size, seed = trainings.size, trainings.seed
-    keys = {n: f"seed {seed}, {LOCKED}, n = {n}" for n in size.labelled[:2]}
-    if all(key in cells for key in keys.values()):
-        return
-    made = trainings.main("defaults")
-    cells.get(f"seed {seed}, {LOCKED}, model", lambda: about(made, trainings))
-    stored = as_stored(made, data)
-    for n, key in keys.items():
-        cells.get(key, lambda n=n: with_model(stored, data, n, seed, augments(data), size.steps))
-
-
-def run_probes(trainings: Trainings, cells: Cells) -> None:
-    """Linear probes on the layers that the other attacks leave out."""
-    size, seed = trainings.size, trainings.seed
-    every, most = trainings.data, size.tests
-    data = replace(every, x_test=every.x_test[:most], y_test=every.y_test[:most])
-    for name in size.ways:
-        keys = {n: f"seed {seed}, {name}, other layers, n = {n}" for n in size.labelled}
-        if all(key in cells for key in keys.values()):
-            continue
-        outsider = Outsider.of(trainings.main(name).model, data, others=True)
-        for n, key in keys.items():
-            cells.get(key, lambda o=outsider, n=n: probe_others(o, data, n, seed))
 
 
 def about_twin(trainings: Trainings) -> dict[str, Any]:

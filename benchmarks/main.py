@@ -1,57 +1,28 @@
 """What `python -m benchmarks` runs: suites, each resumable, whose results the report reads."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from keras_encryip.errors import ArgumentError
 
-from .cells import RESULTS, Cells, console
-from .ladder import settings
-from .sizes import SIZES, Size
+from . import compare, forgery, ladder, removal
+from .cells import console
+from .rows import Rows, path_of
+from .sizes import SIZES
 from .trainings import Trainings
 
-SUITES = (
-    "ladder",
-    "probes",
-    "peers",
-    "inference",
-    "removal",
-    "removal-peers",
-    "forgery",
-    "claims",
-    "grid",
-)
+SUITES: dict[str, Callable[[Trainings, Rows], None]] = {
+    "ladder": ladder.run,
+    "locked": ladder.run_locked,
+    "peers": compare.run,
+    "inference": compare.run_inference,
+    "removal": removal.run,
+    "removal-peers": compare.run_removal,
+    "forgery": forgery.run,
+    "claims": forgery.run_claims,
+    "grid": ladder.run_grid,
+}
 QUICK_SUITES = ("ladder", "peers", "removal", "forgery")
-FILES = {"grid": "ladder", "probes": "ladder", "inference": "peers", "claims": "forgery"}
-"""Suites whose cells join the file of another one."""
-
-
-def cells_of(suite: str, size: Size, name: str) -> Cells:
-    """The results file of a suite on one data set; quick runs have a folder of their own."""
-    folder = RESULTS / "quick" if name == "quick" else RESULTS
-    return Cells(folder / f"{suite}-{size.data}.json", settings(size))
-
-
-def run(suite: str, name: str, trainings: Trainings) -> None:
-    """One suite on one data set with one seed."""
-    from . import compare, forgery, ladder, removal
-
-    size = trainings.size
-    cells = cells_of(FILES.get(suite, suite), size, name)
-    if suite == "inference":
-        cells.get("inference", lambda: compare.inference(size))
-        return
-    {
-        "ladder": partial(ladder.run, grid=False),
-        "grid": partial(ladder.run, grid=True),
-        "probes": ladder.run_probes,
-        "peers": compare.run,
-        "removal": removal.run,
-        "removal-peers": compare.run_removal,
-        "forgery": forgery.run,
-        "claims": forgery.run_claims,
-    }[suite](trainings, cells)
 
 
 def main(
@@ -66,16 +37,17 @@ def main(
         name: `"quick"` (digits, minutes) or `"nightly"` (MNIST and CIFAR-10, through TFDS).
         suites, data, seeds: fewer than there are.
     """
-    check("suite", suites, SUITES)
+    check("suite", suites, [*SUITES])
     check("data", data, [size.data for size in SIZES[name]])
     for size in SIZES[name]:
         if data and size.data not in data:
             continue
         for seed in seeds or size.seeds:
+            rows = Rows(path_of(name), size.data, seed, size.in_words())
             with Trainings(size, seed) as trainings:
                 for suite in suites or (QUICK_SUITES if name == "quick" else SUITES):
                     console.rule(f"{suite}, {size.data}, seed {seed}")
-                    run(suite, name, trainings)
+                    SUITES[suite](trainings, rows)
 
 
 def report(name: str) -> Path:

@@ -44,7 +44,7 @@ from .backbones import build, conv_norm, small_cnn
 from .cells import RESULTS, Cells, console
 from .data import CLASSES, Data, load
 from .sizes import NIGHTLY, QUICK, Size
-from .tampering import Decode, accuracy, finetune, predict
+from .tampering import Decode, accuracy, finetune, integers, noisy, predict
 from .training import Schedule
 from .trainings import DEFAULTS, Trainings
 
@@ -105,11 +105,6 @@ class Leaker:
     def z(self, kernels: Weights, keys: Sequence[bytes], strength: float) -> list[float]:
         residual = whiten(kernels, self.originals, strength)
         return [correlate(residual, key) for key in keys]
-
-
-def integers(kernel: np.ndarray) -> np.ndarray:
-    """8 bits, symmetric, one scale for the tensor, which the suspect does not tell."""
-    return np.round(kernel / np.abs(kernel).max() * 127)
 
 
 def embed_equally(kernel: np.ndarray, key: bytes, index: int, strength: float) -> np.ndarray:
@@ -191,8 +186,7 @@ def run_seed(
         keras.utils.set_random_seed(seed)
         random = np.random.default_rng(seed)
         stolen = [
-            kernel
-            + np.float32(disturbance * kernel.std()) * random.standard_normal(kernel.shape, "f4")
+            noisy(kernel, disturbance, random)
             for kernel in embed(found.originals, keys[0], strength)
         ]
         classifier = found.load(stolen)

@@ -11,6 +11,7 @@ trace of the decode table does not depend on weights, and is measured once.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,8 @@ from keras_encryip.tracing.report import TraceReport
 from keras_encryip.tracing.statistics import corrected, innocent_tail, observed_weights, scores
 from keras_encryip.tracing.weights import kernels_of, read_kernels
 
-from .cells import Cells
 from .data import Data
-from .sizes import Size
+from .rows import Rows
 from .tampering import (
     accuracy,
     decoded_classifier,
@@ -95,87 +95,90 @@ LADDERS: dict[str, Ladder] = {
 }
 
 
-def ladder_of(size: Size) -> Ladder:
-    return LADDERS[size.data]
-
-
 # --- any classifier ----------------------------------------------------------------------
 
 Detect = Callable[[keras.Model], dict[str, Any]]
 """What a method finds in a classifier that was tampered with."""
 
+Tamper = Callable[[keras.Model], keras.Model]
+"""Gives the tampered model: its argument, changed, or another."""
+
+TAMPERINGS = (
+    "untouched",
+    "fine-tuned",
+    "pruned",
+    "int8",
+    "float16",
+    "distilled",
+    "replaced head",
+)
+"""The attacks of the rows."""
+
 
 def tamperings(
     data: Data, ladder: Ladder, build: Callable[[], keras.Model]
-) -> dict[str, Callable[[keras.Model], keras.Model]]:
-    """Name → function that gives the tampered model: its argument, changed, or another."""
+) -> dict[tuple[str, str], Tamper]:
+    """(attack, setting) → what is done."""
     x, y, augment = data.x_other, data.y_other, augments(data)
 
-    def in_place(
-        change: Callable[..., None], *arguments: Any
-    ) -> Callable[[keras.Model], keras.Model]:
+    def in_place(change: Callable[..., None], *arguments: Any) -> Tamper:
         def changed(model: keras.Model) -> keras.Model:
             change(model, *arguments)
             return model
 
         return changed
 
-    made = {"untouched": lambda model: model}
+    made: dict[tuple[str, str], Tamper] = {("untouched", ""): lambda model: model}
     for schedule in ladder.tunings:
         epochs = "1 epoch" if schedule.epochs == 1 else f"{schedule.epochs} epochs"
-        name = f"fine-tuned at {schedule.rate:g}, {epochs}"
-        made[name] = in_place(finetune, x, y, schedule, augment)
+        how = f"at {schedule.rate:g}, {epochs}"
+        made["fine-tuned", how] = in_place(finetune, x, y, schedule, augment)
     for share in ladder.shares:
-        made[f"pruned {share:.0%}"] = in_place(prune, share)
+        made["pruned", f"{share:.0%}"] = in_place(prune, share)
     for kind in ("int8", "float16"):
-        made[kind] = in_place(quantise, kind)
-    made["distilled"] = lambda model: distil(model, x, ladder.distil, build, augment)
-    made["replaced head"] = lambda model: replace_head(model, x, ladder.head)
+        made[kind, ""] = in_place(quantise, kind)
+    made["distilled", ""] = lambda model: distil(model, x, ladder.distil, build, augment)
+    made["replaced head", ""] = lambda model: replace_head(model, x, ladder.head)
     return made
 
 
-def survived(name: str, data: Data, ladder: Ladder, cells: Cells) -> bool:
-    """Whether all cells of `survival` are there, so that nothing need be trained."""
-    return all(f"{name}: {each}" in cells for each in tamperings(data, ladder, keras.Model))
-
-
 def survival(
-    name: str,
-    model: keras.Model,
+    rows: Rows,
+    method: str,
+    model: Callable[[], keras.Model],
     build: Callable[[], keras.Model],
     detect: Detect,
     data: Data,
     ladder: Ladder,
-    cells: Cells,
-    seed: int = 0,
 ) -> None:
-    """One cell `"{name}: {tampering}"` for each rung: accuracy, and what `detect` gives.
+    """Rows of every tampering: accuracy, and what `detect` gives.
 
     Every rung starts from the model as it is now, and leaves it so. `trained` tells
-    trainings apart: cells that were measured after an interruption come from another one.
+    trainings apart: rows that were measured after an interruption come from another one.
 
     Args:
-        name: begins the cells' keys.
-        model: functional, inputs → `[n, K]` probabilities.
+        model: gives a functional model, inputs → `[n, K]` probabilities; is called when the
+            first row is missing.
         build: a fresh network of the same architecture, for the student.
-        detect: gets the tampered model; its figures join the cell.
+        detect: gets the tampered model.
         data: `x_other` and `y_other` are the thief's.
-        seed: of every rung, whatever was measured before.
     """
-    original = model.get_weights()
-    trained = kernels_digest([keras.ops.convert_to_numpy(k) for k in kernels(model)])[:8]
+    stolen = cache(model)
 
-    def measure(tamper: Callable[[keras.Model], keras.Model]) -> dict[str, Any]:
-        keras.utils.set_random_seed(seed)
+    def measure(tamper: Tamper) -> dict[str, Any]:
+        given = stolen()
+        original = given.get_weights()
+        trained = kernels_digest([keras.ops.convert_to_numpy(k) for k in kernels(given)])[:8]
+        keras.utils.set_random_seed(rows.seed)
         try:
-            found = tamper(model)
+            found = tamper(given)
             right = accuracy(found, data.x_test, data.y_test)
             return {"accuracy": right, "trained": trained, **detect(found)}
         finally:
-            model.set_weights(original)
+            given.set_weights(original)
 
-    for tampering, tamper in tamperings(data, ladder, build).items():
-        cells.get(f"{name}: {tampering}", lambda tamper=tamper: measure(tamper))
+    for key, tamper in tamperings(data, ladder, build).items():
+        rows.measure(method, *key, lambda tamper=tamper: measure(tamper))
 
 
 # --- our model ---------------------------------------------------------------------------
@@ -317,32 +320,26 @@ def _verdict(report: TraceReport) -> dict[str, Any]:
     return found if report.kind == "service" else {**found, "p_value": report.p_value}
 
 
-def run(
-    trainings: Trainings, cells: Cells, ladder: Ladder | None = None, users: int = USERS
-) -> None:
-    """The cells of one seed; trains only if one of them is missing.
+def run(trainings: Trainings, rows: Rows, ladder: Ladder | None = None, users: int = USERS) -> None:
+    """The rows of one seed; trains only if one of them is missing.
 
-    `"seed 0: model"` has the owner's accuracy and the trace of the decode table.
+    `decode table` has the accuracy that the traitor gets from the owner's weights, and the trace
+    of the traitor's table.
     """
-    data, ladder = trainings.data, ladder or ladder_of(trainings.size)
-    name = f"seed {trainings.seed}"
-    if f"{name}: model" in cells and survived(name, data, ladder, cells):
-        return
-    made = world(trainings, users)
+    data, ladder = trainings.data, ladder or LADDERS[trainings.size.data]
 
-    def model() -> dict[str, Any]:
+    def table() -> dict[str, Any]:
+        made = world(trainings, users)
         own = decoded_classifier(made.model, made.table)
         right = accuracy(own, data.x_test, data.y_test)
-        return {"accuracy": right, "users": made.others + 1, "table": by_table(made)}
+        return {"accuracy": right, "users": made.others + 1, **by_table(made)}
 
-    cells.get(f"{name}: model", model)
-    survival(
-        name,
-        decoded_classifier(made.copy, made.table),
-        trainings.build,
-        lambda classifier: detect(made, classifier),
-        data,
-        ladder,
-        cells,
-        trainings.seed,
-    )
+    def stolen() -> keras.Model:
+        made = world(trainings, users)
+        return decoded_classifier(made.copy, made.table)
+
+    def found(classifier: keras.Model) -> dict[str, Any]:
+        return detect(world(trainings, users), classifier)
+
+    rows.measure(DEFAULTS, "decode table", "", table)
+    survival(rows, DEFAULTS, stolen, trainings.build, found, data, ladder)

@@ -35,6 +35,14 @@ class Size:
     ways: tuple[str, ...] = ("defaults", "from scratch")
     copies: int = 5
 
+    def in_words(self) -> str:
+        """All that rows must share; the rest of a size says which rows there are."""
+        return (
+            f"{self.samples:,} training samples, {self.others:,} of attackers; first cycle "
+            f"{self.first.in_words()}, second {self.second.in_words()}; attackers' networks "
+            f"{self.steps} steps; {self.tests:,} test inputs of attacks"
+        )
+
 
 QUICK = (
     Size(

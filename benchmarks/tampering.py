@@ -65,30 +65,51 @@ def predict(model: keras.Model, x: np.ndarray) -> np.ndarray:
 
 
 def finetune(
-    model: keras.Model, x: np.ndarray, y: np.ndarray, schedule: Schedule, augment: bool
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    schedule: Schedule,
+    augment: bool,
+    after_epoch: Callable[[], None] | None = None,
 ) -> None:
     """Adam at a constant rate on all weights, BatchNormalization in training mode."""
     model.trainable = True
     model.compile(keras.optimizers.Adam(schedule.rate), "sparse_categorical_crossentropy")
     found = batches(x, y, schedule.batch, augment)
-    model.fit(found, epochs=schedule.epochs, shuffle=False, verbose=0)  # shuffled above
+    callbacks = []
+    if after_epoch is not None:
+        callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: after_epoch())]
+    options = {"shuffle": False, "verbose": 0, "callbacks": callbacks}  # shuffled above
+    model.fit(found, epochs=schedule.epochs, **options)
 
 
 def prune(model: keras.Model, share: float) -> None:
-    """Sets the smallest weights of every kernel to 0, without retraining."""
-
-    def pruned(kernel: np.ndarray) -> np.ndarray:
-        least = np.argsort(np.abs(kernel), axis=None)[: round(share * kernel.size)]
-        values = kernel.copy()
-        values.flat[least] = 0
-        return values
-
-    _change(model, pruned)
+    """Every kernel `pruned`, without retraining."""
+    _change(model, lambda kernel: pruned(kernel, share))
 
 
 def quantise(model: keras.Model, kind: Literal["int8", "float16"]) -> None:
     """Replaces every kernel by what is left of it in fewer bits; the rest stays float32."""
     _change(model, {"int8": _int8, "float16": _float16}[kind])
+
+
+def pruned(kernel: np.ndarray, share: float) -> np.ndarray:
+    """Its smallest weights set to 0."""
+    least = np.argsort(np.abs(kernel), axis=None)[: round(share * kernel.size)]
+    values = kernel.copy()
+    values.flat[least] = 0
+    return values
+
+
+def noisy(kernel: np.ndarray, size: float, random: np.random.Generator) -> np.ndarray:
+    """With normal noise of `size` standard deviations of the kernel."""
+    noise = random.standard_normal(kernel.shape, np.float32)
+    return np.asarray(kernel + np.float32(size * kernel.std()) * noise)
+
+
+def integers(kernel: np.ndarray) -> np.ndarray:
+    """int8, symmetric, one scale for the tensor, which the suspect does not tell."""
+    return np.round(kernel / np.abs(kernel).max() * 127).astype(np.int8)
 
 
 def _int8(kernel: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What is left of a leaker's trace answers after attacks on the weights.
 
-    TFDS_DATA_DIR=... python benchmarks/tracing_robust.py --data mnist
-    TFDS_DATA_DIR=... python benchmarks/tracing_robust.py --data cifar10
+    TFDS_DATA_DIR=... python -m benchmarks.tracing_robust --data mnist
+    TFDS_DATA_DIR=... python -m benchmarks.tracing_robust --data cifar10
 
 A classifier is trained for one cosine cycle, protected, fitted for a second one (as
 `finetuned` in accuracy.py), and exported. A traitor with a key bundle then attacks the
@@ -27,15 +27,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from accuracy import BATCH, EPOCHS, cnn, copy_of, load, train
-from keras import ops
 from rich.console import Console
 from rich.table import Table
 
 import keras_encryip as ke
 from keras_encryip.formats.text import as_shown
-from keras_encryip.models.protected_model import ProtectedModel
-from keras_encryip.tracing.weights import kernels_of
+
+from .accuracy import BATCH, EPOCHS, cnn, copy_of, load, train
+from .tampering import accuracy, decoded_classifier, finetune, predict, prune
+from .training import Schedule
 
 VARIANT = "default"  # runs of releases before 0.4 had others; results files may hold them
 RATES = (1e-4, 1e-3, 5e-3)
@@ -43,65 +43,22 @@ SHARES = (0.5, 0.7, 0.8, 0.9)
 TRAITOR = "traitor"
 
 
-class Traitor:
-    """Holds the model and a key; serves decoded labels."""
-
-    def __init__(self, model: ProtectedModel, decoder: ke.Decoder) -> None:
-        self.model = model
-        table = decoder.secret_table()
-        self.matrix = (table[:, None] == np.arange(len(decoder.class_names))).astype("float32")
-        self.original = model.get_weights()
-
-    def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        confused = self.model.predict(inputs, batch_size=500, verbose=0)
-        return np.asarray((confused @ self.matrix).argmax(-1))
-
-    def restore(self) -> None:
-        self.model.set_weights(self.original)
-
-    def prune(self, share: float) -> None:
-        for kernel in kernels_of(self.model):
-            values = ops.convert_to_numpy(kernel).copy()
-            values[np.abs(values) < np.quantile(np.abs(values), share)] = 0
-            kernel.assign(values)
-
-    def finetune(self, x: np.ndarray, y: np.ndarray, rate: float, epochs: int = 5) -> None:
-        model, matrix = self.model, tf.constant(self.matrix)
-        optimizer = keras.optimizers.Adam(rate)
-
-        @tf.function
-        def step(inputs: Any, labels: Any) -> None:
-            with tf.GradientTape() as tape:
-                features = model.backbone(inputs, training=True)
-                confused = tf.nn.softmax(model.confused_labels.logits(features))
-                loss = tf.reduce_mean(
-                    keras.losses.sparse_categorical_crossentropy(labels, confused @ matrix)
-                )
-            variables = model.trainable_variables
-            optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-
-        random = np.random.default_rng(0)
-        for _ in range(epochs):
-            for batch in np.split(random.permutation(len(x))[: len(x) // 128 * 128], len(x) // 128):
-                step(tf.constant(x[batch]), tf.constant(y[batch]))
-
-
-def attacks(traitor: Traitor, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Leaves the traitor's model attacked; gives the attack's name."""
+def attacks(classifier: keras.Model, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    """Leaves the traitor's classifier attacked; gives the attack's name."""
+    original = classifier.get_weights()
     yield "untouched"
     for rate in RATES:
-        traitor.restore()
-        traitor.finetune(x, y, rate)
+        finetune(classifier, x, y, Schedule(5, 128, rate), augment=False)
         yield f"fine-tuned at {rate:g}"
+        classifier.set_weights(original)
     for share in SHARES:
-        traitor.restore()
-        traitor.prune(share)
+        prune(classifier, share)
         yield f"pruned {share:.0%}"
-    traitor.restore()
-    traitor.prune(0.7)
-    traitor.finetune(x, y, 1e-3, epochs=2)
+        classifier.set_weights(original)
+    prune(classifier, 0.7)
+    finetune(classifier, x, y, Schedule(2, 128, 1e-3), augment=False)
     yield "pruned 70%, fine-tuned at 0.001"
-    traitor.restore()
+    classifier.set_weights(original)
 
 
 def run(data: str, seed: int, users: int) -> dict[str, Any]:
@@ -120,18 +77,19 @@ def run(data: str, seed: int, users: int) -> dict[str, Any]:
         train(model, x, y, second, BATCH[data])
         ke.export_saved_model(model, folder / "model")
         train(classifier, x, y, second, BATCH[data])
-        twin = float(
-            (classifier.predict(x_test, batch_size=500, verbose=0).argmax(-1) == y_test).mean()
-        )
-        traitor = Traitor(model, ke.Decoder.open(folder / "model", folder / "bundle", "benchmark"))
+        twin = accuracy(classifier, x_test, y_test)
+        decoder = ke.Decoder.open(folder / "model", folder / "bundle", "benchmark")
+        traitor = decoded_classifier(model, decoder.secret_table())
         stolen = np.random.default_rng(7).permutation(len(x))[:10_000]
         rows = {}
         for attack in attacks(traitor, x[stolen], y[stolen]):
-            report = ke.Tracer(authority).service(traitor, model=model, batch_size=500)
+            report = ke.Tracer(authority).service(
+                lambda batch: predict(traitor, batch), model=model, batch_size=500
+            )
             own = [s for s in report.suspects if s.subject == TRAITOR]
             best = max(s.score for s in report.suspects if s.subject != TRAITOR)
             rows[attack] = {
-                "accuracy": float((traitor(x_test) == y_test).mean()),
+                "accuracy": accuracy(traitor, x_test, y_test),
                 "score": own[0].score if own else None,
                 "p_value": own[0].p_value if own else 1.0,
                 "best innocent": best,

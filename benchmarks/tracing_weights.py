@@ -1,9 +1,9 @@
 """Who leaked these weights: personalised copies of a classifier after what a thief may do.
 
-    python benchmarks/tracing_weights.py --data digits
-    TFDS_DATA_DIR=... python benchmarks/tracing_weights.py --data mnist
-    TFDS_DATA_DIR=... python benchmarks/tracing_weights.py --data cifar10
-    python benchmarks/tracing_weights.py --scale
+    python -m benchmarks.tracing_weights --data digits
+    TFDS_DATA_DIR=... python -m benchmarks.tracing_weights --data mnist
+    TFDS_DATA_DIR=... python -m benchmarks.tracing_weights --data cifar10
+    python -m benchmarks.tracing_weights --scale
 
 For every seed a classifier is trained, protected, trained for a second cycle (as in
 accuracy.py), and exported for some recipients. The leaker's copy, or the average of
@@ -38,7 +38,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from accuracy import BATCH, EPOCHS, MAX_SAMPLES, cnn, load, train
 from rich.console import Console
 from rich.table import Table
 
@@ -48,6 +47,10 @@ from keras_encryip.formats.text import as_shown
 from keras_encryip.tracing.fingerprint import FINGERPRINT_STRENGTH, correlate, embed, whiten
 from keras_encryip.tracing.statistics import SIGNIFICANCE
 from keras_encryip.tracing.weights import kernels_of, read_kernels
+
+from .accuracy import BATCH, EPOCHS, MAX_SAMPLES, cnn, load, train
+from .tampering import accuracy, decoded_classifier, finetune, integers, noisy, pruned
+from .training import Schedule
 
 STRENGTHS = (0.0, 0.01, 0.02, 0.03)
 LEAKERS = 10
@@ -68,11 +71,7 @@ class Thief:
         self.body = keras.models.load_model(saved)  # locked
         self.x, self.y, self.x_test, self.y_test = data
         self.x, self.y = self.x[:SAMPLES], self.y[:SAMPLES]
-        inputs = keras.Input(self.x.shape[1:])
-        to_class = keras.layers.Dense(CLASSES, use_bias=False, trainable=False)
-        confused = self.body.confused_labels(self.body.backbone(inputs))
-        self.decoded = keras.Model(inputs, to_class(confused))
-        to_class.set_weights([np.eye(CLASSES, dtype=np.float32)[table]])
+        self.decoded = decoded_classifier(self.body, table)
         places = {id(v): i for i, v in enumerate(self.body.weights)}
         self.kernels = [places[id(v)] for v in kernels_of(self.body)]
         dense = [x for x in self.body.backbone.layers if isinstance(x, keras.layers.Dense)][-1]
@@ -92,32 +91,22 @@ class Thief:
 
     def accuracy(self, weights: Weights) -> float:
         self.body.set_weights([np.asarray(w, np.float32) for w in weights])
-        found = self.decoded.predict(self.x_test, batch_size=500, verbose=0)
-        return float((found.argmax(-1) == self.y_test).mean())
+        return accuracy(self.decoded, self.x_test, self.y_test)
 
     def tuned(self, weights: Weights, rate: float, masks: Weights | None = None) -> Weights:
         """Fine-tuned; pruned weights are set to zero again after every epoch."""
+
+        def masked() -> None:
+            tuned = self.body.get_weights()
+            self.body.set_weights([w * m for w, m in zip(tuned, masks or [], strict=True)])
+
         self.body.set_weights(weights)
-        self.decoded.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
-        for _ in range(TUNING_EPOCHS):
-            self.decoded.fit(self.x, self.y, batch_size=128, verbose=0)
-            if masks:
-                tuned = self.body.get_weights()
-                self.body.set_weights([w * m for w, m in zip(tuned, masks, strict=True)])
+        schedule = Schedule(TUNING_EPOCHS, 128, rate)
+        finetune(self.decoded, self.x, self.y, schedule, False, masked if masks else None)
         return self.body.get_weights()
 
-
-def pruned(share: float) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda w: np.where(np.abs(w) < np.quantile(np.abs(w), share), np.float32(0), w)
-
-
-def noisy(size: float, random: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda w: w + np.float32(size * w.std()) * random.standard_normal(w.shape, np.float32)
-
-
-def integers(w: np.ndarray) -> np.ndarray:
-    """Per tensor, symmetric."""
-    return np.round(w / np.abs(w).max() * 127).astype(np.int8)
+    def pruned(self, weights: Weights, share: float) -> Weights:
+        return self.on_kernels(weights, lambda w: pruned(w, share))
 
 
 def attacks(thief: Thief, copies: list[Weights], random: np.random.Generator) -> dict:
@@ -137,7 +126,7 @@ def attacks(thief: Thief, copies: list[Weights], random: np.random.Generator) ->
         return found, runs
 
     def prune_and_tune() -> Weights:
-        start = thief.on_kernels(own, pruned(0.7))
+        start = thief.pruned(own, 0.7)
         masks = [(w != 0) | (o == 0) for w, o in zip(start, own, strict=True)]
         return thief.tuned(start, 1e-3, masks)
 
@@ -153,7 +142,7 @@ def attacks(thief: Thief, copies: list[Weights], random: np.random.Generator) ->
         return lambda: (leakers, made := make(), made)
 
     def disturbed(weights: Weights, size: float) -> Weights:
-        return thief.on_kernels(weights, noisy(size, random))
+        return thief.on_kernels(weights, lambda w: noisy(w, size, random))
 
     float16 = lambda: thief.on_kernels(own, lambda w: w.astype(np.float16))  # noqa: E731
     made = {
@@ -162,7 +151,7 @@ def attacks(thief: Thief, copies: list[Weights], random: np.random.Generator) ->
         "int8, raw integers": lambda: (1, *quantised()),
     }
     for share in (0.5, 0.7, 0.9):
-        made[f"pruned {share:.0%}"] = plain(lambda s=share: thief.on_kernels(own, pruned(s)))
+        made[f"pruned {share:.0%}"] = plain(lambda s=share: thief.pruned(own, s))
     for rate in (1e-4, 1e-3, 5e-3):
         made[f"fine-tuned, Adam {rate:g}"] = plain(lambda r=rate: thief.tuned(own, r))
     made["pruned 70%, fine-tuned 1e-3"] = plain(prune_and_tune)

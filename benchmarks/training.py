@@ -19,6 +19,9 @@ class Schedule:
     batch: int
     rate: float = 1e-3
 
+    def in_words(self) -> str:
+        return f"{self.epochs} epochs of batch {self.batch} from rate {self.rate:g}"
+
 
 def batches(x: np.ndarray, y: np.ndarray, batch: int, augment: bool) -> tf.data.Dataset:
     """Shuffled batches; with `augment`, flipped and shifted by up to 4 pixels (CIFAR-10's rule)."""

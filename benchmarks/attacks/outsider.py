@@ -110,14 +110,18 @@ class Outsider:
             self._projections[name] = Projection(values)
 
     @classmethod
-    def of(cls, model: ProtectedModel, data: Data, *, others: bool = False) -> "Outsider":
+    def of(cls, model: ProtectedModel, data: Data) -> "Outsider":
         head = model.confused_labels
         kernel = keras.ops.convert_to_numpy(head.kernel)
         bias = np.zeros(model.num_labels, "float32")
         if head.use_bias:
             bias = keras.ops.convert_to_numpy(head.bias)
-        unlabelled = data.x[:UNLABELLED]
-        return cls(model.backbone, kernel, bias, unlabelled, data.x_test, others=others)
+        return cls(model.backbone, kernel, bias, data.x[:UNLABELLED], data.x_test)
+
+    def others(self) -> "Outsider":
+        """The same, who looks at the layers that are not boundaries."""
+        given = (self.backbone, self.kernel, self.bias, self.unlabelled, self.test)
+        return Outsider(*given, others=True)
 
     # --- what the model says ---------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Attacks on the layers: probes, nearest means, clusters, and label spreading."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,13 @@ Known = dict[str, np.ndarray]
 Spreads = dict[str, np.ndarray]
 """{setting: class scores `[nodes, K]`}: of the unlabelled inputs, then of test inputs."""
 
+STILL = 1e-12
+"""A dimension that varies less tells nothing."""
+
 Accuracies = Iterator[tuple[str, float]]
 """(setting, accuracy on the test set)."""
+
+Probe = Callable[[dict[str, Space], Known, np.ndarray, np.ndarray], Accuracies]
 
 
 def score(classes: np.ndarray, y: np.ndarray) -> float:
@@ -31,6 +36,7 @@ def linear_probes(
     """Logistic regression; also on dimensions that the unlabelled inputs standardise."""
     for name, space in spaces.items():
         scaler = StandardScaler().fit(space.unlabelled)
+        scaler.scale_[scaler.scale_ < STILL] = 1  # float32 would divide by zero
         forms = {
             "": (10 * known[name], 10 * space.test),
             ", whitened": (scaler.transform(known[name]), scaler.transform(space.test)),

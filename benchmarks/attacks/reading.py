@@ -239,7 +239,9 @@ def by_respreading(labels: Labels, known: Known, y: np.ndarray) -> Readings:
             yield f"round {number}, most confident {part}", answers.T @ shares
 
 
-READERS: dict[str, Callable[[Labels, np.ndarray], Readings]] = {
+Reader = Callable[[Labels, np.ndarray], Readings]
+
+READERS: dict[str, Reader] = {
     "slot voting": slot_voting,
     "head columns": by_points("columns"),
     "co-activation": by_affinity,

@@ -1,6 +1,6 @@
 """Attacks that train: on the labelled samples, and on pseudo-labels from the model's structure."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import keras
@@ -9,8 +9,7 @@ import numpy as np
 from .. import backbones, training
 from ..data import CLASSES, Data
 from .outsider import Outsider, batched
-from .probing import Known, confident, rows, score
-from .reading import respread
+from .probing import Accuracies, confident, rows, score
 
 BATCH = 32
 SHARES = (0.5, 0.9)
@@ -58,32 +57,43 @@ def freeze(model: keras.Model, statistics_only: bool) -> None:
         layer.trainable = statistics_only and not normalises
 
 
-def fine_tuned(
-    outsider: Outsider, x: np.ndarray, y: np.ndarray, y_test: np.ndarray, plan: Lessons
-) -> Iterator[tuple[str, str, float]]:
-    """(attack, setting, accuracy): a new head alone; then everything, from that head
-    (Kumar et al., ICLR 2022) and from a fresh one."""
+def probed(outsider: Outsider, x: np.ndarray, y: np.ndarray, plan: Lessons) -> keras.Model:
+    """The backbone as it is, under a new head that was trained."""
     model = with_new_head(outsider, plan.seed)
-    fresh = model.get_weights()
     freeze(model, statistics_only=False)
     plan.fit(model, x, y, 1e-2)
-    yield "new head", "rate 0.01", score(batched(model, outsider.test).argmax(1), y_test)
-    probed = model.get_weights()
+    return model
+
+
+def fine_tuned(
+    outsider: Outsider,
+    start: list[np.ndarray],
+    x: np.ndarray,
+    y: np.ndarray,
+    y_test: np.ndarray,
+    plan: Lessons,
+) -> Accuracies:
+    """Everything is trained, from a probed head (Kumar et al., ICLR 2022) and from a fresh one.
+
+    Args:
+        start: weights of `probed`.
+    """
     kept = {True: ", statistics kept", False: ""}
-    for start, rate, fixed in (
-        (probed, 1e-3, True),
-        (probed, 1e-4, True),
-        (probed, 1e-3, False),
-        (fresh, 1e-3, False),
+    for weights, rate, fixed in (
+        (start, 1e-3, True),
+        (start, 1e-4, True),
+        (start, 1e-3, False),
+        (None, 1e-3, False),
     ):
         model = with_new_head(outsider, plan.seed)
-        model.set_weights(start)
+        if weights is not None:
+            model.set_weights(weights)
         if fixed:
             freeze(model, statistics_only=True)
         plan.fit(model, x, y, rate)
         found = batched(model, outsider.test).argmax(1)
-        name = "fresh head" if start is fresh else "probed head"
-        yield "fine-tuning", f"{name}, rate {rate}{kept[fixed]}", score(found, y_test)
+        name = "fresh head" if weights is None else "probed head"
+        yield f"{name}, rate {rate}{kept[fixed]}", score(found, y_test)
 
 
 def mixed(
@@ -102,63 +112,57 @@ def pseudo_labelled(
     outsider: Outsider,
     x: np.ndarray,
     y: np.ndarray,
-    known: Known,
+    shares: np.ndarray,
     y_test: np.ndarray,
     plan: Lessons,
-) -> Iterator[tuple[str, str, float]]:
-    """(attack, setting, accuracy): the whole model fine-tuned on pseudo-labels, twice.
+    *,
+    structured: bool,
+) -> Accuracies:
+    """The whole model fine-tuned on pseudo-labels, twice.
 
-    The first pseudo-labels come from `reading.respread`, which no test label has chosen; the
-    next ones from the network that learned them. `by input` takes them as they are; `by confused
-    label`, all inputs with the same confused label get the class that these inputs have most of.
+    Args:
+        shares: the first pseudo-labels; the next ones come from the network that learned them.
+        structured: all inputs with the same confused label get the class that these inputs have
+            most of.
     """
     answers = outsider.answers.unlabelled
-    _, first = respread(outsider.spaces, known, y, 0.3, 1)
-    for structured in (False, True):
-        attack = "pseudo-labels by " + ("confused label" if structured else "input")
-        shares = first
-        for number, part in enumerate(SHARES, 1):
-            if structured:
-                shares = rows(answers.T @ shares)[answers.argmax(1)]
-            model = with_new_head(outsider, plan.seed)
-            plan.fit(model, *mixed(x, y, outsider.unlabelled, shares, part), 1e-3)
-            found = batched(model, outsider.test).argmax(1)
-            yield attack, f"round {number}", score(found, y_test)
-            shares = batched(model, outsider.unlabelled)
+    for number, part in enumerate(SHARES, 1):
+        if structured:
+            shares = rows(answers.T @ shares)[answers.argmax(1)]
+        model = with_new_head(outsider, plan.seed)
+        plan.fit(model, *mixed(x, y, outsider.unlabelled, shares, part), 1e-3)
+        found = batched(model, outsider.test).argmax(1)
+        yield f"round {number}", score(found, y_test)
+        shares = batched(model, outsider.unlabelled)
 
 
 def from_scratch(
     data: Data, x: np.ndarray, y: np.ndarray, plan: Lessons, rate: float
 ) -> keras.Model:
+    """The owner's architecture, which needs no model."""
     keras.utils.set_random_seed(plan.seed)
     model = backbones.build(data.name, x.shape[1:])
     plan.fit(model, x, y, rate)
     return model
 
 
-def alone(
+def self_trained(
     data: Data,
     unlabelled: np.ndarray,
     x: np.ndarray,
     y: np.ndarray,
-    nearby: np.ndarray,
+    starts: Mapping[str, np.ndarray],
     plan: Lessons,
-) -> Iterator[tuple[str, str, float]]:
-    """(attack, setting, accuracy) without any model: the owner's architecture from scratch, and
-    self-training from its pseudo-labels or from label spreading over the raw inputs.
+) -> Accuracies:
+    """From scratch on pseudo-labels, twice.
 
     Args:
-        nearby: class scores of the unlabelled inputs by that label spreading.
+        starts: name → class shares of the unlabelled inputs.
     """
-    starts = {"label spreading": nearby}
-    for rate in (1e-3, 3e-3):
-        model = from_scratch(data, x, y, plan, rate)
-        found = batched(model, data.x_test).argmax(1)
-        yield "from scratch", f"rate {rate}", score(found, data.y_test)
-        starts.setdefault("network", batched(model, unlabelled))
-    for start, shares in starts.items():
+    for start, first in starts.items():
+        shares = first
         for number, part in enumerate(SHARES, 1):
             model = from_scratch(data, *mixed(x, y, unlabelled, shares, part), plan, 1e-3)
             found = batched(model, data.x_test).argmax(1)
-            yield "self-training", f"from {start}, round {number}", score(found, data.y_test)
+            yield f"from {start}, round {number}", score(found, data.y_test)
             shares = batched(model, unlabelled)

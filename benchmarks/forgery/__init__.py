@@ -12,12 +12,17 @@ evidence       an honest folder of evidence after changes
 Nothing but the claims needs a trained model.
 """
 
-from ..cells import Cells
+from typing import Any
+
 from ..removal import world
+from ..rows import Rows
 from ..trainings import Trainings
 from .changes import changed_evidence
 from .claiming import claims
 from .keys import pooled_keys, random_keys
+
+FORGER = "forger"
+"""The method of the rows: no model is attacked."""
 
 KEYS = 1000
 THRESHOLDS = (1, 2, 4, 8)
@@ -25,18 +30,22 @@ COALITIONS = 10
 """Of each number of members."""
 
 
-def run(trainings: Trainings, cells: Cells) -> None:
-    """The cells of one seed that need no trained model."""
-    seed = trainings.seed
-    name = f"seed {seed}"
-    cells.get(f"{name}: random keys", lambda: random_keys(KEYS))
+def run(trainings: Trainings, rows: Rows) -> None:
+    """The rows of one seed that need no trained model."""
+    rows.measure(FORGER, "random keys", "", lambda: random_keys(KEYS))
     for t in THRESHOLDS:
-        key = f"{name}: pooled keys, t = {t}"
-        cells.get(key, lambda t=t: pooled_keys(t, COALITIONS, seed))
-    cells.get(f"{name}: evidence", changed_evidence)
+
+        def pooled(t: int = t) -> dict[str, Any]:
+            return pooled_keys(t, COALITIONS, trainings.seed)
+
+        rows.measure(FORGER, "pooled keys", f"t = {t}", pooled)
+    rows.measure(FORGER, "changed evidence", "", changed_evidence)
 
 
-def run_claims(trainings: Trainings, cells: Cells) -> None:
-    """The one cell that needs a trained model, and a twin."""
-    seed = trainings.seed
-    cells.get(f"seed {seed}: claims", lambda: claims(world(trainings), trainings.twin.model, seed))
+def run_claims(trainings: Trainings, rows: Rows) -> None:
+    """Those that need a trained model, and a twin."""
+
+    def claimed() -> dict[str, Any]:
+        return claims(world(trainings), trainings.twin.model, trainings.seed)
+
+    rows.measure(FORGER, "claims", "", claimed)

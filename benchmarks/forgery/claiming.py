@@ -66,7 +66,7 @@ def asked(owner: ke.Authority, model: Any, service: keras.Model) -> TraceReport:
 def facts(report: TraceReport) -> dict[str, Any]:
     return {
         "verdict": report.verdict,
-        "accused": [s.subject for s in report.guilty],
+        "accused": ", ".join(s.subject for s in report.guilty),
         "score": report.suspects[0].score,
         "p_value": report.p_value,
         "ownership": report.evidence["ordinary answers right"],

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cells as cells_module
 from benchmarks import forgery
-from benchmarks.cells import Cells
+from benchmarks import rows as rows_module
 from benchmarks.data import Data
 from benchmarks.forgery import changes, claiming, ground, keys
 from benchmarks.forgery.ground import ACCEPTED
 from benchmarks.forgery.keys import Pooled, opens, reads
+from benchmarks.rows import Rows, read
 from benchmarks.sizes import QUICK
 from benchmarks.trainings import Trained, Trainings
 from keras_encryip.crypto.polynomial import ORDER
@@ -107,12 +107,12 @@ def test_claims(trained_classifier: Any, data: Data, kind: str) -> None:
         services = {"it": trained_classifier}
         row = claiming.claim(forger, key, make, services, owner, folder)["it"]
     if kind == "random":
-        assert (row["verdict"], row["accused"]) == ("inconclusive", [])
+        assert (row["verdict"], row["accused"]) == ("inconclusive", "")
         assert row["this is the model"] == "not shown"
         assert row["not committed"].startswith("ArgumentError: An inconclusive report")
         assert row["committed"] == row["not committed"]
     else:
-        assert (row["verdict"], row["accused"]) == ("guilty", ["scapegoat"])
+        assert (row["verdict"], row["accused"]) == ("guilty", "scapegoat")
         assert row["not committed"].startswith("EvidenceError: No signed event 'model exported'")
         assert row["the owner's signature expected"] == EXPECTED
 
@@ -153,7 +153,7 @@ def test_changed_evidence_is_refused() -> None:
 # --- all ---------------------------------------------------------------------------------
 
 
-def test_cells_resume(
+def test_rows_resume(
     trained_classifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is measured again, and nothing is trained for what is there."""
@@ -161,27 +161,31 @@ def test_cells_resume(
     def none(*_: Any) -> Any:
         raise AssertionError("measured again")
 
+    def run() -> list[dict[str, Any]]:
+        rows = Rows(tmp_path / "rows.jsonl", "digits", 3, "small")
+        for suite in (forgery.run, forgery.run_claims):
+            suite(trainings, rows)
+        return read(rows.path).to_dict("records")
+
     twin = Trained(trained_classifier, 1.0)
-    monkeypatch.setattr(cells_module, "machine", lambda: "here")
+    monkeypatch.setattr(rows_module, "hardware", lambda: "here")
     for name, value in {"KEYS": 2, "THRESHOLDS": (1, 2), "COALITIONS": 1}.items():
         monkeypatch.setattr(forgery, name, value)
     monkeypatch.setattr(forgery, "world", lambda *_: "world")
-    monkeypatch.setattr(forgery, "claims", lambda *given: {"given": [*map(str, given)]})
+    monkeypatch.setattr(forgery, "claims", lambda *given: {"given": " ".join(map(str, given))})
     trainings = Trainings(QUICK[0], 3)
     trainings.once("twin", lambda: twin)
-    cells = Cells(tmp_path / "forgery.json", {})
-    for suite in (forgery.run, forgery.run_claims):
-        suite(trainings, cells)
-    assert cells.saved["cells"]["seed 3: claims"]["given"] == [
-        "world",
-        str(trained_classifier),
-        "3",
-    ]
-    names = ("random keys", "pooled keys, t = 1", "pooled keys, t = 2", "evidence", "claims")
-    assert set(cells.saved["cells"]) == {f"seed 3: {name}" for name in names}
+    found = run()
+    given = [row["value"] for row in found if row["metric"] == "given"]
+    assert given == [f"world {trained_classifier} 3"]
+    assert {(row["attack"], row["setting"]) for row in found} == {
+        ("", ""),
+        ("random keys", ""),
+        ("pooled keys", "t = 1"),
+        ("pooled keys", "t = 2"),
+        ("changed evidence", ""),
+        ("claims", ""),
+    }
     for name in ("random_keys", "pooled_keys", "changed_evidence", "claims", "world"):
         monkeypatch.setattr(forgery, name, none)
-    again = Cells(cells.path, {})
-    for suite in (forgery.run, forgery.run_claims):
-        suite(trainings, again)
-    assert again.saved == cells.saved
+    assert run() == found

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import main
+from benchmarks import main, rows
 from benchmarks.__main__ import app
-from benchmarks.report.found import GONE, Results, Suite
-from benchmarks.sizes import QUICK
+from benchmarks.rows import Rows
+from benchmarks.trainings import Trainings
 from keras_encryip.errors import ArgumentError
 
 pytestmark = pytest.mark.long
@@ -53,26 +53,37 @@ def test_a_refusal_has_no_traceback() -> None:
     assert done.stderr.splitlines()[-1] == expected  # below TensorFlow's own lines
 
 
-def test_quick_runs_the_short_suites(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = []
-    monkeypatch.setattr(main, "run", lambda suite, name, _: started.append((suite, name)))
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str, int]]:
+    """(suite, data, seed) of what would be run."""
+    found: list[tuple[str, str, int]] = []
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+
+    def noted(suite: str) -> Any:
+        def run(trainings: Trainings, rows: Rows) -> None:
+            assert (rows.data, rows.seed) == (trainings.size.data, trainings.seed)
+            found.append((suite, rows.data, rows.seed))
+
+        return run
+
+    monkeypatch.setattr(main, "SUITES", {suite: noted(suite) for suite in main.SUITES})
+    return found
+
+
+def test_quick_runs_the_short_suites(started: list[tuple[str, str, int]], tmp_path: Path) -> None:
     assert invoke("quick").exit_code == 0
-    assert started == [(suite, "quick") for suite in main.QUICK_SUITES]
+    assert started == [(suite, "digits", 0) for suite in main.QUICK_SUITES]
+    assert [path.name for path in (tmp_path / "quick").iterdir()] == ["rows.jsonl"]
 
 
-def test_nightly_runs_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = []
-
-    def note(suite: str, name: str, trainings: Any) -> None:
-        started.append((suite, trainings.size.data, trainings.seed))
-
-    monkeypatch.setattr(main, "run", note)
+def test_nightly_runs_what_is_asked_for(started: list[tuple[str, str, int]]) -> None:
     assert invoke("nightly", "--suite", "peers", "--data", "mnist", "--seed", "2").exit_code == 0
     assert started == [("peers", "mnist", 2)]
     started.clear()
     assert invoke("nightly").exit_code == 0
-    assert {data for _, data, _ in started} == {"mnist", "cifar10"}
-    assert {seed for *_, seed in started} == {0, 1, 2}
+    wanted = {(s, d, n) for s in main.SUITES for d in ("mnist", "cifar10") for n in (0, 1, 2)}
+    assert len(started) == len(wanted)
+    assert set(started) == wanted
 
 
 @pytest.mark.parametrize(("options", "size"), [((), "nightly"), (("--quick",), "quick")])
@@ -87,13 +98,5 @@ def test_report_prints_where_it_wrote(
 def test_unknown_suite_is_refused() -> None:
     error = invoke("nightly", "--suite", "peers", "--suite", "tables").exception
     assert isinstance(error, ArgumentError)
-    assert "one of ladder, probes, peers, inference" in str(error)
+    assert "one of ladder, locked, peers, inference" in str(error)
     assert str(error).endswith("Received: tables")
-
-
-def test_ways_that_are_gone_are_not_shown() -> None:
-    """Results of 0.3 hold a way that later releases do not have."""
-    cells = {f"seed 0, {way}, model": {"accuracy": 0.9} for way in ("defaults", *GONE)}
-    none = Suite()
-    results = Results(QUICK[0], Suite.of_cells({}, cells), none, none, none, none)
-    assert results.ways == ["defaults"]

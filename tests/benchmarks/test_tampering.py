@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import keras_encryip as ke
-from benchmarks import cells as cells_module
 from benchmarks import removal
+from benchmarks import rows as rows_module
 from benchmarks.backbones import build
-from benchmarks.cells import Cells
 from benchmarks.data import Data, load
 from benchmarks.removal import Ladder, World
+from benchmarks.rows import Rows, read
 from benchmarks.sizes import QUICK
 from benchmarks.tampering import (
     accuracy,
@@ -41,13 +41,13 @@ pytestmark = [
 SIZE = replace(QUICK[0], first=Schedule(2, 32), second=Schedule(12, 32, 3e-3))
 LADDER = Ladder((Schedule(1, 32, 1e-2),), (0.5,), Schedule(1, 32), Schedule(1, 32))
 RUNGS = {
-    "untouched",
-    "fine-tuned at 0.01, 1 epoch",
-    "pruned 50%",
-    "int8",
-    "float16",
-    "distilled",
-    "replaced head",
+    ("untouched", ""),
+    ("fine-tuned", "at 0.01, 1 epoch"),
+    ("pruned", "50%"),
+    ("int8", ""),
+    ("float16", ""),
+    ("distilled", ""),
+    ("replaced head", ""),
 }
 
 
@@ -78,9 +78,16 @@ def stolen(made: World) -> Iterator[keras.Model]:
 
 
 @pytest.fixture
-def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cells:
-    monkeypatch.setattr(cells_module, "machine", lambda: "here")
-    return Cells(tmp_path / "removal.json", {})
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
+    monkeypatch.setattr(rows_module, "hardware", lambda: "here")
+    return Rows(tmp_path / "rows.jsonl", "digits", 0, "small")
+
+
+def found(rows: Rows, metric: str) -> dict[tuple[str, str], Any]:
+    """(attack, setting) → figure."""
+    table = read(rows.path)
+    table = table[table.metric == metric]
+    return dict(zip(zip(table.attack, table.setting, strict=True), table["value"], strict=True))
 
 
 def dense() -> keras.Model:
@@ -232,57 +239,55 @@ def test_a_new_head(stolen: keras.Model, made: World) -> None:
 
 
 def test_the_ladder_resumes(
-    made: World, trainings: Trainings, cells: Cells, monkeypatch: pytest.MonkeyPatch
+    made: World, trainings: Trainings, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained: list[int] = []
-    monkeypatch.setattr(removal, "world", lambda *_: trained.append(1) or made)
+    worlds: list[int] = []
+    monkeypatch.setattr(removal, "world", lambda *_: worlds.append(1) or made)
     before = made.copy.get_weights()
     ladder = replace(LADDER, tunings=())
-    removal.run(trainings, cells, ladder)
-    rows = cells.saved["cells"]
-    rungs = RUNGS - {"fine-tuned at 0.01, 1 epoch"} | {"model"}
-    assert set(rows) == {f"seed 0: {rung}" for rung in rungs}
+    removal.run(trainings, rows, ladder)
+    rungs = RUNGS - {("fine-tuned", "at 0.01, 1 epoch")}
+    right = found(rows, "accuracy")
+    assert set(right) == rungs | {("decode table", "")}
     for old, new in zip(before, made.copy.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    assert rows["seed 0: untouched"]["accuracy"] > 0.95
-    assert rows["seed 0: model"]["table"]["traitor guilty"]
-    assert len({row["trained"] for row in rows.values() if "trained" in row}) == 1
+    assert right["untouched", ""] > 0.95
+    assert found(rows, "traitor guilty") == {("decode table", ""): True}
+    assert len(set(found(rows, "trained").values())) == 1
 
-    measured: list[keras.Model] = []
-    detect = removal.detect
-    monkeypatch.setattr(
-        removal, "detect", lambda world, model: measured.append(model) or detect(world, model)
-    )
-    again = Cells(cells.path, {})
+    worlds.clear()
+    whole = rows.path.read_text()
+    again = Rows(rows.path, "digits", 0, "small")
     removal.run(trainings, again, ladder)
-    assert (len(trained), measured, again.saved) == (1, [], cells.saved)
-    lost = again.saved["cells"].pop("seed 0: float16")
-    removal.run(trainings, again, ladder)
-    assert (len(trained), len(measured)) == (2, 1)
-    found = again.saved["cells"]["seed 0: float16"]
-    assert (found["accuracy"], found["weights"]) == (lost["accuracy"], lost["weights"])
+    assert (worlds, rows.path.read_text()) == ([], whole)
+    kept = [line for line in whole.splitlines(True) if '"attack": "float16"' not in line]
+    rows.path.write_text("".join(kept))
+    z = found(rows, "weights: z")
+    removal.run(trainings, Rows(rows.path, "digits", 0, "small"), ladder)
+    assert worlds
+    assert found(rows, "accuracy") == right
+    assert set(found(rows, "weights: z")) - set(z) == {("float16", "")}
 
 
-def test_any_classifier_and_any_detection(cells: Cells, data: Data) -> None:
+def test_any_classifier_and_any_detection(rows: Rows, data: Data) -> None:
     """Every rung starts from the model as it was given, and the model stays so."""
 
-    model = dense()
+    model, asked = dense(), []
     before = values(model)
 
     def detect(found: keras.Model) -> dict[str, Any]:
         return {"zeros": float(np.mean([(k == 0).mean() for k in values(found)]))}
 
     def measure() -> None:
-        removal.survival("peer", model, dense, detect, data, LADDER, cells)
+        given = (lambda: asked.append(1) or model, dense, detect, data, LADDER)
+        removal.survival(rows, "peer", *given)
 
-    assert not removal.survived("peer", data, LADDER, cells)
     measure()
-    assert removal.survived("peer", data, LADDER, cells)
-    rows = cells.saved["cells"]
-    assert set(rows) == {f"peer: {rung}" for rung in RUNGS}
-    assert rows["peer: pruned 50%"]["zeros"] == pytest.approx(0.5, abs=0.01)
-    assert all(rows[f"peer: {each}"]["zeros"] < 0.1 for each in RUNGS - {"pruned 50%"})
+    zeros = found(rows, "zeros")
+    assert set(zeros) == RUNGS
+    assert zeros.pop(("pruned", "50%")) == pytest.approx(0.5, abs=0.01)
+    assert max(zeros.values()) < 0.1
     for new, old in zip(values(model), before, strict=True):
         np.testing.assert_array_equal(new, old)
     measure()
-    assert cells.saved["cells"] is rows
+    assert asked == [1]

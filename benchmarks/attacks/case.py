@@ -1,0 +1,113 @@
+"""What an attack works with, each part computed when the first attack asks for it."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import keras
+import numpy as np
+
+from ..data import Data, labelled
+from . import probing, reading, training
+from .outsider import NEIGHBOURS, UNLABELLED, Outsider, Space, raw_inputs
+from .unlabelled import clusterings
+
+
+class Case:
+    """One outsider with n labelled samples per class.
+
+    Args:
+        data: its test labels only measure.
+        n: samples per class; the training split must have as many.
+        seed: of the choice of the samples, and of training.
+        augment: as the owner's training does.
+        steps: of every network that is trained.
+        look: gives the outsider; is called if an attack needs the model.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        n: int,
+        seed: int,
+        augment: bool,
+        steps: int,
+        look: Callable[[], Outsider] | None = None,
+    ) -> None:
+        self.data, self.seed = data, seed
+        self.plan = training.Lessons(steps, augment, seed)
+        chosen = labelled(data, n, seed)
+        self.x, self.y, self.y_test = data.x[chosen], data.y[chosen], data.y_test
+        self._look = look
+
+    # --- with the model --------------------------------------------------------
+
+    @cached_property
+    def outsider(self) -> Outsider:
+        if self._look is None:
+            raise ValueError("An attack that needs the model was run without one.")
+        return self._look()
+
+    @cached_property
+    def known(self) -> probing.Known:
+        return self.outsider.layers(self.x)
+
+    @cached_property
+    def spreads(self) -> probing.Spreads:
+        return probing.spread_over(self.outsider.spaces, self.known, self.y)
+
+    @cached_property
+    def shares(self) -> np.ndarray:
+        """Class shares of the unlabelled inputs, which no test label has chosen."""
+        return reading.respread(self.outsider.spaces, self.known, self.y, 0.3, 1)[-1]
+
+    @property
+    def labels(self) -> reading.Labels:
+        return reading.labels_of(self.outsider)
+
+    @cached_property
+    def mass(self) -> np.ndarray:
+        return reading.votes(self.outsider, self.x, self.y)
+
+    @cached_property
+    def groups(self) -> dict[str, np.ndarray]:
+        """Clusterings of the test inputs."""
+        return dict(clusterings(self.labels))
+
+    @cached_property
+    def probed(self) -> keras.Model:
+        """The backbone under a new head, which alone was trained."""
+        return training.probed(self.outsider, self.x, self.y, self.plan)
+
+    # --- without it ------------------------------------------------------------
+
+    @cached_property
+    def _raw(self) -> tuple[Space, probing.Known]:
+        space, project = raw_inputs(self.data)
+        return space, {"inputs": project(self.x)}
+
+    @property
+    def inputs(self) -> dict[str, Space]:
+        return {"inputs": self._raw[0]}
+
+    @property
+    def known_inputs(self) -> probing.Known:
+        return self._raw[1]
+
+    @cached_property
+    def input_spreads(self) -> probing.Spreads:
+        return probing.spread_over(self.inputs, self.known_inputs, self.y)
+
+    @property
+    def nearby(self) -> np.ndarray:
+        """Class shares of the unlabelled inputs by label spreading over the raw ones."""
+        scores = self.input_spreads[f"inputs, {NEIGHBOURS} neighbours, alpha = 0.99"]
+        return probing.rows(probing.balanced(scores))[: len(self.inputs["inputs"].unlabelled)]
+
+    @cached_property
+    def network(self) -> keras.Model:
+        """The owner's architecture, from scratch on the labelled samples."""
+        return training.from_scratch(self.data, self.x, self.y, self.plan, 1e-3)
+
+    @property
+    def unlabelled(self) -> np.ndarray:
+        return self.data.x[:UNLABELLED]
