@@ -89,9 +89,11 @@ class Labels:
 
     @cached_property
     def used(self) -> np.ndarray:
-        """Labels with a tenth of an even share of the mass: no trace labels."""
+        """Labels with a tenth of an even share of the mass: no trace labels. At least as many as
+        classes, though noise may answer one label alone."""
         share = self.outsider.answers.unlabelled.mean(0)
-        return np.flatnonzero(share >= 0.1 / len(share))
+        enough = min(0.1 / len(share), np.sort(share)[-CLASSES])
+        return np.flatnonzero(share >= enough)
 
     @cached_property
     def columns(self) -> dict[str, LabelPoints]:
@@ -117,7 +119,7 @@ class Labels:
         for name, space in self.outsider.spaces.items():
             for form, weights in zip(FORMS, (answers, first), strict=True):
                 own = weights[:, self.used]
-                means = own.T @ space.unlabelled / own.sum(0)[:, None]
+                means = own.T @ space.unlabelled / np.maximum(own.sum(0), 1e-12)[:, None]
                 found[f"{name}{form}"] = LabelPoints(means, self.used)
         return found
 
@@ -130,20 +132,21 @@ class Labels:
         seconds = np.zeros((len(self.used),) * 2)
         np.add.at(seconds, (order[:, -1], order[:, -2]), 1.0)
         together = own.T @ own
-        logs = np.corrcoef(np.log(own + 1e-9).T)
+        power = together.diagonal()
+        logs = np.nan_to_num(np.corrcoef(np.log(own + 1e-9).T))
         found = {
             "runners-up": seconds + seconds.T,
-            "co-activation": together / np.sqrt(np.outer(together.diagonal(), together.diagonal())),
+            "co-activation": together / np.maximum(np.sqrt(np.outer(power, power)), 1e-12),
         }
-        for power in (1, 4, 16, 64):
-            found[f"log-probabilities' correlation ^ {power}"] = np.clip(logs, 0, 1) ** power
+        for exponent in (1, 4, 16, 64):
+            found[f"log-probabilities' correlation ^ {exponent}"] = np.clip(logs, 0, 1) ** exponent
         return found
 
     @cached_property
     def embeddings(self) -> dict[str, LabelPoints]:
         """Spectral: leading eigenvectors of the normalised co-activation."""
         together = self.affinities["co-activation"]
-        root = 1 / np.sqrt(together.sum(1))
+        root = 1 / np.sqrt(np.maximum(together.sum(1), 1e-12))
         size = len(together)
         most = min(4 * CLASSES, size)
         _, vectors = eigh(together * root[:, None] * root, subset_by_index=[size - most, size - 1])

@@ -4,6 +4,7 @@ import hashlib
 import io
 from dataclasses import dataclass, field
 from os import PathLike
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def _checked_target(report: TraceReport, directory: str | PathLike[str]) -> Path
             "keys: trace the opened bundle, or pass `slot_keys`."
         )
     target = Path(directory)
-    if target.exists():
+    if lexists(target):
         raise ArgumentError(f"{str(target)!r} exists already, and is never overwritten.")
     return target
 

@@ -4,7 +4,9 @@ Results go to stdout, errors to stderr with exit code 1. Passphrases come from a
 prompt, a file or the environment, never from the command line.
 """
 
+import contextlib
 import io
+import os
 import signal
 import sys
 
@@ -26,7 +28,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     import typer
 
-    from keras_encryip.errors import EncryipError
+    from keras_encryip.errors import EncryipError, printable, reason
 
     try:
         from keras_encryip.cli.app import app
@@ -36,6 +38,13 @@ def main() -> None:
         if interrupted:
             sys.exit(_INTERRUPTED)
         typer.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:  # a full disk under the standard output, for instance
+        if interrupted:
+            sys.exit(_INTERRUPTED)
+        typer.echo(f"Error: {printable(reason(error)).rstrip('.')}.", err=True)
+        with contextlib.suppress(OSError):  # or Python writes what is left, and fails, at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except BaseException:
         if interrupted:  # what a library made of the interruption

@@ -1,6 +1,7 @@
 """`encryip demo`: the whole path on scikit-learn's digits, in less than a minute."""
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import keras_encryip as ke
 from keras_encryip.cli.demo_page import Row, Summary, write_page
 from keras_encryip.cli.demo_pictures import draw_all_answers, draw_one_answer
 from keras_encryip.cli.demo_thief import DRAWS, stored_network, thief_accuracy
+from keras_encryip.errors import ArgumentError, printable
+from keras_encryip.export.locked_folder import check_key_file
 from keras_encryip.formats.text import as_shown
 from keras_encryip.formats.version_folder import read_codebook
 
@@ -59,7 +62,7 @@ check     encryip verify-evidence {directory}/evidence --bundle {directory}/alic
 decode    ENCRYIP_BUNDLE_PASSPHRASE='{passphrase}' encryip decode \
 {directory}/served/digits/2 {directory}/alice.keybundle {directory}/confused-2.npy
 unlock    ENCRYIP_BUNDLE_PASSPHRASE='{passphrase}' encryip unlock \
-{directory}/locked/digits/1 {directory}/alice.keybundle --out digits.key
+{directory}/locked/digits/1 {directory}/alice.keybundle --out {directory}/digits.key
 audit     ENCRYIP_AUTHORITY_PASSPHRASE='{passphrase}' encryip authority info \
 {directory}/acme.authority
 read      {directory}/application.py: all that an application needs"""
@@ -89,11 +92,27 @@ def run_demo(folder: Path, directory: Path, console: Console) -> None:
             table.add_row(*map(as_shown, row))
         table.add_section()
     console.print(table)
-    hints = _NEXT.format(directory=directory, passphrase=PASSPHRASE).splitlines()
+    hints = _hints(directory)
     write_page(folder, demo.summary, hints, draws=DRAWS)
     console.rule("Try next")
     for hint in hints:
         console.print(as_shown(hint), soft_wrap=True, highlight=False)
+
+
+def _hints(directory: Path) -> list[str]:
+    """Command lines to paste, whatever the folder's name is."""
+    quoted = shlex.quote(str(directory))
+    lines = (line.format(directory=quoted, passphrase=PASSPHRASE) for line in _NEXT.splitlines())
+    return list(map(printable, lines))
+
+
+def _key_file(directory: Path) -> str | None:
+    """In the demo's folder, where TensorFlow can find it there; else where hosts have it."""
+    path = str(directory.absolute() / "digits.key")
+    try:
+        return check_key_file(path, "digits")
+    except ArgumentError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -158,7 +177,7 @@ class _Demo:
         ke.export_saved_model(self.model, served / "1")
         self.authority.revoke("carol")
         ke.rotate_codebook(served / "1", served / "2", authority=self.authority)
-        key_file = self.directory.absolute() / "digits.key"
+        key_file = _key_file(self.directory)
         locked = folder / "locked" / "digits" / "1"
         ke.export_saved_model(self.model, locked, weights="locked", key_file=key_file)
         hosted = folder / "hosted" / "digits" / "1"

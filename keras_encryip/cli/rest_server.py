@@ -1,6 +1,7 @@
 """HTTP for `encryip serve`: JSON in, JSON out, and errors as `{"error": …}`."""
 
 import json
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +38,8 @@ class RestServer(ThreadingHTTPServer):
     answer: Callable[[str, str, bytes], Any]
 
     def __init__(self, host: str, port: int) -> None:
+        if ":" in host:
+            self.address_family = socket.AF_INET6
         with instead_of(
             OSError,
             raises=lambda error: ArgumentError(
@@ -45,7 +48,7 @@ class RestServer(ThreadingHTTPServer):
             ),
         ):
             super().__init__((host, port), _Handler)
-        self.url = f"http://{host}:{self.server_port}"
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}"
 
     def serve(self, answer: Callable[[str, str, bytes], Any], poll_seconds: float = 0.5) -> None:
         """Answer until `shutdown` is called.
@@ -76,13 +79,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         try:
-            answer, status = self.server.answer(self.command, self.path, self._body()), 200
+            body = self._body()  # an OSError here: the client is gone, or silent
+            try:
+                answer, status = self.server.answer(self.command, self.path, body), 200
+            except Refusal:
+                raise
+            except Exception as error:  # whatever it is, the server goes on
+                answer, status = {"error": f"{type(error).__name__}: {reason(error)}"}, 500
         except Refusal as refusal:
             answer, status = {"error": str(refusal)}, refusal.status
-        except OSError:  # the client is gone, or silent
-            raise
-        except Exception as error:  # whatever it is, the server goes on
-            answer, status = {"error": f"{type(error).__name__}: {error}"}, 500
         self._send(status, answer)
 
     def _body(self) -> bytes:

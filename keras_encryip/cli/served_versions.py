@@ -1,9 +1,10 @@
 """The SavedModels behind `encryip serve`: the versions of one model, loaded when asked for."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -17,11 +18,24 @@ from keras_encryip.formats.version_folder import GRAPH
 DEFAULT_SIGNATURE: Final = "serving_default"
 
 
+_Files: TypeAlias = frozenset[tuple[str, int, int, int]]
+
+
+def _files(folder: Path) -> _Files:
+    """Which files a SavedModel is now: another copy under its name has others."""
+    files = set()
+    for path in (folder / GRAPH, *folder.glob("variables/*")):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            status = path.stat()
+            files.add((path.name, status.st_ino, status.st_size, status.st_mtime_ns))
+    return frozenset(files)
+
+
 class ServedVersions:
     """The versions of one model.
 
     A version is loaded when it is first asked for, and then kept: what the signature `unlock` did
-    to it stays. One that does not load is left out until the server starts anew.
+    to it stays, until its files are replaced. One that does not load is left out until then.
 
     Args:
         name: the model's.
@@ -32,7 +46,7 @@ class ServedVersions:
         self.name = name
         self._folders = folders
         self._lock = threading.Lock()
-        self._loaded: dict[int, Any] = {}
+        self._loaded: dict[int, tuple[_Files, Any]] = {}
 
     def find(self, name: str, version: int | None) -> tuple[int, Any]:
         """Number and loaded model of a version, by default the newest that loads.
@@ -43,24 +57,27 @@ class ServedVersions:
         with self._lock:
             folders = self._folders_of(name)
             for number in sorted(folders, reverse=True) if version is None else [version]:
-                if number in folders and self._load(number, folders[number]) is not None:
-                    return number, self._loaded[number]
+                if number in folders and (loaded := self._load(number, folders[number])):
+                    return number, loaded
         wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
         raise Refusal(404, f"Servable not found for request: {wanted}")
 
     def _folders_of(self, name: str) -> dict[int, Path]:
         """But for those that do not load."""
         folders = self._folders() if name == self.name else {}
-        return {n: path for n, path in folders.items() if self._loaded.get(n, path) is not None}
+        lost = {n for n, path in folders.items() if self._loaded.get(n) == (_files(path), None)}
+        return {n: path for n, path in folders.items() if n not in lost}
 
     def _load(self, number: int, folder: Path) -> Any:
-        if number not in self._loaded:
+        files = _files(folder)
+        if self._loaded.get(number, (None, None))[0] != files:
+            loaded = None
             try:
-                self._loaded[number] = tf.saved_model.load(str(folder))
+                loaded = tf.saved_model.load(str(folder))
             except DAMAGED as error:
-                self._loaded[number] = None
                 say(f"Version {number} is left out, and cannot be loaded: {error}", err=True)
-        return self._loaded[number]
+            self._loaded[number] = files, loaded
+        return self._loaded[number][1]
 
     def predict(
         self,

@@ -13,7 +13,7 @@ import typer
 
 import keras_encryip as ke
 from keras_encryip.client.decoder import Decoder
-from keras_encryip.errors import ArgumentError, PassphraseError, printable
+from keras_encryip.errors import ArgumentError, PassphraseError, instead_of, printable, reason
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.key_pair import X25519PrivateKey, is_encrypted, read_private_pem
@@ -150,8 +150,14 @@ def check_new(*paths: Path | None) -> None:
 
 def check_present(path: Path | None, what: str) -> None:
     """Before a passphrase is asked for, and TensorFlow imported, which takes seconds."""
-    if path is not None and not path.exists():
-        raise ArgumentError(f"Cannot read the {what} {str(path)!r}: No such file or directory.")
+    with instead_of(
+        OSError,
+        raises=lambda error: ArgumentError(
+            f"Cannot read the {what} {str(path)!r}: {reason(error)}."
+        ),
+    ):
+        if path is not None:
+            path.stat()
 
 
 def answer(

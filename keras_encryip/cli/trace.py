@@ -1,6 +1,7 @@
 """`encryip trace`: who leaked."""
 
 import json
+import os
 from codecs import BOM_UTF8
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +25,7 @@ from keras_encryip.cli.shared import (
     opened_authority,
 )
 from keras_encryip.crypto.locked_weights import KEY_BYTES
-from keras_encryip.errors import ArgumentError
+from keras_encryip.errors import ArgumentError, needing
 from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.formats.key_bundle import KeyBundle
 from keras_encryip.formats.responses import read_outputs
@@ -160,7 +161,13 @@ def _check_targets(save: list[Path] | None, evidence: Path | None) -> None:
     """Before the trace, which may take hours."""
     check_new(evidence, *(save or []))
     for path in save or []:
-        check_ending(path)
+        if check_ending(path) == ".png":
+            with needing("plots"):
+                import matplotlib  # noqa: F401
+        if (save or []).count(path) > 1:
+            raise ArgumentError(f"{str(path)!r} is named twice, and is never overwritten.")
+        if not os.path.isdir(path.parent):
+            raise ArgumentError(f"Cannot write {str(path)!r}: there is no such folder. Make it.")
 
 
 def _finish_trace(
@@ -170,9 +177,17 @@ def _finish_trace(
     evidence: Path | None,
     as_json: bool,
 ) -> None:
-    """Save first, so that nothing is lost if the terminal is."""
-    for path in save or []:
-        report.save(path)
+    """Save first, so that nothing is lost if the terminal is; answer, though saving fails."""
+    try:
+        for path in save or []:
+            report.save(path)
+    finally:
+        _answer(report, as_json)
+    if evidence is not None:
+        tracer.evidence(report, evidence)
+
+
+def _answer(report: "TraceReport", as_json: bool) -> None:
     named = {"guilty": report.guilty, "identified": report.identified}
     facts = {
         "verdict": report.verdict,
@@ -181,8 +196,6 @@ def _finish_trace(
         **json.loads(report.to_bytes()),
     }
     answer(facts, as_json=as_json, show=lambda: typer.echo(str(report)))
-    if evidence is not None:
-        tracer.evidence(report, evidence)
 
 
 def _is_armoured(path: Path) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
+from os.path import lexists
 from pathlib import Path
 from typing import Any, Final
 
@@ -131,7 +132,7 @@ def export_saved_model(
     name = record.metadata.model
     place = None if weights == PLAIN else check_key_file(key_file, name)
     target = Path(directory)
-    if target.exists():
+    if lexists(target):
         raise ExportError(f"{str(target)!r} exists already, and is never overwritten.")
     warn_of_name(target)
     marked = None if recipient is None else owner.user_store.recipient(recipient)

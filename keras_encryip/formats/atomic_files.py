@@ -151,7 +151,7 @@ def make_new_folder(
     """
 
     def write(draft: Path) -> None:
-        if os.path.exists(path):
+        if os.path.lexists(path):  # a link to nowhere, too, refuses the rename
             raise _taken(path)
         try:
             draft.mkdir(mode)

@@ -49,7 +49,7 @@ def list_folder(directory: str | os.PathLike[str], model: str) -> Index:
         model: its name, for the bundles' scope.
     """
     folder = Path(directory)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ArgumentError(f"{str(folder)!r} cannot be sealed: it is not a folder.")
 
     def refused(error: Exception) -> ArgumentError:

@@ -22,7 +22,7 @@ ASSETS: Final = Path("assets.extra") / "encryip"
 def read_codebook(model_dir_or_codebook: str | os.PathLike[str]) -> Codebook:
     """Read `codebook.json`, given its path or that of an exported version folder."""
     path = Path(model_dir_or_codebook)
-    if path.is_dir():
+    if os.path.isdir(path):  # and not `is_dir`, which raises what is no error of ours
         path = path / ASSETS / FILE_NAME
     return Codebook.from_bytes(read_bounded(path, what="codebook", max_bytes=MAX_CODEBOOK_BYTES))
 
@@ -33,7 +33,7 @@ def version_number(model_dir_or_codebook: str | os.PathLike[str]) -> int | None:
     Model servers call a version by the name of its folder.
     """
     path = Path(model_dir_or_codebook)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         if path.parts[-3:-1] != ASSETS.parts:
             return None
         path = path.parents[len(ASSETS.parts)]
@@ -48,7 +48,7 @@ def number_of(name: str) -> int | None:
 
 def versions_in(directory: Path) -> dict[int, Path]:
     """The SavedModels in a folder of versions, by number; or the one that the folder itself is."""
-    if (directory / GRAPH).is_file():
+    if os.path.isfile(directory / GRAPH):
         number = version_number(directory)
         return {1 if number is None else number: directory}
     folders = (graph.parent for graph in directory.glob(f"*/{GRAPH}"))

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_encryip.errors import ArgumentError
+from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.models.measures import (
     evenness,
     homophones_answered,
@@ -21,7 +22,8 @@ class ProtectionMetrics(keras.callbacks.Callback):
 
     - `confusion`, 0 … 1: how evenly answers spread over the homophones of a class. 0: each class
       comes out as one confused label alone; 1: as all of them, equally often. The answer to an
-      input is the most probable label of its most probable class. Left out with one homophone.
+      input is the most probable label of its most probable class. NaN where answers are no numbers.
+      Left out with one homophone.
     - `trace_labels_read`, 0 … 1: the share of trace labels that users' keys read as they should,
       so that a leaked key is found. Left out without trace labels. Trace labels are learned when
       `fit` ends, and more epochs undo some of it: during a first `fit`, this is about 1 / K. Call
@@ -53,10 +55,11 @@ class ProtectionMetrics(keras.callbacks.Callback):
 
     def __init__(self, inputs: Any = None) -> None:
         super().__init__()
-        if inputs is not None and not all(map(_is_array, keras.tree.flatten(inputs))):
+        parts = keras.tree.flatten(inputs)
+        if inputs is not None and not (parts and all(map(_is_array, parts))):
             raise ArgumentError(
-                "`inputs` must be an array [n, …] or a structure of such, as the network takes "
-                f"them. Received: {type(inputs).__name__}"
+                "`inputs` must be an array [n, …], n ≥ 1, or a structure of such, as the network "
+                f"takes them. Received: {type(inputs).__name__}"
             )
         self.inputs = inputs
 
@@ -102,13 +105,22 @@ class ProtectionMetrics(keras.callbacks.Callback):
                     f"Model {model.name!r} has no trace labels, so that none of its owner's "
                     "samples were kept. Pass some: `ProtectionMetrics(inputs=x[:1000])`."
                 )
-            counts = [homophones_answered(o, assignment) for o in outputs_by_batch(model, samples)]
-            metrics["confusion"] = evenness(np.sum(counts, 0))
+            metrics["confusion"] = _confusion(model, samples, assignment)
         if state.traces is not None:
             confused = outputs_of(model, state.traces.inputs)
             metrics["trace_labels_read"] = trace_labels_read(confused, state.traces, assignment)
         return metrics
 
 
+def _confusion(model: ProtectedModel, samples: Any, assignment: LabelAssignment) -> float:
+    """Not a number where an answer is none: the training has diverged, or the inputs are none."""
+    counts = np.zeros(assignment.labels.shape, np.int64)
+    for confused in outputs_by_batch(model, samples):
+        if not np.isfinite(confused).all():
+            return float("nan")
+        counts += homophones_answered(confused, assignment)
+    return evenness(counts)
+
+
 def _is_array(part: Any) -> bool:
-    return hasattr(part, "shape") and hasattr(part, "__getitem__") and len(part.shape) > 0
+    return hasattr(part, "shape") and hasattr(part, "__getitem__") and any(part.shape[:1])

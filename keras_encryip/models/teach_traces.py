@@ -22,7 +22,7 @@ _BATCH = 256
 _ROWS = 4_096
 _ITERATIONS = 150
 _NATURAL_MARGIN = 6.0
-_TRACE_MARGIN = 3.0
+_TRACE_MARGIN = 8.0
 _TRACE_WEIGHTS = (1.0, 0.3, 0.1, 0.03)
 """Tried in turn, until the samples are read as before."""
 
@@ -43,7 +43,7 @@ def teach_traces(
     With z the logits of the fitted columns C and of the others R, the loss is
 
         mean over samples of softplus(lse(z[C]) − lse(z[R]) + 6)
-        + w · mean over trace inputs of softplus(3 − z[own] + lse(z[all but own]))
+        + w · mean over trace inputs of softplus(8 − z[own] + lse(z[all but own]))
         + 0.0001 · mean ‖f‖² · mean over C of ‖change of the column‖²
 
     It is convex, so L-BFGS finds the one minimum, from any start. A class that lost a homophone

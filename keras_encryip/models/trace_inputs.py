@@ -31,7 +31,7 @@ SECONDS = 20.0
 least number of steps. MobileNetV2 at 96 pixels is exported within a minute so, on two cores."""
 
 _RATE, _LARGEST_RATE, _LENGTH = 0.02, 0.1, 4.0
-_MARGIN = 3.0
+_MARGIN = 20.0
 _PATIENCE = 40
 _CHUNK = 1 << 19
 _MOST_PRUNED = 0.8

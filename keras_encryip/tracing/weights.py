@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from os import PathLike
+from os.path import isdir
 from pathlib import Path
 from shutil import copyfileobj
 from typing import Any, BinaryIO, Final, cast
@@ -64,7 +65,7 @@ def read_kernels(source: Any, keys: Iterable[bytes] = ()) -> list[np.ndarray]:
     if isinstance(source, (str, PathLike)):
         path = Path(source)
         with instead_of(*DAMAGED, raises=partial(_unreadable, path)):
-            kernels = _kernels(_read_folder(path, keys) if path.is_dir() else _read_file(path))
+            kernels = _kernels(_read_folder(path, keys) if isdir(path) else _read_file(path))
         if not kernels:
             raise FormatError(f"{str(path)!r} holds no array of numbers with at least 2 axes.")
         return kernels

@@ -293,6 +293,22 @@ def test_attacks_that_need_no_model_ask_for_none(digits: data.Data) -> None:
         attacks.ATTACKS["nearest means"].run(case)
 
 
+@pytest.mark.parametrize("certain", [40.0, 400.0])
+def test_noise_that_answers_one_label_alone_tells_nothing(
+    certain: float, permuted: attacks.Outsider, digits: data.Data
+) -> None:
+    """As the variables of a locked folder may. Attacks on the answers fail without an error."""
+    bias = np.zeros_like(permuted.bias)
+    bias[3] = certain
+    kernel = np.zeros_like(permuted.kernel)
+    deaf = view.Outsider(permuted.backbone, kernel, bias, digits.x, digits.x_test)
+    for n in (0, 1):
+        case = attacks.Case(digits, n, 0, augment=False, steps=3, look=lambda: deaf)
+        for name, attack in attacks.ATTACKS.items():
+            if attack.family in ("reading", "no labels") and attack.labelled == bool(n):
+                assert 0 <= attack.run(case)["accuracy"] <= 1, name
+
+
 def test_a_dimension_that_stands_still_is_no_division_by_zero() -> None:
     """Answers of random weights vary by less than float32 can tell."""
     random = np.random.default_rng(0)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import keras_encryip as ke
+from keras_encryip.errors import ArgumentError
+from keras_encryip.formats.atomic_files import make_new_folder
 
 BLOCKED = """
 import sys
@@ -59,12 +61,19 @@ AT_ONCE = [
     ("trace weights a.authority there --model m --save r.txt", "must end in .json or .png"),
     ("trace service a.authority http://x --model m --save there/r.json", "exists already"),
     ("trace key a.authority none", "Cannot read the key 'none'"),
+    ("trace key a.authority m.keras --save none/r.json", "there is no such folder"),
+    ("trace key a.authority m.keras --save r.json --save r.json", "is named twice"),
+    (f"trace key a.authority {'x' * 300}", "File name too long"),
+    (f"inspect {'x' * 300}", "File name too long"),
+    (f"rotate {'x' * 300} new --authority a.authority", "File name too long"),
     ("serve none", "Cannot read the folder 'none'"),
     ("serve there", "There is no SavedModel in 'there'"),
 ]
 
 
-@pytest.mark.parametrize(("command", "message"), AT_ONCE, ids=[command for command, _ in AT_ONCE])
+@pytest.mark.parametrize(
+    ("command", "message"), AT_ONCE, ids=[command[:60] for command, _ in AT_ONCE]
+)
 def test_paths_first(place: Path, command: str, message: str) -> None:
     """No passphrase is given, and there is nobody to ask."""
     done = run(BLOCKED, place, *command.split())
@@ -147,3 +156,13 @@ def test_the_command_says_the_same(place: Path) -> None:
 def test_a_fault_of_ours_stays_one(tmp_path: Path) -> None:
     code = WITHOUT.format(package="keras_encryip.authority.keys", use="ke.Authority")
     assert "AssertionError" in run(code, tmp_path).stderr
+
+
+def test_a_link_to_nowhere_is_taken(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+
+    def never(_: Path) -> None:
+        raise AssertionError
+
+    with pytest.raises(ArgumentError, match="exists already"):
+        make_new_folder(tmp_path / "link", never)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,24 @@ def test_what_the_environment_says_already_stays() -> None:
             [sys.executable, "-c", code], capture_output=True, text=True, env=environment | extra
         )
         assert done.stdout.split() == said.split()
+
+
+def test_no_module_of_the_folder_is_run(tmp_path: Path) -> None:
+    """`encryip` runs in any folder, and imports nothing from it."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules.pop('re', None)\n")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "re.py").write_text("open('imported', 'w')\n")
+    code = "from keras_encryip.cli.quiet import quiet_tensorflow as q\nwith q(): pass\n"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path / "here",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])},
+    )
+    assert done.returncode == 0
+    assert not (tmp_path / "here" / "imported").exists()
+
+
+def test_without_a_standard_error() -> None:
+    code = "from keras_encryip.cli.quiet import quiet_tensorflow as q\nwith q(): print('inside')\n"
+    command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
+    assert subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout == b"inside\n"

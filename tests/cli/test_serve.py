@@ -392,3 +392,39 @@ def test_the_command_refuses(base: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = refused(base, "--port", str(other.getsockname()[1]))
     assert re.match(r"Error: Cannot listen at 127\.0\.0\.1:\d+: Address already in use", taken)
+
+
+def test_a_version_is_what_its_files_are(base: Path, tmp_path: Path) -> None:
+    """Another model in its place is served, and one whose copy is whole at last."""
+    folder = tmp_path / "plain"
+    shutil.copytree(base / "3", folder / "3")
+    (folder / "4").mkdir()
+    shutil.copy(base / "3" / "saved_model.pb", folder / "4")
+    with serving(folder) as url:
+        assert ask(f"{url}/v1/models/plain/metadata")[1]["model_spec"]["version"] == "3"
+        shutil.copytree(base / "3", folder / "4", dirs_exist_ok=True)
+        assert ask(f"{url}/v1/models/plain/metadata")[1]["model_spec"]["version"] == "4"
+        shutil.rmtree(folder / "4")
+        model = Plain()
+        tf.saved_model.save(model, str(folder / "4"), {"serving_default": model.strings})
+        request = {"instances": [{"b64": "YQ=="}]}
+        answer = predict(url, request, "plain/versions/4")
+        assert answer == {"predictions": [{"key_bytes": {"b64": "YQ=="}, "word": "a"}]}
+
+
+def test_a_file_that_cannot_be_read_is_a_fault_too(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/home/owner/served/1/saved_model.pb")
+
+    monkeypatch.setattr(ServedVersions, "definitions", fail)
+    answer = ask(f"{url}/v1/models/plain/metadata")
+    assert answer == (500, {"error": "PermissionError: Permission denied"})
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+def test_ipv6() -> None:
+    with RestServer("::1", 0) as server:
+        assert server.url == f"http://[::1]:{server.server_port}"
+        socket.create_connection(("::1", server.server_port)).close()

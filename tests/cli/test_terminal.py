@@ -114,3 +114,17 @@ def test_without_a_terminal_the_ways_are_named(
         f"--{variable.lower()}-passphrase-file",
     ):
         assert way in done.stderr
+
+
+def test_an_output_that_is_full(place: Path) -> None:
+    """One line, without a traceback, at once or when the program ends."""
+    command = [*RUN, "authority", "info", str(place / "a.authority"), "--json"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=QUIET | {"ENCRYIP_AUTHORITY_PASSPHRASE": "owner"},
+        )
+    assert done.returncode == 1
+    assert done.stderr.decode() == "Error: No space left on device.\n"

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import keras_encryip as ke
+from keras_encryip.cli import trace
+from keras_encryip.errors import ArgumentError
 
 SECRETS = {"ENCRYIP_AUTHORITY_PASSPHRASE": "owner", "ENCRYIP_BUNDLE_PASSPHRASE": "user"}
 CHEAP = 14
@@ -224,3 +226,19 @@ def test_names_are_enrolled_from_a_file(shop: Path, tmp_path: Path) -> None:
     again = encryip(*command)
     assert again.returncode == 1
     assert "'cem'" in again.stderr
+
+
+def test_the_answer_is_there_though_saving_fails(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ENCRYIP_AUTHORITY_PASSPHRASE", "owner")
+
+    def full(*_: object) -> None:
+        raise ArgumentError("No space left on device.")
+
+    monkeypatch.setattr(ke.TraceReport, "save", full)
+    with pytest.raises(ArgumentError, match="No space"):
+        trace.trace_key(
+            str(shop / "a.authority"), shop / "ann.keybundle", save=[tmp_path / "r.json"]
+        )
+    assert "identified: ann" in capsys.readouterr().out

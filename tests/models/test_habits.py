@@ -308,7 +308,7 @@ def test_what_is_measured_without_traces_or_homophones(make: Make) -> None:
 
 
 def test_what_cannot_be_measured_is_said_before_training(make: Make, shipped: Any) -> None:
-    for wrong in (5, "x", [1.0, 2.0], np.float32(1), [IMAGES, 3]):
+    for wrong in (5, "x", [1.0, 2.0], np.float32(1), [IMAGES, 3], [], IMAGES[:0]):
         with pytest.raises(ArgumentError, match=r"`inputs` must be an array \[n, …\]"):
             ke.ProtectionMetrics(wrong)
     model = make(trace_labels=0)
@@ -321,6 +321,15 @@ def test_what_cannot_be_measured_is_said_before_training(make: Make, shipped: An
     plain.compile("sgd", LOSS)
     with pytest.raises(ArgumentError, match="Received: a model of class Sequential"):
         plain.fit(IMAGES, Y, callbacks=[ke.ProtectionMetrics()], verbose=0)
+
+
+def test_what_is_no_number_has_no_measure(shipped: Any, digits: Any) -> None:
+    model = shipped.copy()
+    x = digits.x_test[:40].copy()
+    x[33] = np.nan
+    assert math.isnan(ke.ProtectionMetrics(x).measure(model)["confusion"])
+    model.confused_labels.kernel.assign(np.full(model.confused_labels.kernel.shape, np.nan))
+    assert math.isnan(ke.ProtectionMetrics().measure(model)["confusion"])
 
 
 def test_who_may_measure(shipped: Any) -> None:

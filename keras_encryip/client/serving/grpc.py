@@ -26,6 +26,7 @@ from keras_encryip.formats.atomic_files import read_bounded
 from keras_encryip.formats.responses import OUTPUTS
 
 _MAX_PEM_BYTES: Final = 1 << 20
+_MAX_AXES: Final = 32
 _PREDICT: Final = "/tensorflow.serving.PredictionService/Predict"
 _UNTRUSTED: Final = ("SSL_ERROR_SSL", "Verification Check failed")
 _HINTS: Final = {
@@ -93,8 +94,8 @@ class GrpcTransport:
         if takes_too_much(answer):
             raise _no_answer()
         with instead_of(*DAMAGED, raises=lambda _: _no_answer()):
-            response = self._messages.PredictResponse.FromString(answer)
-        return self._parse(response)
+            # Parsed inside, too: NumPy refuses shapes that a server may name.
+            return self._parse(self._messages.PredictResponse.FromString(answer))
 
     def close(self) -> None:
         self._channel.close()
@@ -160,7 +161,9 @@ def _read(tensor: Any, dtype: np.dtype[Any], limit: int) -> np.ndarray | None:
     """The array in a `TensorProto`; `None` if it is of another type or size."""
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     # A tensor may leave out equal values: its size on the wire does not bound it.
-    small = min(shape, default=-1) >= 0 and dtype.itemsize * math.prod(shape) <= limit
+    # One of very many axes has a product that takes minutes.
+    small = len(shape) <= _MAX_AXES and min(shape, default=-1) >= 0
+    small = small and dtype.itemsize * math.prod(shape) <= limit
     if tensor.dtype != _type(tensor, dtype) or not small:
         return None
     count = math.prod(shape)

@@ -38,25 +38,27 @@ def takes_too_much(answer: bytes) -> bool:
     True
     """
     room = _FREE_BYTES + _MULTIPLE * len(answer)
-    messages = [("PredictResponse", memoryview(answer))]
     try:
-        while messages:
-            kind, message = messages.pop()
-            for number, content in _fields(message):
-                room -= _OBJECT_BYTES
-                inside = _INSIDE[kind].get(number)
-                if inside is not None:
-                    messages.append((inside, content))
-                elif kind == "TensorProto" and number in _NUMBERS:
-                    ends = np.count_nonzero(np.frombuffer(content, np.uint8) < 128)
-                    room -= int(ends) * _NUMBERS[number]
-                else:
-                    room -= len(content)
-                if room < 0:
-                    return True
+        return _room_after("PredictResponse", memoryview(answer), room) < 0
     except (IndexError, KeyError):
         return True
-    return False
+
+
+def _room_after(kind: str, message: memoryview, room: int) -> int:
+    """What a message leaves of the room; one inside at a time, so that none are collected."""
+    for number, content in _fields(message):
+        room -= _OBJECT_BYTES
+        inside = _INSIDE[kind].get(number)
+        if inside is not None:
+            room = _room_after(inside, content, room)
+        elif kind == "TensorProto" and number in _NUMBERS:
+            ends = np.count_nonzero(np.frombuffer(content, np.uint8) < 128)
+            room -= int(ends) * _NUMBERS[number]
+        else:
+            room -= len(content)
+        if room < 0:
+            break
+    return room
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
@@ -14,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorflow_serving.apis import predict_pb2
 
+from keras_encryip.client.serving.grpc import GrpcTransport
 from keras_encryip.client.serving.wire import takes_too_much
+from keras_encryip.errors import ServiceError
 
 MIB = 1 << 20
 
@@ -124,3 +128,30 @@ def test_a_clients_memory(name: str) -> None:
     assert said == ("The model server's answer is no PredictResponse of numbers or ciphertexts.")
     assert int(mib) < 4 * 8
     assert float(seconds) < 5
+
+
+def test_reading_needs_no_memory() -> None:
+    answer = b"\x0a\x00" * 200_000
+    tracemalloc.start()
+    try:
+        assert takes_too_much(answer)
+        assert tracemalloc.get_traced_memory()[1] < len(answer) / 10
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [[1] * 65, [0, 1 << 62, 1 << 62], [1 << 62] * 5000])
+def test_shapes_that_numpy_refuses(shape: list[int]) -> None:
+    answer = predict_pb2.PredictResponse()
+    answer.outputs["confused"].dtype = 1
+    answer.outputs["confused"].float_val.append(1)
+    for size in shape:
+        answer.outputs["confused"].tensor_shape.dim.add(size=size)
+    transport = GrpcTransport(
+        urlsplit("grpc://localhost:1"), "m", None, timeout=1, headers={}, ca_file=None,
+        certificate=None, max_answer_bytes=1 << 20,
+    )  # fmt: skip
+    transport._predict = lambda *_, **__: answer.SerializeToString()
+    with pytest.raises(ServiceError):
+        transport.ask({}, "serving_default")
+    transport.close()
