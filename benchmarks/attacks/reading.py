@@ -133,7 +133,7 @@ class Labels:
         np.add.at(seconds, (order[:, -1], order[:, -2]), 1.0)
         together = own.T @ own
         power = together.diagonal()
-        logs = np.nan_to_num(np.corrcoef(np.log(own + 1e-9).T))
+        logs = np.nan_to_num(np.corrcoef(np.log(own + 1e-9).T))  # none where nothing changes
         found = {
             "runners-up": seconds + seconds.T,
             "co-activation": together / np.maximum(np.sqrt(np.outer(power, power)), 1e-12),

@@ -293,6 +293,7 @@ def test_attacks_that_need_no_model_ask_for_none(digits: data.Data) -> None:
         attacks.ATTACKS["nearest means"].run(case)
 
 
+@pytest.mark.filterwarnings("default")  # of libraries, on what never changes
 @pytest.mark.parametrize("certain", [40.0, 400.0])
 def test_noise_that_answers_one_label_alone_tells_nothing(
     certain: float, permuted: attacks.Outsider, digits: data.Data
