@@ -19,7 +19,7 @@ import keras_encryip as ke
 from keras_encryip.client import unlock_key
 from keras_encryip.tracing.checkpoint import Checkpoint
 
-from .attacks import ATTACKS, UNLABELLED, Case, Outsider
+from .attacks import ATTACKS, UNLABELLED, Case, Outsider, noise
 from .data import Data
 from .rows import Rows
 from .training import accuracy, augments
@@ -122,10 +122,7 @@ def tested(trainings: Trainings) -> Data:
 
 
 def as_stored(made: Protected, data: Data) -> Outsider:
-    """Who has the folder of a locked export, and takes what its variables hold for weights.
-
-    Random bits are floats of any size: they are cut to -1 … 1, or no layer would be finite.
-    """
+    """Who has the folder of a locked export, and takes what its variables hold for weights."""
     model = made.model
     with tempfile.TemporaryDirectory() as place:
         folder, bundle = Path(place) / "1", Path(place) / "host.keybundle"
@@ -134,13 +131,11 @@ def as_stored(made: Protected, data: Data) -> Outsider:
         checkpoint = Checkpoint(folder)
         stored = {}
         for name, value in checkpoint.unlocked([unlock_key(folder, bundle, "p")]).items():
-            noise = np.nan_to_num(checkpoint.read(name), posinf=1, neginf=-1)
-            stored[value.tobytes(), value.shape] = noise.clip(-1, 1)
+            stored[value.tobytes(), value.shape] = checkpoint.read(name)
 
     def held(variable: keras.Variable) -> np.ndarray:
         value = keras.ops.convert_to_numpy(variable)
-        found = stored[value.tobytes(), value.shape]
-        return np.abs(found) if variable.name == "moving_variance" else found
+        return noise(stored[value.tobytes(), value.shape], variable)
 
     backbone = keras.models.clone_model(model.backbone)
     there = {(layer.name, v.name): v for layer in backbone.layers for v in layer.variables}

@@ -8,7 +8,7 @@ settings were tried.
 
 from . import catalogue
 from .case import Case
-from .outsider import UNLABELLED, Outsider
+from .outsider import UNLABELLED, Outsider, noise
 from .registry import ATTACKS, Attack, attack
 
-__all__ = ["ATTACKS", "UNLABELLED", "Attack", "Case", "Outsider", "attack", "catalogue"]
+__all__ = ["ATTACKS", "UNLABELLED", "Attack", "Case", "Outsider", "attack", "catalogue", "noise"]

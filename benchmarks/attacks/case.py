@@ -1,15 +1,20 @@
 """What an attack works with, each part computed when the first attack asks for it."""
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 
 import keras
 import numpy as np
 
+from .. import backbones
 from ..data import Data, labelled
 from . import probing, reading, training
-from .outsider import NEIGHBOURS, UNLABELLED, Outsider, Space, raw_inputs
+from .outsider import NEIGHBOURS, UNLABELLED, Outsider, Space, noise, raw_inputs
 from .unlabelled import clusterings
+
+COLUMNS = 768
+"""Of a protected head, by default, for ten classes."""
 
 
 class Case:
@@ -96,6 +101,26 @@ class Case:
     @cached_property
     def input_spreads(self) -> probing.Spreads:
         return probing.spread_over(self.inputs, self.known_inputs, self.y)
+
+    @cached_property
+    def random_spreads(self) -> probing.Spreads:
+        """Over the layers of the owner's architecture with weights that anybody can draw: fresh
+        ones, and random bits, which is all that a locked export holds."""
+        keras.utils.set_random_seed(self.seed)
+        whole = backbones.build(self.data.name, self.data.x.shape[1:])
+        features = keras.Model(whole.input, whole.layers[-1].input)
+        network = keras.Sequential([features, keras.layers.Dense(COLUMNS)])
+        random, found = np.random.default_rng(self.seed), {}
+        for kind in ("fresh", "bits"):
+            if kind == "bits":
+                for variable in network.weights:
+                    bits = random.bytes(4 * math.prod(variable.shape))
+                    variable.assign(noise(np.frombuffer(bits, "<f4"), variable))
+            head = network.layers[-1].get_weights()
+            view = Outsider(features, *head, self.unlabelled, self.data.x_test)
+            spreads = probing.spread_over(view.spaces, view.layers(self.x), self.y)
+            found |= {f"{kind}, {name}": spread for name, spread in spreads.items()}
+        return found
 
     @property
     def nearby(self) -> np.ndarray:

@@ -74,6 +74,11 @@ def label_spreading_of_raw_inputs(case: Case) -> Accuracies:
     return probing.label_spreading(case.input_spreads, case.y_test)
 
 
+@attack("label spreading of random features", family="raw inputs", needs_model=False)
+def label_spreading_of_random_features(case: Case) -> Accuracies:
+    return probing.label_spreading(case.random_spreads, case.y_test)
+
+
 # --- training ------------------------------------------------------------------
 
 

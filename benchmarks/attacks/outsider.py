@@ -76,6 +76,15 @@ class Space:
         }
 
 
+def noise(stored: np.ndarray, variable: keras.Variable) -> np.ndarray:
+    """Floats of random bits, as a variable's values.
+
+    They are of any size: they are cut to -1 … 1, or no layer would be finite.
+    """
+    values = np.nan_to_num(stored.reshape(variable.shape), posinf=1, neginf=-1).clip(-1, 1)
+    return np.abs(values) if variable.name == "moving_variance" else values
+
+
 class Outsider:
     """Who holds a model's weights and no key.
 

@@ -42,6 +42,7 @@ WITHOUT_MODEL = {
     "nearest means of raw inputs",
     "named clusters of raw inputs",
     "label spreading of raw inputs",
+    "label spreading of random features",
     "from scratch",
     "self-training",
 }
