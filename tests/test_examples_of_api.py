@@ -21,6 +21,7 @@ KERAS_CALLS = {
     "get_metrics_result",
     "load_own_variables",
     "on_epoch_end",
+    "on_train_begin",
     "reset_metrics",
     "save_own_variables",
     "test_step",
