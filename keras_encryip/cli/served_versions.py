@@ -57,7 +57,8 @@ class ServedVersions:
         with self._lock:
             folders = self._folders_of(name)
             for number in sorted(folders, reverse=True) if version is None else [version]:
-                if number in folders and (loaded := self._load(number, folders[number])):
+                loaded = self._load(number, folders[number]) if number in folders else None
+                if loaded is not None:
                     return number, loaded
         wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
         raise Refusal(404, f"Servable not found for request: {wanted}")

@@ -16,10 +16,15 @@ def naps() -> list[float]:
 
 
 @pytest.fixture
-def put(naps: list[float]) -> Callable[..., np.ndarray]:
-    """`put(service, …)`: `ask` with the inputs above, which notes its naps."""
+def inputs() -> np.ndarray:
+    return INPUTS
 
-    def put(predict: Any, inputs: np.ndarray = INPUTS, **options: Any) -> np.ndarray:
+
+@pytest.fixture
+def put(naps: list[float], inputs: np.ndarray) -> Callable[..., np.ndarray]:
+    """`put(service, …)`: `ask` with these inputs, which notes its naps."""
+
+    def put(predict: Any, inputs: np.ndarray = inputs, **options: Any) -> np.ndarray:
         settings = {"class_names": NAMES, "batch_size": 4, "sleep": naps.append}
         return ask(predict, inputs, **{**settings, **options})[0]
 

@@ -4,7 +4,7 @@ import email.utils
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,15 @@ from keras_encryip.client.decoder import Decoder
 from keras_encryip.crypto.encoding import encode_base64
 from keras_encryip.errors import ArgumentError, ServiceError
 from keras_encryip.tracing.service import served
-from keras_encryip.tracing.service.query import UNANSWERED, ask
+from keras_encryip.tracing.service.query import UNANSWERED
 from tests.serving.scripted import Reply, Server
+from tests.tracing.service.asking import check_naps
 
-NAMES = ["ant", "bee", "cicada", "Dragonfly"]
 INPUTS = np.arange(16, dtype=np.float32).reshape(8, 2) / 3
 TRUTH = np.arange(8) % 4
 
 
 UNREACHABLE = "PassingError: The service cannot be reached: "
-
-
-def check_naps(naps: list[float], longest: list[float]) -> None:
-    """Each delay is between half and all of these."""
-    for nap, most in zip(naps, longest, strict=True):
-        assert most / 2 <= nap <= most
 
 
 def truth(instances: list[Any]) -> list[int]:
@@ -52,19 +46,8 @@ def other() -> Iterator[Server]:
 
 
 @pytest.fixture
-def naps() -> list[float]:
-    return []
-
-
-@pytest.fixture
-def put(naps: list[float]) -> Callable[..., np.ndarray]:
-    """`put(url, …)`: `ask` with the inputs above, which notes its naps."""
-
-    def put(url: str, inputs: np.ndarray = INPUTS, **options: Any) -> np.ndarray:
-        settings = {"class_names": NAMES, "batch_size": 4, "sleep": naps.append}
-        return ask(url, inputs, **{**settings, **options})[0]
-
-    return put
+def inputs() -> np.ndarray:
+    return INPUTS
 
 
 # --- answers -------------------------------------------------------------------------
