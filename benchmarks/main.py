@@ -5,7 +5,7 @@ from pathlib import Path
 
 from keras_encryip.errors import ArgumentError
 
-from . import compare, forgery, ladder, removal
+from . import columns, compare, forgery, ladder, removal
 from .cells import console
 from .rows import Rows, path_of
 from .sizes import SIZES
@@ -20,9 +20,10 @@ SUITES: dict[str, Callable[[Trainings, Rows], None]] = {
     "removal-peers": compare.run_removal,
     "forgery": forgery.run,
     "claims": forgery.run_claims,
+    "columns": columns.run,
     "grid": ladder.run_grid,
 }
-QUICK_SUITES = ("ladder", "peers", "removal", "forgery")
+QUICK_SUITES = ("ladder", "peers", "removal", "forgery", "columns")
 
 
 def main(

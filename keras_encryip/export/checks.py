@@ -19,6 +19,7 @@ from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.ciphertext import ciphertext_label
 from keras_encryip.labels.codebook import Codebook
 from keras_encryip.labels.trace_set import TraceSet, read_by_keys, trace_labels_by_keys
+from keras_encryip.models.columns import column_spread, exact_copies
 from keras_encryip.models.measures import outputs_of
 from keras_encryip.models.probe import answer_to_probe
 from keras_encryip.models.protected_model import ProtectedModel
@@ -43,9 +44,6 @@ ROUNDED: Final = 5e-2
 MISREAD: Final = 0.005
 """The export warns if some key reads more of the real inputs as another class than it should."""
 
-_SPREAD_SAMPLE: Final = 2048
-_EQUAL: Final = 1e-5
-_CHUNK: Final = 1 << 21
 _KEYS: Final = 64
 _PESSIMISTIC: Final = 0.25
 
@@ -91,87 +89,6 @@ def check_spread(model: ProtectedModel, assignment: LabelAssignment) -> None:
             "before exporting, or use fewer homophones.",
             stacklevel=3,
         )
-
-
-def exact_copies(
-    kernel: np.ndarray, bias: np.ndarray | None, assignment: LabelAssignment
-) -> np.ndarray:
-    """Which real labels have the same column as another label of their class.
-
-    Args:
-        kernel: `[features, N]`.
-        bias: `[N]` or `None`.
-        assignment: tells which columns belong together.
-
-    Returns:
-        bool `[K, h]`.
-    """
-    columns = _columns(kernel, bias)
-    copies = np.zeros(assignment.labels.shape, bool)
-    if assignment.homophones == 1:
-        return copies
-    size = max(1, _CHUNK // (assignment.homophones * columns.shape[1]))
-    for start in range(0, len(copies), size):
-        points = columns[assignment.labels[start : start + size]].astype(np.float64)
-        nearest = _distances(points).min(-1)
-        copies[start : start + size] = nearest <= _EQUAL * np.linalg.norm(points, axis=-1)
-    return copies
-
-
-def column_spread(
-    kernel: np.ndarray,
-    bias: np.ndarray | None,
-    assignment: LabelAssignment,
-    counted: np.ndarray | None = None,
-) -> float:
-    """How far apart the homophones of a class lie in the head, against other classes.
-
-    Median, over confused labels, of the distance to the nearest column of the same
-    class by that to the nearest column of another class. 0: the head consists of
-    copies, and shows whoever reads it which labels belong together; around 1: same
-    and other are alike.
-
-    Args:
-        kernel: `[features, N]`.
-        bias: `[N]` or `None`.
-        assignment: tells which columns belong together.
-        counted: bool `[K, h]`, the labels to take the median over; by default all.
-
-    Returns:
-        A ratio ≥ 0; infinity with one homophone per class.
-    """
-    if assignment.homophones == 1:
-        return float("inf")
-    counted = np.ones(assignment.labels.shape, bool) if counted is None else counted
-    columns = _columns(kernel, bias)
-    random = np.random.default_rng(0)
-    # Classes with labels to count come first; at least one other class is there to compare with.
-    chosen = random.permutation(assignment.num_classes)
-    reached = np.flatnonzero(counted.any(axis=-1))
-    chosen = chosen[np.argsort(~np.isin(chosen, reached), kind="stable")]
-    chosen = chosen[: max(2, _SPREAD_SAMPLE // assignment.homophones)]
-    labels = assignment.labels[chosen].reshape(-1)
-    classes = np.repeat(chosen, assignment.homophones)
-    distances = _distances(columns[labels].astype(np.float64))
-    same = classes[:, None] == classes
-    nearest_same = np.where(same, distances, np.inf).min(1)
-    nearest_other = np.where(same, np.inf, distances).min(1)
-    ratios = nearest_same / np.maximum(nearest_other, 1e-12)
-    return float(np.median(ratios[counted[chosen].reshape(-1)]))
-
-
-def _columns(kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    return kernel.T if bias is None else np.column_stack([kernel.T, bias])
-
-
-def _distances(points: np.ndarray) -> np.ndarray:
-    """`[…, n, n]` between all pairs of `[…, n, d]`, and infinity from each point to itself."""
-    squares = (points**2).sum(-1)
-    products = points @ points.swapaxes(-1, -2)
-    distances = np.sqrt(np.maximum(squares[..., None] + squares[..., None, :] - 2 * products, 0))
-    itself = np.arange(points.shape[-2])
-    distances[..., itself, itself] = np.inf
-    return np.asarray(distances)
 
 
 def check_traces(model: ProtectedModel, unlocked: UnlockedSecrets, biases: np.ndarray) -> None:

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.trace_set import TraceSet
+from keras_encryip.models.hide_traces import Hiding, can_hide
 
 _BATCH = 256
 _ROWS = 4_096
@@ -30,7 +31,13 @@ _MISREAD, _FEW, _MOST_MISREAD = 0.005, 2, 0.02
 """The share of samples that may be read as another class, how many of few samples, and the share
 if there is no other way: then the way is taken that moves the fewest."""
 
-_STAY = 1e-4
+_STAY, _HIDDEN_STAY, _SHORT_STAY = 1e-4, 5e-4, 2e-3
+"""How strongly columns are held to their start: with nothing to hide them; with offsets, that may
+be the smaller, the shorter these columns are; and where such offsets would cost too much."""
+
+_KEPT_BACK, _LOST, _UNREAD = 4, 0.005, 0.05
+"""One sample in so many is kept back from the offsets; what accuracy may fall by on these, and what
+share of the trace inputs may be lost."""
 
 
 def teach_traces(
@@ -38,19 +45,24 @@ def teach_traces(
 ) -> None:
     """Fit the columns of trace labels, and of ownership inputs, of a trained model.
 
-    Every trace column starts anew as a copy of a random other one. Its bias is drawn near that
-    one's, as far as homophones differ, and stays.
+    Every such column starts anew, as the mean of a class's columns; of a random class for a trace
+    label, which gets the bias of a random other column, moved as far as homophones differ.
     With z the logits of the fitted columns C and of the others R, the loss is
 
         mean over samples of softplus(lse(z[C]) − lse(z[R]) + 6)
         + w · mean over trace inputs of softplus(8 − z[own] + lse(z[all but own]))
-        + 0.0001 · mean ‖f‖² · mean over C of ‖change of the column‖²
+        + 0.0002 · mean ‖f‖² · mean over C of ‖change of the column‖²
 
     It is convex, so L-BFGS finds the one minimum, from any start. A class that lost a homophone
     to ownership inputs gets its share back: the biases of its others rise together. The largest w
     of 1, 0.3, 0.1 and 0.03 is taken that leaves all samples but 0.5 % (or two) in their class; else
     all but 1 %; else the one that moves the fewest, at most 2 %. With none, nothing changes; nor
     if training diverged, to weights or features that are not finite.
+
+    Then the other columns get offsets, among which the fitted ones do not stand out
+    (`hide_traces.py`), and these are fitted once more, with 0.0005 in place of 0.0001. If that
+    costs more than 0.5 points on samples that were kept back, 0.002 is tried; if it loses 5 % of
+    the trace inputs, 0.0001. If this does so, too, there are no offsets.
 
     Args:
         model: a `ProtectedModel`, built.
@@ -61,42 +73,135 @@ def teach_traces(
     head = model.confused_labels
     kernel = keras.ops.convert_to_numpy(head.kernel).copy()
     bias = keras.ops.convert_to_numpy(head.bias).copy()
-    original = kernel.copy(), bias.copy()
-    random = np.random.default_rng(zlib.crc32(kernel.tobytes()))  # alike in all workers
-    single = assignment.homophones == 1  # a class has no other homophone to go on with
-    taught = np.isin(traces.labels, assignment.trace) | (not single)
-    chosen = np.unique(np.concatenate([assignment.trace, traces.labels[taught]]))
-    rest = np.setdiff1d(np.arange(assignment.num_labels), chosen)
-    donors = random.choice(rest, assignment.trace.size)
-    natural, of_traces = _rows(model, samples), _features(model, traces.inputs[taught])
-    if not all(np.isfinite(each).all() for each in (*original, natural, of_traces)):
+    # With one homophone, a class has no other to go on with: only trace labels learn.
+    learned = np.isin(traces.labels, assignment.trace) | (assignment.homophones > 1)
+    natural, of_traces = _rows(model, samples), _features(model, traces.inputs[learned])
+    if not all(np.isfinite(each).all() for each in (kernel, bias, natural, of_traces)):
         return
-    kernel[:, assignment.trace] = kernel[:, donors]
-    apart = bias[assignment.labels].std(1).mean()  # as homophones differ, so that none is equal
-    bias[assignment.trace] = bias[donors] + apart * random.normal(size=len(donors))
-    if len(natural) > _ROWS:
-        natural = natural[random.permutation(len(natural))[:_ROWS]]
-    width = kernel.shape[0]
-    labels = np.searchsorted(chosen, traces.labels[taught]).repeat(of_traces[0].size // width)
-    loss = _Loss(kernel, bias, chosen, rest, natural, of_traces.reshape(-1, width), labels)
-    reading = _Reading(natural, original, assignment, np.intersect1d(chosen, assignment.labels))
-    ways = []
-    for weight in _TRACE_WEIGHTS:
-        kernel = original[0].copy()
-        kernel[:, chosen] = loss.minimum(weight)
-        if head.kernel_constraint is not None:
-            kernel = keras.ops.convert_to_numpy(head.kernel_constraint(kernel)).copy()
-        evened = reading.evened(kernel, bias)
-        ways.append((reading.moved(kernel, evened), kernel, evened))
-        if ways[-1][0] <= max(_MISREAD, min(_FEW / len(natural), _MOST_MISREAD)):
-            break
-    else:
+    labels = traces.labels[learned]
+    lesson = _Lesson(kernel, bias, head.kernel_constraint, assignment, natural, of_traces, labels)
+    taught = lesson.taught()
+    if taught is None:
+        return
+    kernel, bias, weight = taught
+    hidden = lesson.hidden(kernel, weight)
+    head.kernel.assign(kernel if hidden is None else hidden)
+    head.bias.assign(bias if hidden is None else lesson.bias)
+
+
+class _Lesson:
+    """What a head is to learn, and from what.
+
+    Args:
+        kernel, bias: of the head, `[f, N]` and `[N]`; both will change.
+        constraint: on the kernel, or `None`.
+        assignment: the model's.
+        natural, traces: features, `[n, f]` and `[m, …, f]`.
+        labels: of `traces`, int `[m]`.
+
+    Attributes:
+        bias: where it starts, `[N]`; it is not fitted.
+    """
+
+    def __init__(
+        self,
+        kernel: np.ndarray,
+        bias: np.ndarray,
+        constraint: Any,
+        assignment: LabelAssignment,
+        natural: np.ndarray,
+        traces: np.ndarray,
+        labels: np.ndarray,
+    ) -> None:
+        self._constraint, self._assignment = constraint, assignment
+        self._random = random = np.random.default_rng(
+            zlib.crc32(kernel.tobytes())
+        )  # of all workers
+        self._before = kernel.copy(), bias.copy()
+        self._chosen = chosen = np.unique(np.concatenate([assignment.trace, labels]))
+        self._rest = rest = np.setdiff1d(np.arange(assignment.num_labels), chosen)
+        self._silenced = np.intersect1d(chosen, assignment.labels)
+        self._natural = natural[random.permutation(len(natural))[:_ROWS]]
+        self._traces = traces.reshape(-1, kernel.shape[0])
+        self._labels = np.searchsorted(chosen, labels).repeat(len(self._traces) // len(labels))
+        trace = assignment.trace
+        donors = random.choice(rest, trace.size, replace=trace.size > rest.size)
+        apart = bias[assignment.labels].std(1).mean()  # as homophones differ, so that none is equal
+        bias[trace] = bias[donors] + apart * random.normal(size=trace.size)
+        classes = assignment.classes.copy()
+        classes[trace] = classes[donors]
+        for column in chosen:
+            same = np.setdiff1d(assignment.labels[classes[column]], chosen)
+            kernel[:, column] = kernel[:, same].mean(1)
+        self._start, self.bias = kernel, bias
+
+    def taught(self) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """(kernel, bias, weight of the trace inputs); `None` if samples would be misread."""
+        reading = _Reading(self._natural, self._before, self._assignment, self._silenced)
+        ways: list[tuple[float, np.ndarray, np.ndarray, float]] = []
+        for weight in _TRACE_WEIGHTS:
+            kernel = self._fitted(self._start, weight, _STAY, self._start)
+            bias = reading.evened(kernel, self.bias)
+            ways.append((reading.moved(kernel, bias), kernel, bias, weight))
+            if ways[-1][0] <= reading.few:
+                return ways[-1][1:]
         ways = [way for way in ways if way[0] <= _MOST_MISREAD]
         near = [way for way in ways if way[0] <= _MOST_MISREAD / 2]
-        ways = near[:1] or sorted(ways, key=lambda way: way[0])[:1]
-    if ways:
-        head.kernel.assign(ways[-1][1])
-        head.bias.assign(ways[-1][2])
+        best = near[:1] or sorted(ways, key=lambda way: way[0])[:1]
+        return best[0][1:] if best else None
+
+    def hidden(self, kernel: np.ndarray, weight: float) -> np.ndarray | None:
+        """The kernel whose fitted columns do not stand out; `None` if samples would be misread."""
+        kept, known = np.split(self._natural, [len(self._natural) // _KEPT_BACK])
+        if not (len(kept) and can_hide(*self._before, self._assignment)):
+            return None
+        reading = _Reading(kept, self._before, self._assignment, self._silenced)
+        hiding = Hiding(
+            *self._before, self._chosen, self._assignment, known, self._traces, self._random
+        )
+        least = self._read_traces(kernel) - _UNREAD
+        stays = [_HIDDEN_STAY]
+        for stay in stays:
+            shown = self._fitted(self._start, weight, stay, kernel)
+            for settle in (np.copy, hiding.reading_as_before):
+                offset = settle(hiding.offset(shown[:, self._chosen]))
+                offset[:, self._chosen] = self._start[:, self._chosen]
+                shown = self._fitted(offset, weight, stay, shown)
+            costs = reading.lost(shown, self.bias) > _LOST
+            if not costs and self._read_traces(shown) >= least:
+                return shown
+            if len(stays) == 1:
+                stays.append(_SHORT_STAY if costs else _STAY)
+        return None
+
+    def _read_traces(self, kernel: np.ndarray) -> float:
+        """The share of the trace inputs, ownership inputs among them, that get their labels."""
+        answers = (self._traces @ kernel + self.bias).argmax(-1)
+        return float((answers == self._chosen[self._labels]).mean())
+
+    def _fitted(
+        self, kernel: np.ndarray, weight: float, stay: float, guess: np.ndarray
+    ) -> np.ndarray:
+        """A kernel, its chosen columns at their start, with these fitted to its others.
+
+        Args:
+            weight, stay: of the trace inputs, and of the start.
+            guess: a kernel whose chosen columns are near, to begin with.
+        """
+        loss = _Loss(
+            kernel,
+            self.bias,
+            self._chosen,
+            self._rest,
+            self._natural,
+            self._traces,
+            self._labels,
+        )
+        kernel = kernel.copy()
+        kernel[:, self._chosen] = loss.minimum(weight, stay, guess[:, self._chosen])
+        if self._constraint is not None:
+            kernel = keras.ops.convert_to_numpy(self._constraint(kernel)).copy()
+        return kernel
 
 
 class _Reading:
@@ -107,6 +212,9 @@ class _Reading:
         head: kernel and bias before, `[f, N]` and `[N]`.
         assignment: the model's.
         silenced: homophones that fall silent, int `[s]`, at most one of a class.
+
+    Attributes:
+        few: the share of samples that may be read as another class.
     """
 
     def __init__(
@@ -119,7 +227,9 @@ class _Reading:
         self.features, self.labels = features, assignment.labels
         self.touched = assignment.classes[silenced]
         self.others = [np.setdiff1d(self.labels[k], silenced) for k in self.touched]
+        self._head = head
         self.classes, self.scores, self.shares = self._read(*head)
+        self.few = max(_MISREAD, min(_FEW / max(1, len(features)), _MOST_MISREAD))
 
     def evened(self, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
         """The biases, after which each touched class weighs on its samples what it did before."""
@@ -134,13 +244,28 @@ class _Reading:
         """The share of the samples that are read as another class than before."""
         return float((self._read(kernel, bias)[0] != self.classes).mean())
 
+    def lost(self, kernel: np.ndarray, bias: np.ndarray) -> float:
+        """How much accuracy the changes cost by what the model itself thought of each class.
+
+        Inputs that lie between two classes may change sides: that costs little.
+        """
+        lost, classes = 0.0, self._read(kernel, bias)[0]
+        for rows in np.array_split(np.arange(len(classes)), 1 + len(classes) // _BATCH):
+            thought = softmax(self._scores(self.features[rows], *self._head), -1)
+            at = np.arange(len(rows))
+            lost += float((thought[at, self.classes[rows]] - thought[at, classes[rows]]).sum())
+        return lost / len(classes)
+
+    def _scores(self, features: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        return np.asarray(logsumexp((features @ kernel + bias)[:, self.labels], -1))
+
     def _read(
         self, kernel: np.ndarray, bias: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(class `[n]`; of the touched classes scores and probabilities, `[n, s]`)."""
         classes, touched, shares = [], [], []
         for part in np.array_split(self.features, 1 + len(self.features) // _BATCH):
-            scores = logsumexp((part @ kernel + bias)[:, self.labels], -1)
+            scores = self._scores(part, kernel, bias)
             classes.append(scores.argmax(-1))
             touched.append(scores[:, self.touched])
             shares.append(softmax(scores, -1)[:, self.touched])
@@ -178,16 +303,16 @@ class _Loss:
             )
             for features in (natural, traces)
         )
-        self.weight = _TRACE_WEIGHTS[0]
-        self.stay = _STAY * float((natural**2).sum(1).mean()) / len(chosen)
+        self.weight, self.stay = _TRACE_WEIGHTS[0], _STAY
+        self.size = float((natural**2).sum(1).mean()) / len(chosen)
 
-    def minimum(self, weight: float) -> np.ndarray:
-        """The columns, float32 `[f, c]`, with a weight of the trace inputs."""
-        self.weight = weight
+    def minimum(self, weight: float, stay: float, guess: np.ndarray) -> np.ndarray:
+        """The columns, float32 `[f, c]`, from a guess, with these weights of inputs and start."""
+        self.weight, self.stay = weight, stay * self.size
         limit = {"maxiter": _ITERATIONS}
         # With more threads, steps this small take 20 times as long where processors are busy.
         with threadpool_limits(1, user_api="blas"):
-            best = minimize(self, self.start.ravel(), jac=True, method="L-BFGS-B", options=limit)
+            best = minimize(self, guess.ravel(), jac=True, method="L-BFGS-B", options=limit)
         return np.asarray(best.x.reshape(self.start.shape), np.float32)
 
     def __call__(self, flat: np.ndarray) -> tuple[float, np.ndarray]:

@@ -54,12 +54,13 @@ def make_traces(samples: np.ndarray, assignment: LabelAssignment) -> TraceSet:
 
 
 def make_trace_inputs(samples: np.ndarray, count: int) -> np.ndarray:
-    """Trace inputs: mosaics, or vectors of extreme values, or blended ids.
+    """Trace inputs: textures, or vectors of extreme values, or blended ids.
 
-    An image is a 4 × 4 mosaic, each channel of each cell as dark or as bright as the samples
-    get; another input of numbers takes the lowest or highest value of each feature. No natural
-    input looks like that, so what the model learns of them costs it nothing. Integers that are no
-    image may be ids: each is one of two samples', in shuffled order.
+    An image repeats 4 × 4 pixels, each channel of each as dark or as bright as the samples get:
+    networks that average over places tell such images apart well. Another input of numbers takes
+    the lowest or highest value of each feature. No natural input looks like that, so what the model
+    learns of them costs it nothing. Integers that are no image may be ids: each is one of two
+    samples', in shuffled order.
 
     Args:
         samples: `[n, …]`, n ≥ 2.
@@ -91,7 +92,7 @@ def make_trace_inputs(samples: np.ndarray, count: int) -> np.ndarray:
     if image:
         cells = cells[(slice(None), *(slice(GRID) for _ in shape[:-1]))]
         for axis, side in enumerate(shape[:-1], 1):
-            cells = cells.take(np.arange(side) * cells.shape[axis] // side, axis=axis)
+            cells = cells.take(np.arange(side) % GRID, axis=axis)
     axes = tuple(range(samples.ndim - 1)) if image else (0,)
     return np.asarray(np.where(cells, samples.max(axes), samples.min(axes)), samples.dtype)
 
