@@ -80,7 +80,7 @@ def test_every_method_and_attack_of_the_rows_is_known(nightly: pd.DataFrame) -> 
     """Or tables would leave them out in silence. Release 0.3 had a way that was removed."""
     ways = {*MAIN, *GRID, *tables.METHODS, LOCKED, "neutrality 1"}
     assert set(nightly.method) <= ways | {"run", "twin", "no model", "all", "forger"}
-    measurements = {"", "training", "issuing", "inference", "marks", "outsider", "copy"}
+    measurements = {"", "training", "issuing", "inference", "marks", "outsider", "copy", "columns"}
     forgeries = {"random keys", "pooled keys", "changed evidence", "claims", "decode table"}
     assert set(nightly.attack) <= {*ATTACKS, *TAMPERINGS} | measurements | forgeries
 

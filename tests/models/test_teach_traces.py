@@ -101,10 +101,10 @@ def signs(model: ke.ProtectedModel) -> dict[str, float]:
 def test_teaching_again_and_again_lengthens_no_column_for_ever(
     protect: Any, trained_classifier: keras.Model, digits: Any
 ) -> None:
-    model = protect(trained_classifier, homophones=16, trace_labels=32)
+    model = protect(trained_classifier, homophones=8, trace_labels=16)
     model.fit(digits.x, digits.y, batch_size=64, verbose=0)
     first = np.linalg.norm(head_of(model)[0], axis=0).mean()
-    for _ in range(6):
+    for _ in range(4):
         model.teach_traces()
     assert np.linalg.norm(head_of(model)[0], axis=0).mean() < 1.4 * first
     assert min(learned(model)) >= 0.85
