@@ -27,6 +27,7 @@ _LOOKED_AT: Final = 512
 _SOFT, _STAY, _ITERATIONS = 4.0, 1e-9, 100
 _LEAST_ROWS, _WORK = 256, 1 << 27
 _LEAST_CENTRED = 4
+_TINY = 1e-37
 
 
 def can_hide(kernel: np.ndarray, bias: np.ndarray, assignment: LabelAssignment) -> bool:
@@ -120,6 +121,7 @@ class Hiding:
             highest = np.maximum(scores.max(1, keepdims=True), above)
             parts, sums = np.exp(scores - highest), np.exp(beside - highest)
             sums[:, classes[starts]] += np.add.reduceat(parts, starts, axis=1)
+            sums = np.maximum(sums, _TINY)  # of classes far below the best
             soft = (np.log(sums) + highest) / _SOFT
             soft = soft - logsumexp(soft, -1, keepdims=True)
             slope = (np.exp(soft) - target) / (len(natural) * _SOFT)
@@ -156,7 +158,10 @@ def _directions(
             centred = turned.shape[1] >= _LEAST_CENTRED
             way.append(turned - turned.mean(1, keepdims=True) if centred else turned)
     joined = [np.concatenate(way, axis=1) for way in ways]
-    return [np.asarray(each / np.linalg.norm(each, axis=0), np.float32) for each in joined]
+    return [
+        np.asarray(each / np.maximum(np.linalg.norm(each, axis=0), _TINY), np.float32)
+        for each in joined
+    ]
 
 
 def _offsets(

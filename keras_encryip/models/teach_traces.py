@@ -167,7 +167,7 @@ class _Lesson:
                 offset = settle(hiding.offset(shown[:, self._chosen]))
                 offset[:, self._chosen] = self._start[:, self._chosen]
                 shown = self._fitted(offset, weight, stay, shown)
-            costs = reading.lost(shown, self.bias) > _LOST
+            costs = not reading.lost(shown, self.bias) <= _LOST  # nor if it is no number
             if not costs and self._read_traces(shown) >= least:
                 return shown
             if len(stays) == 1:

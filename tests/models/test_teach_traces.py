@@ -110,6 +110,16 @@ def test_teaching_again_and_again_lengthens_no_column_for_ever(
     assert min(learned(model)) >= 0.85
 
 
+def test_classes_that_lie_far_apart(protect: Any, trained_classifier: keras.Model) -> None:
+    """Further than float32 has exponents: warnings are errors in tests."""
+    model = protect(trained_classifier)
+    kernel, _ = head_of(model)
+    random = np.random.default_rng(0)
+    model.confused_labels.kernel.assign(300 * (kernel + random.normal(0, 0.02, kernel.shape)))
+    model.teach_traces()
+    assert all(np.isfinite(each).all() for each in head_of(model))
+
+
 def test_copies_stay_copies(protect: Any, trained_classifier: keras.Model) -> None:
     """An export refuses them: offsets must not make them look as if training had parted them."""
     model = protect(trained_classifier)
