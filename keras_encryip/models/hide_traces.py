@@ -20,7 +20,7 @@ from keras_encryip.models.columns import exact_copies, nearest_distances, tells
 MOST_WEIGHTS: Final = 1 << 23
 """Heads of more are left alone: L-BFGS keeps ten vectors of this length."""
 
-_QUIET, _RIDGE = 10.0, 0.3
+_QUIET, _RIDGE = 50.0, 0.3
 _FACTORS: Final = np.arange(0.9, 1.19, 0.02)
 _ORTHOGONAL: Final = (-1.0, -0.5, 0.0, 0.5, 1.0)
 _LOOKED_AT: Final = 512
@@ -48,7 +48,7 @@ class Hiding:
     """Offsets for every column of a head but the fitted ones.
 
     With S and T the second moments of natural and of trace features, offsets are random directions
-    of the metric (10 S + T + 0.3 tr(T)/f)⁻¹, more or less orthogonal within a class, and of sum 0.
+    of the metric (50 S + T + 0.3 tr(T)/f)⁻¹, more or less orthogonal within a class, and of sum 0.
     Copies that training did not tell apart get none, so that an export finds them.
 
     Args:
@@ -107,11 +107,11 @@ class Hiding:
         classes = assignment.classes[order]
         starts = np.flatnonzero(np.diff(classes, prepend=-1))
         before = natural @ self._kernel + self._bias
-        target = softmax(_class_scores(before, assignment.labels) / _SOFT, -1)
+        target = softmax(class_scores(before, assignment.labels) / _SOFT, -1)
         start = kernel[:, order]
         fixed = natural @ start + self._bias[order]
         before[:, np.union1d(order, self._fitted)] = -np.inf
-        beside = _class_scores(before, assignment.labels)  # copies, in classes that have some
+        beside = class_scores(before, assignment.labels)  # copies, in classes that have some
         above = beside.max(1, keepdims=True)
         stay = _STAY * float((natural**2).sum(1).mean())
 
@@ -188,5 +188,6 @@ def _offsets(
     return best
 
 
-def _class_scores(confused: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def class_scores(confused: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Scores of classes `[n, K]` from those of confused labels `[n, N]`, by labels `[K, h]`."""
     return np.asarray(logsumexp(confused[:, labels], -1))

@@ -17,12 +17,12 @@ from threadpoolctl import threadpool_limits
 
 from keras_encryip.labels.assignment import LabelAssignment
 from keras_encryip.labels.trace_set import TraceSet
-from keras_encryip.models.hide_traces import Hiding, can_hide
+from keras_encryip.models.hide_traces import Hiding, can_hide, class_scores
 
 _BATCH = 256
 _ROWS = 4_096
 _ITERATIONS = 150
-_NATURAL_MARGIN = 6.0
+_NATURAL_MARGIN = 8.0
 _TRACE_MARGIN = 8.0
 _TRACE_WEIGHTS = (1.0, 0.3, 0.1, 0.03)
 """Tried in turn, until the samples are read as before."""
@@ -31,13 +31,12 @@ _MISREAD, _FEW, _MOST_MISREAD = 0.005, 2, 0.02
 """The share of samples that may be read as another class, how many of few samples, and the share
 if there is no other way: then the way is taken that moves the fewest."""
 
-_STAY, _HIDDEN_STAY, _SHORT_STAY = 1e-4, 5e-4, 2e-3
-"""How strongly columns are held to their start: with nothing to hide them; with offsets, that may
-be the smaller, the shorter these columns are; and where such offsets would cost too much."""
+_STAYS = (1e-4, 5e-4, 2e-3)
+"""How strongly columns are held to their start. They are shorter with the later ones, and smaller
+offsets hide them: for heads in which larger offsets would cost too much."""
 
-_KEPT_BACK, _LOST, _UNREAD = 4, 0.005, 0.02
-"""One sample in so many is kept back from the offsets; what accuracy may fall by on these, and what
-share of the trace inputs may be lost."""
+_KEPT_BACK, _LOST = 4, 0.005
+"""One sample in so many is kept back from the offsets; what accuracy may fall by on these."""
 
 
 def teach_traces(
@@ -49,9 +48,9 @@ def teach_traces(
     label, which gets the bias of a random other column, moved as far as homophones differ.
     With z the logits of the fitted columns C and of the others R, the loss is
 
-        mean over samples of softplus(lse(z[C]) − lse(z[R]) + 6)
+        mean over samples of softplus(lse(z[C]) − lse(z[R]) + 8)
         + w · mean over trace inputs of softplus(8 − z[own] + lse(z[all but own]))
-        + 0.0002 · mean ‖f‖² · mean over C of ‖change of the column‖²
+        + 0.0001 · mean ‖f‖² · mean over C of ‖change of the column‖²
 
     It is convex, so L-BFGS finds the one minimum, from any start. A class that lost a homophone
     to ownership inputs gets its share back: the biases of its others rise together. The largest w
@@ -60,9 +59,9 @@ def teach_traces(
     if training diverged, to weights or features that are not finite.
 
     Then the other columns get offsets, among which the fitted ones do not stand out
-    (`hide_traces.py`), and these are fitted once more, with 0.0005 in place of 0.0001. If that
-    costs more than 0.5 points on samples that were kept back, 0.002 is tried; if it loses 2 % of
-    the trace inputs, 0.0001. If this does so, too, there are no offsets.
+    (`hide_traces.py`), and these are fitted once more. If that costs more than 0.5 points on
+    samples that were kept back, or a trace input, 0.0005 is tried in place of 0.0001, then 0.002.
+    If all do so, there are no offsets.
 
     Args:
         model: a `ProtectedModel`, built.
@@ -114,9 +113,8 @@ class _Lesson:
         labels: np.ndarray,
     ) -> None:
         self._constraint, self._assignment = constraint, assignment
-        self._random = random = np.random.default_rng(
-            zlib.crc32(kernel.tobytes())
-        )  # of all workers
+        # Alike in all workers of a strategy.
+        self._random = random = np.random.default_rng(zlib.crc32(kernel.tobytes()))
         self._before = kernel.copy(), bias.copy()
         self._chosen = chosen = np.unique(np.concatenate([assignment.trace, labels]))
         self._rest = rest = np.setdiff1d(np.arange(assignment.num_labels), chosen)
@@ -140,7 +138,7 @@ class _Lesson:
         reading = _Reading(self._natural, self._before, self._assignment, self._silenced)
         ways: list[tuple[float, np.ndarray, np.ndarray, float]] = []
         for weight in _TRACE_WEIGHTS:
-            kernel = self._fitted(self._start, weight, _STAY, self._start)
+            kernel = self._fitted(self._start, weight, _STAYS[0], self._start)
             bias = reading.evened(kernel, self.bias)
             ways.append((reading.moved(kernel, bias), kernel, bias, weight))
             if ways[-1][0] <= reading.few:
@@ -159,19 +157,17 @@ class _Lesson:
         hiding = Hiding(
             *self._before, self._chosen, self._assignment, known, self._traces, self._random
         )
-        least = self._read_traces(kernel) - _UNREAD
-        stays = [_HIDDEN_STAY]
-        for stay in stays:
-            shown = self._fitted(self._start, weight, stay, kernel)
+        least = self._read_traces(kernel)
+        for stay in _STAYS:
+            if stay > _STAYS[0]:
+                kernel = self._fitted(self._start, weight, stay, kernel)
             for settle in (np.copy, hiding.reading_as_before):
-                offset = settle(hiding.offset(shown[:, self._chosen]))
+                offset = settle(hiding.offset(kernel[:, self._chosen]))
                 offset[:, self._chosen] = self._start[:, self._chosen]
-                shown = self._fitted(offset, weight, stay, shown)
-            costs = not reading.lost(shown, self.bias) <= _LOST  # nor if it is no number
-            if not costs and self._read_traces(shown) >= least:
-                return shown
-            if len(stays) == 1:
-                stays.append(_SHORT_STAY if costs else _STAY)
+                kernel = self._fitted(offset, weight, stay, kernel)
+            # Neither holds for what is no number.
+            if reading.lost(kernel, self.bias) <= _LOST and self._read_traces(kernel) >= least:
+                return kernel
         return None
 
     def _read_traces(self, kernel: np.ndarray) -> float:
@@ -257,7 +253,7 @@ class _Reading:
         return lost / len(classes)
 
     def _scores(self, features: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        return np.asarray(logsumexp((features @ kernel + bias)[:, self.labels], -1))
+        return class_scores(features @ kernel + bias, self.labels)
 
     def _read(
         self, kernel: np.ndarray, bias: np.ndarray
@@ -303,7 +299,7 @@ class _Loss:
             )
             for features in (natural, traces)
         )
-        self.weight, self.stay = _TRACE_WEIGHTS[0], _STAY
+        self.weight, self.stay = _TRACE_WEIGHTS[0], _STAYS[0]
         self.size = float((natural**2).sum(1).mean()) / len(chosen)
 
     def minimum(self, weight: float, stay: float, guess: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ def test_other_processes_get_the_same_outputs(consumed: Any, shipped: Any, digit
     expected = shipped.model.predict(digits.x_test, verbose=0)
     for outputs in consumed:
         assert outputs["all"].dtype == np.float32
-        np.testing.assert_allclose(outputs["all"], expected, atol=1e-5)
+        np.testing.assert_allclose(outputs["all"], expected, atol=1e-6)
         np.testing.assert_allclose(outputs["one"], expected[:1], atol=1e-6)
 
 
@@ -106,14 +106,12 @@ def test_encrypted_labels_agree_with_the_prediction(
 
 
 def test_encrypted_labels_are_drawn_anew(consumed: Any) -> None:
-    """Between calls and between processes. A model that was trained to its end is sure of most
-    homophones; of some inputs it never is."""
+    """Between calls and between processes; most inputs have two or more likely homophones."""
     draws = [outputs[name] for outputs in consumed for name in ("first", "second")]
-    different = [
-        (one != other).any(axis=1).mean() for i, one in enumerate(draws) for other in draws[:i]
-    ]
-    assert np.mean(different) > 0.004
-    assert max(different) < 0.9
+    for i, one in enumerate(draws):
+        for other in draws[:i]:
+            different = (one != other).any(axis=1).mean()
+            assert 0.02 < different < 0.9
 
 
 def test_equal_inputs_of_a_batch_get_different_ciphertexts(shipped: Any, digits: Any) -> None:

@@ -311,7 +311,7 @@ def test_sequence_labelling(make: Any, by_hand: Any) -> None:
 def test_clustered_homophones_learn_digits_and_traces(shipped: Any, digits: Any) -> None:
     model = shipped.model
     assert model.evaluate(digits.x_test, digits.y_test, verbose=0)[1] > 0.9
-    assert hits(model) > 0.96  # hiding the columns may cost 2 %
+    assert hits(model) == 1  # 26 of 26 trainings; margins of 2.6 … 4.6 between the logits
 
 
 def test_random_homophones_learn_digits_and_traces(make: Any, digits: Any) -> None:
