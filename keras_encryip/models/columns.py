@@ -81,11 +81,7 @@ def column_spread(
 
 def nearest_distances(points: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
     """From each of `[n, d]` points, or the chosen ones, int `[c]`, to the nearest other one."""
-    chosen = np.arange(len(points)) if chosen is None else chosen
-    squares = (points**2).sum(-1)
-    distances = squares[chosen, None] + squares - 2 * points[chosen] @ points.T
-    distances[np.arange(len(chosen)), chosen] = np.inf
-    return np.asarray(np.sqrt(np.maximum(distances.min(-1), 0)))
+    return np.asarray(_distances(points, chosen).min(-1))
 
 
 def tells(sign: np.ndarray, marked: np.ndarray) -> float:
@@ -106,11 +102,15 @@ def _columns(kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     return kernel.T if bias is None else np.column_stack([kernel.T, bias])
 
 
-def _distances(points: np.ndarray) -> np.ndarray:
-    """`[…, n, n]` between all pairs of `[…, n, d]`, and infinity from each point to itself."""
-    squares = (points**2).sum(-1)
-    products = points @ points.swapaxes(-1, -2)
-    distances = np.sqrt(np.maximum(squares[..., None] + squares[..., None, :] - 2 * products, 0))
-    itself = np.arange(points.shape[-2])
-    distances[..., itself, itself] = np.inf
+def _distances(points: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+    """`[…, n, n]` between all pairs of `[…, n, d]`, and infinity from each point to itself.
+
+    From chosen ones of `[n, d]` alone, if they are given: int `[c]` → `[c, n]`.
+    """
+    chosen = np.arange(points.shape[-2]) if chosen is None else chosen
+    squares, rows = (points**2).sum(-1), np.arange(len(chosen))
+    products = points[..., chosen, :] @ points.swapaxes(-1, -2)
+    sums = squares[..., chosen, None] + squares[..., None, :]
+    distances = np.sqrt(np.maximum(sums - 2 * products, 0))
+    distances[..., rows, chosen] = np.inf
     return np.asarray(distances)
